@@ -1,1 +1,37 @@
+"""Shrink any PyTorch model to a chosen size: Structured Multi-Hashing as a `torch.fx` transformation.
 
+>>> import fxhash, torch
+>>> dense = torch.nn.Sequential(torch.nn.Linear(100, 200), torch.nn.ReLU(), torch.nn.Linear(200, 10))
+>>> gm = fxhash.transform(dense, compress=0.1)
+>>> deployed = fxhash.lower_for_deploy(gm)
+>>> deployed(torch.zeros(5, 100)).shape
+torch.Size([5, 10])
+"""
+
+from fxhash.api import lower_for_deploy, materialize, transform
+from fxhash.checkpoint import load, save
+from fxhash.errors import BudgetError, CheckpointError, FxhashError, PlanError, TransformError
+from fxhash.generator import SMHGenerator
+from fxhash.plan import CompressionPlan
+from fxhash.report import Summary, summary
+from fxhash.tracing import trace
+from fxhash.version import __version__
+
+__all__ = [
+    "BudgetError",
+    "CheckpointError",
+    "CompressionPlan",
+    "FxhashError",
+    "PlanError",
+    "SMHGenerator",
+    "Summary",
+    "TransformError",
+    "__version__",
+    "load",
+    "lower_for_deploy",
+    "materialize",
+    "save",
+    "summary",
+    "trace",
+    "transform",
+]

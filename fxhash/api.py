@@ -1,0 +1,152 @@
+"""The functions that users call on models."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+
+import torch
+from torch import fx, nn
+
+from fxhash.errors import TransformError
+from fxhash.generator import SMHGenerator, find_generator
+from fxhash.parts import original_name
+from fxhash.passes import generate_on_demand, hash_parameters, restore_parameters, restore_training_flags
+from fxhash.plan import CompressionPlan, plan_parameters
+from fxhash.selection import Selector, describe_parameters, tied_groups
+from fxhash.tracing import trace
+
+
+def transform(
+    traced_model: nn.Module,
+    compress: float = 0.1,
+    *,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+    aspect: float = 1.0,
+    seed: int | torch.Generator | None = None,
+) -> fx.GraphModule:
+    """Shrink a model to a fraction of its trainable parameters, with its architecture unchanged.
+
+    Every large weight becomes a run of one matrix `left @ right`, times a scale of its own (Structured
+    Multi-Hashing, Eban et al., CVPR 2020, arXiv 1911.11177). Only the two factors, the scales, and whatever stays
+    dense are trained. The weights start at random, with the spread of the model's own: train the result.
+
+    Args:
+        traced_model: a `GraphModule` of `torch.fx.symbolic_trace`, or, better, the plain module: `symbolic_trace`
+            freezes what depends on `self.training`. It is left untouched.
+        compress: trainable parameters after over before, everything counted, in (0, 1].
+        include: which parameters to hash: regular expressions found in the fully qualified name, or a predicate
+            `(fqn, parameter) -> bool`; those of two or more dimensions where left out.
+        exclude: which of them to keep dense after all, in the same form.
+        aspect: rows over columns of the matrix: 1 as in the paper; more makes generating cheaper.
+        seed: an integer or a CPU `torch.Generator` for the initial factors; torch's global one where left out.
+
+    Returns:
+        A graph module with the calling convention and outputs' shapes of the model, on its device and in its mode.
+        Its submodule `smh_generator` holds the factors and the `CompressionPlan`. A model on the meta device gives
+        a result on the meta device.
+
+    Raises:
+        BudgetError: if `compress` is too small; it names the smallest that is enough.
+        PlanError: for arguments out of range or if nothing is left to hash.
+        TransformError: if the model can't be taken: it is transformed already, lazy, or can't be copied.
+
+    Example:
+        >>> dense = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 10))
+        >>> small = transform(dense, compress=0.1)
+        >>> sum(parameter.numel() for parameter in small.parameters())
+        2160
+        >>> small(torch.zeros(5, 100)).shape
+        torch.Size([5, 10])
+    """
+    _refuse_transformed(traced_model)
+    described = describe_parameters(traced_model, include, exclude)
+    traced = _expose(traced_model, {parameter.fqn for parameter in described if parameter.hashed})
+    names_in_use = {original_name(name) for name, _ in traced.named_parameters(remove_duplicate=False)}
+    used = [parameter for parameter in described if names_in_use & {parameter.fqn, *parameter.aliases}]
+    unused = [parameter.fqn for parameter in described if not names_in_use & {parameter.fqn, *parameter.aliases}]
+    plan = plan_parameters(used, compress, aspect, unused)
+
+    originals = {names[0]: parameters[0] for names, parameters in tied_groups(traced_model)}
+    devices = sorted({str(originals[parameter.fqn].device) for parameter in plan.hashed})
+    if len(devices) > 1:
+        raise TransformError(
+            f"the parameters to hash are on several devices ({', '.join(devices)}), but one generator makes them "
+            "all: move the model to one device first"
+        )
+    generator = SMHGenerator.empty(plan, device=devices[0])
+    if devices != ["meta"]:
+        generator.initialise_(originals, _random_generator(seed))
+    return hash_parameters(traced, generator).graph_module
+
+
+def lower_for_deploy(gm: fx.GraphModule) -> fx.GraphModule:
+    """Lay a trained model out for inference: each weight is generated right before its first use, then freed.
+
+    Args:
+        gm: a transformed model; it is left untouched and nothing is shared with it.
+
+    Returns:
+        A graph module in eval mode whose parameters require no gradient: with one, autograd would keep every
+        generated weight alive. Its outputs equal those of `gm` in eval mode up to rounding.
+
+    Raises:
+        TransformError: if `gm` is not a transformed model.
+    """
+    _require_transformed(gm)
+    deployed = copy.deepcopy(gm).eval().requires_grad_(False)
+    return generate_on_demand(deployed).graph_module
+
+
+def materialize(gm: fx.GraphModule) -> fx.GraphModule:
+    """Turn a transformed or deployed model back into a plain dense one with the same outputs.
+
+    Args:
+        gm: a transformed model; it is left untouched and nothing is shared with it.
+
+    Returns:
+        A graph module with the original parameters under their original names, so that its state dict fits the
+        original model (of tied parameters, it has the first name).
+
+    Raises:
+        TransformError: if `gm` is not a transformed model.
+    """
+    _require_transformed(gm)
+    return restore_parameters(copy.deepcopy(gm)).graph_module
+
+
+def rebuild(model: nn.Module, plan: CompressionPlan) -> fx.GraphModule:
+    """What `transform` would return for `model` with this plan, with the generator's tensors still unset."""
+    _refuse_transformed(model)
+    traced = _expose(model, {parameter.fqn for parameter in plan.hashed})
+    devices = {parameters[0].device for _, parameters in tied_groups(model)}
+    return hash_parameters(traced, SMHGenerator.empty(plan, device=devices.pop())).graph_module
+
+
+def _expose(model: nn.Module, names: Collection[str]) -> fx.GraphModule:
+    traced = trace(model, expose=names)
+    if isinstance(model, fx.GraphModule) and "fxhash.traced" not in model.meta:
+        return restore_training_flags(traced).graph_module
+    return traced
+
+
+def _random_generator(seed: int | torch.Generator | None) -> torch.Generator | None:
+    return torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+
+
+def _refuse_transformed(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TransformError(f"expected a torch.nn.Module or GraphModule, got {type(model).__name__}")
+    if find_generator(model) is not None:
+        raise TransformError(
+            "this model is transformed already: its weights are generated. Transform the original model, or "
+            "fxhash.materialize(...) this one first"
+        )
+
+
+def _require_transformed(gm: object) -> None:
+    if not isinstance(gm, fx.GraphModule) or find_generator(gm) is None:
+        raise TransformError(
+            f"expected the result of fxhash.transform or fxhash.load, got {type(gm).__name__} without a generator"
+        )

@@ -1,0 +1,202 @@
+"""Store a transformed model as one `.safetensors` file, the plan in its metadata; no pickle.
+
+The file holds the state dict of the transformed model: factors, scales, whatever stayed dense, and buffers. A digest of plan
+and tensors is kept beside the plan, so that a damaged file is recognised before anything is built from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, fx, nn
+
+from fxhash.api import rebuild
+from fxhash.errors import CheckpointError, PlanError
+from fxhash.generator import find_generator
+from fxhash.plan import CompressionPlan, ParameterPlan
+from fxhash.selection import describe_parameters
+
+PathLike: TypeAlias = str | os.PathLike[str]
+
+_PLAN = "fxhash.plan"
+_DIGEST = "fxhash.sha256"
+
+
+def save(gm: fx.GraphModule, path: PathLike) -> None:
+    """Write a transformed or deployed model to one `.safetensors` file.
+
+    The file is complete or not there: it is written under another name in the same folder and then renamed.
+
+    Args:
+        gm: a transformed model, on any device.
+        path: where to write; an existing file is replaced.
+
+    Raises:
+        CheckpointError: if `gm` is not a transformed model, has no values yet, or the file can't be written.
+    """
+    generator = find_generator(gm)
+    if generator is None:
+        raise CheckpointError("only a transformed model can be saved: this one has no generator")
+    plan = generator.plan_as_it_is_now().to_json()
+    tensors = _distinct_tensors(gm)
+    metadata = {"format": "pt", _PLAN: plan, _DIGEST: _digest(plan, tensors)}
+    _write_atomically(Path(path), to_safetensors(tensors, metadata))
+
+
+def load(path: PathLike, model: nn.Module) -> fx.GraphModule:
+    """Rebuild a transformed model from a file and the code of the model that it was made of.
+
+    Args:
+        path: a file that `save` wrote.
+        model: the original model, freshly built; its values don't matter and it is left untouched. It may be on
+            the meta device, which saves allocating its dense weights: the result is then on the CPU.
+
+    Returns:
+        The transformed model, on the device and in the mode of `model`.
+
+    Raises:
+        CheckpointError: if the file can't be read, is damaged, or doesn't fit the model; the message names the
+            first parameter that differs.
+    """
+    plan, tensors = _read(Path(path))
+    _check_fit(plan, model, path)
+    gm = rebuild(model, plan)
+    aliases = _aliases(gm)
+    expected = {name: tensor for name, tensor in gm.state_dict().items() if aliases[name] == name}
+    _check_tensors(expected, tensors, path)
+    on_meta = any(tensor.is_meta for tensor in expected.values())
+    gm.load_state_dict({name: tensors[first] for name, first in aliases.items()}, strict=True, assign=on_meta)
+    for name, buffer in gm.named_buffers():
+        if buffer.is_meta and buffer.numel():
+            raise CheckpointError(
+                f"buffer {name!r} is not part of the state dict and has no value on the meta device: build the model "
+                "on a real device"
+            )
+    return gm.to("cpu") if on_meta else gm
+
+
+def read_plan(path: PathLike) -> CompressionPlan:
+    """The plan of a file that `save` wrote, after checking the whole file.
+
+    Raises:
+        CheckpointError: if the file can't be read or is damaged.
+    """
+    plan, _ = _read(Path(path))
+    return plan
+
+
+def _read(path: Path) -> tuple[CompressionPlan, dict[str, Tensor]]:
+    """Plan and tensors of a file, checked against its digest."""
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        raise CheckpointError(f"{path} can't be read: it is truncated or no safetensors file ({error})") from error
+    if _PLAN not in metadata or _DIGEST not in metadata:
+        raise CheckpointError(f"{path} was not written by fxhash.save: it has no plan in its metadata")
+    if _digest(metadata[_PLAN], tensors) != metadata[_DIGEST]:
+        raise CheckpointError(f"{path} is damaged: its content does not have the digest that was stored with it")
+    try:
+        return CompressionPlan.from_json(metadata[_PLAN]), tensors
+    except PlanError as error:
+        raise CheckpointError(f"{path} holds a plan that can't be used: {error}") from error
+
+
+def _digest(plan: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the plan and of each tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(plan.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        if tensor.numel():
+            digest.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _distinct_tensors(gm: fx.GraphModule) -> dict[str, Tensor]:
+    """The state dict on the CPU, each tensor under the first of its names."""
+    state: dict[str, Any] = gm.state_dict()
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(
+                f"{name!r} in the state dict is a {type(tensor).__name__}, not a tensor: it can't be stored"
+            )
+        if tensor.is_meta:
+            raise CheckpointError(f"{name!r} is on the meta device: there are no values to save")
+    aliases = _aliases(gm)
+    return {
+        name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if aliases[name] == name
+    }
+
+
+def _aliases(gm: fx.GraphModule) -> dict[str, str]:
+    """For each name in the state dict, the first name of the same tensor."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in gm.state_dict(keep_vars=True).items()}
+
+
+def _check_fit(plan: CompressionPlan, model: nn.Module, path: PathLike) -> None:
+    """Raise CheckpointError at the first parameter that the plan and the model describe differently."""
+    described = {parameter.fqn: parameter for parameter in describe_parameters(model)}
+    unused = set(plan.unused)
+    for stored in plan.parameters:
+        built = described.get(stored.fqn)
+        if built is None:
+            raise CheckpointError(f"{path} does not fit this model, which has no parameter {stored.fqn!r}")
+        if _traits(stored) != _traits(built):
+            raise CheckpointError(
+                f"{path} does not fit this model: parameter {stored.fqn!r} is {_traits(stored)} in the file and "
+                f"{_traits(built)} in the model"
+            )
+        del described[stored.fqn]
+    for fqn in described:
+        if fqn not in unused:
+            raise CheckpointError(f"{path} does not fit this model, whose parameter {fqn!r} is not in the file")
+
+
+def _traits(parameter: ParameterPlan) -> str:
+    shape = "x".join(map(str, parameter.shape)) or "scalar"
+    tied = f", tied to {', '.join(parameter.aliases)}" if parameter.aliases else ""
+    return f"{shape} {parameter.dtype}{tied}"
+
+
+def _check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], path: PathLike) -> None:
+    """Raise CheckpointError unless file and model have the same tensors, before any of them is set."""
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors:
+            raise CheckpointError(f"{path} lacks the tensor {name!r} that this model needs")
+        if name not in expected:
+            raise CheckpointError(f"{path} holds the tensor {name!r}, for which this model has no place")
+        if expected[name].shape != tensors[name].shape or expected[name].dtype != tensors[name].dtype:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {tuple(tensors[name].shape)} {tensors[name].dtype}, but this model "
+                f"needs {tuple(expected[name].shape)} {expected[name].dtype}"
+            )
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be written: {error}") from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be written: {error}") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)

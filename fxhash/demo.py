@@ -1,0 +1,342 @@
+"""The demonstration: one small network trained dense and at a quarter, a tenth and a twentieth of its size.
+
+On scikit-learn's handwritten digits (1797 grey images of 8x8 pixels that ship with the library), a ResNet-8
+is trained four times with one recipe. Each network is saved, loaded into a freshly built model and, if it is
+compressed, lowered for deployment: what is measured on the deployed network went through the file.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+
+import fxhash
+from fxhash import zoo
+from fxhash.version import __version__
+
+COMPRESSIONS = (0.25, 0.10, 0.05)
+
+_SEED = 0
+_BATCH_SIZE = 64
+_PEAK_LEARNING_RATE = 1e-2
+_LABEL_SMOOTHING = 0.1
+# Calls timed for each batch size: enough for a steady median, few enough to take two seconds in all.
+_TIMED_CALLS = {1: 200, 100: 50}
+
+
+@dataclass(frozen=True)
+class Digits:
+    """The data: images `(count, 1, 8, 8)` of zero mean and unit variance, labels `(count,)` from 0 to 9."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median time of one forward call in milliseconds, and that time over the dense model's."""
+
+    milliseconds: float
+    ratio_to_dense: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured on one model.
+
+    Attributes:
+        name: `dense`, or the fraction of the parameters asked for, such as `10 %`.
+        trainable_parameters: number of trainable parameters, everything counted.
+        file_bytes: size of the saved file in bytes.
+        trained_accuracy: fraction of the test images that the trained model gets right.
+        deployed_accuracy: the same after saving, loading into a fresh model and lowering.
+        largest_logit_difference: largest absolute difference between the logits of these two.
+        latency: by batch size, how long the deployed model takes.
+    """
+
+    name: str
+    trainable_parameters: int
+    file_bytes: int
+    trained_accuracy: float
+    deployed_accuracy: float
+    largest_logit_difference: float
+    latency: Mapping[int, Latency]
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A trained model in eval mode, beside the same model as it came back from its file."""
+
+    name: str
+    trained: nn.Module
+    deployed: nn.Module
+    path: Path
+
+
+def run_demo(output: Path, epochs: int, console: Console | None = None) -> tuple[Result, ...]:
+    """Train, save, load, lower and measure the four models; print a table and write results and a plot.
+
+    Args:
+        output: directory for the four `.safetensors` files, `results.json` and `accuracy_over_size.png`;
+            created if missing. Files of these names are overwritten.
+        epochs: passes over the training images, for each model.
+        console: where to print; standard output if None.
+
+    Returns:
+        One result a model, the dense one first.
+    """
+    console = console or Console()
+    started = time.perf_counter()
+    output.mkdir(parents=True, exist_ok=True)
+    data = load_data()
+    console.print(
+        f"Training ResNet-8 on {len(data.train_labels)} handwritten digits, "
+        f"dense and at {', '.join(_percent(compress) for compress in COMPRESSIONS)} of its size"
+    )
+    models = []
+    for compress in (None, *COMPRESSIONS):
+        name = "dense" if compress is None else _percent(compress)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            model = _dense_model() if compress is None else _compressed_model(compress)
+            _train_with_progress(name, model, data, epochs, console)
+        models.append(_save_and_deploy(name, model, output))
+    results = measure(models, data)
+    _write_results(output / "results.json", results, epochs)
+    plot_accuracy(results, output / "accuracy_over_size.png")
+    console.print(results_table(results))
+    console.print(f"Finished in {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads")
+    # A path is wrapped by the terminal, never by us, so that it can be copied in one piece.
+    console.print(f"Results: {output / 'results.json'}", soft_wrap=True, markup=False, highlight=False)
+    console.print(
+        f"Plot:    {output / 'accuracy_over_size.png'}", soft_wrap=True, markup=False, highlight=False
+    )
+    return results
+
+
+def load_data() -> Digits:
+    """Load scikit-learn's digits; 30 % of each class, the same ones every time, are kept for the test."""
+    images, labels = load_digits(return_X_y=True)
+    train_images, test_images, train_labels, test_labels = (
+        torch.from_numpy(array)
+        for array in train_test_split(images, labels, test_size=0.3, stratify=labels, random_state=_SEED)
+    )
+    mean, std = train_images.mean(), train_images.std()
+    return Digits(
+        train_images=((train_images - mean) / std).float().view(-1, 1, 8, 8),
+        train_labels=train_labels,
+        test_images=((test_images - mean) / std).float().view(-1, 1, 8, 8),
+        test_labels=test_labels,
+    )
+
+
+def train(model: nn.Module, data: Digits, epochs: int, after_step: Callable[[], None] = lambda: None) -> None:
+    """Train `model` in place with Adam and a one-cycle learning rate, then put it in eval mode.
+
+    Args:
+        model: maps images to logits.
+        data: its training part is used, in an order drawn from torch's global generator.
+        epochs: passes over the training images.
+        after_step: called after each optimiser step.
+    """
+    optimizer = torch.optim.Adam(model.parameters())
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=_PEAK_LEARNING_RATE, total_steps=epochs * _steps_per_epoch(data)
+    )
+    model.train()
+    for _ in range(epochs):
+        for batch in torch.randperm(len(data.train_labels)).split(_BATCH_SIZE):
+            logits = model(data.train_images[batch])
+            loss = F.cross_entropy(logits, data.train_labels[batch], label_smoothing=_LABEL_SMOOTHING)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            after_step()
+    model.eval()
+
+
+def measure(models: Sequence[_Trained], data: Digits) -> tuple[Result, ...]:
+    """Measure every model on the test images; the first one is the one that latencies are compared with."""
+    latencies = {
+        batch_size: _median_latencies(
+            [model.deployed for model in models], data.test_images[:batch_size], calls
+        )
+        for batch_size, calls in _TIMED_CALLS.items()
+    }
+    results = []
+    for index, model in enumerate(models):
+        with torch.inference_mode():
+            trained_logits = model.trained(data.test_images)
+            deployed_logits = model.deployed(data.test_images)
+        results.append(
+            Result(
+                name=model.name,
+                trainable_parameters=_count_trainable(model.trained),
+                file_bytes=model.path.stat().st_size,
+                trained_accuracy=_accuracy(trained_logits, data.test_labels),
+                deployed_accuracy=_accuracy(deployed_logits, data.test_labels),
+                largest_logit_difference=(trained_logits - deployed_logits).abs().max().item(),
+                latency={
+                    batch_size: Latency(1e3 * seconds[index], seconds[index] / seconds[0])
+                    for batch_size, seconds in latencies.items()
+                },
+            )
+        )
+    return tuple(results)
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """Lay the results out in a table that fits 80 columns."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=0,
+        caption="latency: median of the deployed model, beside it the ratio to dense",
+        caption_justify="left",
+    )
+    table.add_column("model", no_wrap=True)
+    for heading in (
+        "trainable\nparameters",
+        "file\nkB",
+        "trained\naccuracy",
+        "deployed\naccuracy",
+        "logits\ndiffer by",
+        *(f"batch {batch_size}\nms (ratio)" for batch_size in _TIMED_CALLS),
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in results:
+        table.add_row(
+            result.name,
+            f"{result.trainable_parameters:,}",
+            f"{result.file_bytes / 1e3:,.0f}",
+            f"{result.trained_accuracy:.1%}",
+            f"{result.deployed_accuracy:.1%}",
+            f"{result.largest_logit_difference:.0e}",
+            *(f"{entry.milliseconds:.2f} ({entry.ratio_to_dense:.2f})" for entry in result.latency.values()),
+        )
+    return table
+
+
+def plot_accuracy(results: Sequence[Result], path: Path) -> None:
+    """Draw the deployed models' test accuracy over their trainable parameters, as a PNG file."""
+    sizes = [result.trainable_parameters for result in results]
+    accuracies = [100 * result.deployed_accuracy for result in results]
+    figure = Figure(figsize=(6, 4), dpi=200, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(sizes, accuracies, color="0.7", zorder=1)
+    axes.scatter(sizes[:1], accuracies[:1], marker="s", color="0.25", label="dense")
+    axes.scatter(sizes[1:], accuracies[1:], color="tab:blue", label="Structured Multi-Hashing")
+    for result, size, accuracy in zip(results, sizes, accuracies, strict=True):
+        axes.annotate(
+            f"{result.name}\n{accuracy:.1f} %",
+            (size, accuracy),
+            xytext=(0, 8),
+            textcoords="offset points",
+            horizontalalignment="center",
+            fontsize=8,
+        )
+    axes.set_xscale("log")
+    axes.margins(x=0.12, y=0.3)
+    axes.set_xlabel("trainable parameters")
+    axes.set_ylabel("test accuracy (%)")
+    axes.set_title("ResNet-8 on scikit-learn's digits")
+    axes.grid(visible=True, which="both", color="0.93")
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(path)
+
+
+def _dense_model() -> nn.Module:
+    return zoo.create("resnet8", in_channels=1, width=32)
+
+
+def _compressed_model(compress: float) -> nn.Module:
+    return fxhash.transform(_dense_model(), compress=compress, seed=_SEED)
+
+
+def _train_with_progress(name: str, model: nn.Module, data: Digits, epochs: int, console: Console) -> None:
+    """Train behind a progress bar that gives way to one line, so that a log file holds only the line."""
+    started = time.perf_counter()
+    columns = (
+        TextColumn("{task.description:>5}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(name, total=epochs * _steps_per_epoch(data))
+        train(model, data, epochs, after_step=lambda: progress.advance(task))
+    console.print(f"{name:>5}: {epochs} epochs in {time.perf_counter() - started:.1f} s")
+
+
+def _save_and_deploy(name: str, model: nn.Module, output: Path) -> _Trained:
+    """Write `model` to its file and build what is deployed from that file alone."""
+    path = output / f"{name.replace(' %', '_percent')}.safetensors"
+    fresh = _dense_model()
+    if isinstance(model, torch.fx.GraphModule):
+        fxhash.save(model, path)
+        deployed: nn.Module = fxhash.lower_for_deploy(fxhash.load(path, fresh))
+    else:
+        safetensors.torch.save_file(model.state_dict(), path)
+        fresh.load_state_dict(safetensors.torch.load_file(path))
+        deployed = fresh.eval()
+    return _Trained(name, model, deployed, path)
+
+
+def _median_latencies(models: Sequence[nn.Module], images: Tensor, calls: int) -> list[float]:
+    """Median seconds of a call of each model, called in turn so that a busy moment hits all of them alike."""
+    seconds: list[list[float]] = [[] for _ in models]
+    with torch.inference_mode():
+        for model in models:
+            model(images)
+        for _ in range(calls):
+            for model, times in zip(models, seconds, strict=True):
+                started = time.perf_counter()
+                model(images)
+                times.append(time.perf_counter() - started)
+    return [statistics.median(times) for times in seconds]
+
+
+def _write_results(path: Path, results: Sequence[Result], epochs: int) -> None:
+    report = {
+        "fxhash": __version__,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "epochs": epochs,
+        "results": [asdict(result) for result in results],
+    }
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _steps_per_epoch(data: Digits) -> int:
+    return -(-len(data.train_labels) // _BATCH_SIZE)
+
+
+def _count_trainable(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(dim=1) == labels).double().mean().item()
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f} %"

@@ -1,0 +1,38 @@
+"""The one family of errors that fxhash raises for a user's mistake.
+
+Everything derives from `FxhashError`, so that `except fxhash.FxhashError` catches whatever a bad model, a bad
+budget or a bad file can cause. Broken invariants of our own are `AssertionError`s, never these.
+"""
+
+from __future__ import annotations
+
+
+class FxhashError(Exception):
+    """Base of every error that fxhash raises on purpose."""
+
+
+class PlanError(FxhashError, ValueError):
+    """A plan can't be made from these arguments, or a stored plan contradicts itself."""
+
+
+class BudgetError(PlanError):
+    """The budget is too small for this model.
+
+    Attributes:
+        smallest_compress: the smallest `compress` that can be met with the same choice of parameters and layout.
+    """
+
+    def __init__(self, message: str, smallest_compress: float) -> None:
+        super().__init__(message)
+        self.smallest_compress = smallest_compress
+
+    def __reduce__(self) -> tuple[type[BudgetError], tuple[str, float]]:
+        return type(self), (str(self), self.smallest_compress)
+
+
+class TransformError(FxhashError, ValueError):
+    """A model can't be transformed, or a pass was given a graph module that it can't work on."""
+
+
+class CheckpointError(FxhashError, ValueError):
+    """A file can't be written or read, is damaged, or doesn't fit the model."""

@@ -1,0 +1,62 @@
+"""What all passes share: the input is left untouched, and one place cleans up and checks the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec
+
+from torch import fx
+from torch.fx.passes.infra.pass_base import PassResult
+
+from fxhash.generator import FactorPool, SMHGenerator
+from fxhash.parts import TensorConstant, TrainingFlag
+
+Arguments = ParamSpec("Arguments")
+Rewrite = Callable[Concatenate[fx.GraphModule, Arguments], bool]
+Pass = Callable[Concatenate[fx.GraphModule, Arguments], PassResult]
+
+# Calls of these have no side effect. Whatever else a user's graph calls, such as an in-place update of a buffer,
+# stays although nobody reads its result.
+_REMOVABLE_MODULES = (SMHGenerator, FactorPool, TensorConstant, TrainingFlag)
+
+
+def graph_pass(rewrite: Rewrite[Arguments]) -> Pass[Arguments]:
+    """Make a pass of a function that rewrites a graph module in place and says whether it changed anything.
+
+    The pass works on a copy of the graph, which shares modules and parameters with the input. Afterwards it removes
+    what nobody reads any more (nodes, then parameters and modules), lints, recompiles, and checks that the calling
+    convention is unchanged.
+    """
+
+    @wraps(rewrite)
+    def run(graph_module: fx.GraphModule, *args: Arguments.args, **kwargs: Arguments.kwargs) -> PassResult:
+        working = _with_graph(graph_module, graph_module.graph)
+        if not rewrite(working, *args, **kwargs):
+            return PassResult(graph_module, False)
+        working.graph.eliminate_dead_code(lambda node: not _is_removable(working, node))
+        working.graph.lint()
+        result = _with_graph(working, working.graph)
+        assert _calling_convention(result) == _calling_convention(graph_module), "a pass changed the inputs"
+        return PassResult(result, True)
+
+    return run
+
+
+def _with_graph(graph_module: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
+    """A graph module with a copy of `graph` and only those attributes of `graph_module` that it refers to."""
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(graph, val_map={}))
+    result = fx.GraphModule(graph_module, copied, class_name=type(graph_module).__name__)
+    result.meta = dict(graph_module.meta)
+    return result
+
+
+def _is_removable(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return isinstance(graph_module.get_submodule(str(node.target)), _REMOVABLE_MODULES)
+    return node.op == "get_attr"
+
+
+def _calling_convention(graph_module: fx.GraphModule) -> list[tuple[object, ...]]:
+    return [(node.target, *node.args) for node in graph_module.graph.nodes if node.op == "placeholder"]

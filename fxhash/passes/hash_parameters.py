@@ -1,0 +1,45 @@
+"""Replace every hashed parameter's `get_attr` node by a call of one shared generator."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+from torch.nn import functional as F
+
+from fxhash.generator import SMHGenerator
+from fxhash.passes.contract import graph_pass
+
+
+@graph_pass
+def hash_parameters(graph_module: fx.GraphModule, generator: SMHGenerator) -> bool:
+    """Let `generator` stand for the parameters that its plan hashes.
+
+    All runs are computed by one call of `generator.pool` before the first use; each parameter is then one call of
+    the generator, which reads its run, however many nodes use the parameter.
+    """
+    hashed = {parameter.fqn for parameter in generator.plan.hashed}
+    nodes = [node for node in graph_module.graph.nodes if node.op == "get_attr" and node.target in hashed]
+    if not nodes:
+        return False
+    name = _free_name(graph_module, "smh_generator")
+    graph_module.add_submodule(name, generator)
+    with graph_module.graph.inserting_before(nodes[0]):
+        runs = graph_module.graph.call_module(f"{name}.pool")
+    for node in nodes:
+        with graph_module.graph.inserting_before(node):
+            weight = graph_module.graph.call_module(name, (node.target, runs))
+        for user in list(node.users):
+            _ask_for_dense_gradient(user)
+        node.replace_all_uses_with(weight)
+    return True
+
+
+def _ask_for_dense_gradient(user: fx.Node) -> None:
+    """A generated weight has no sparse gradient: the factors' gradient is dense whatever the rows that were read."""
+    if user.target in (F.embedding, F.embedding_bag) and "sparse" in user.kwargs:
+        user.kwargs = {**user.kwargs, "sparse": False}
+
+
+def _free_name(module: nn.Module, name: str) -> str:
+    while hasattr(module, name):
+        name += "_"
+    return name

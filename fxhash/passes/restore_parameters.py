@@ -1,0 +1,62 @@
+"""Replace every call of the generator by a dense parameter that holds the generated values."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from fxhash.generator import SMHGenerator
+from fxhash.parts import OpaquePart
+from fxhash.passes.contract import graph_pass
+
+
+@graph_pass
+def restore_parameters(graph_module: fx.GraphModule) -> bool:
+    """Turn generated weights back into parameters under their original names.
+
+    Opaque parts get their parameters back too, and become the plain modules that they were. That happens in place:
+    the input's opaque parts must not be called afterwards.
+    """
+    dense: dict[str, nn.Parameter] = {}
+    modified = False
+    for node in list(graph_module.graph.nodes):
+        module = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, SMHGenerator):
+            fqn = str(node.args[0])
+            if fqn not in dense:
+                with torch.no_grad():
+                    dense[fqn] = nn.Parameter(module(fqn).clone(memory_format=torch.contiguous_format))
+                _assign(graph_module, fqn, dense[fqn])
+            with graph_module.graph.inserting_before(node):
+                node.replace_all_uses_with(graph_module.graph.get_attr(fqn))
+            modified = True
+    for path, part in list(graph_module.named_modules()):
+        if isinstance(part, OpaquePart):
+            modified |= _unwrap(graph_module, path, part)
+    return modified
+
+
+def _unwrap(graph_module: fx.GraphModule, path: str, part: OpaquePart) -> bool:
+    """Put the wrapped module back in its part's place; not where the graph collects `*args` for it."""
+    calls = [node for node in graph_module.graph.nodes if node.op == "call_module" and node.target == path]
+    if not all(isinstance(args, tuple) and isinstance(kwargs, dict) for _, args, kwargs in (n.args for n in calls)):
+        return False
+    for node in calls:
+        weights, node.args, node.kwargs = node.args
+        part.fill([graph_module.get_parameter(weight.target) for weight in weights])
+    graph_module.set_submodule(path, part.wrapped_module)
+    for name, module in part.named_children():
+        # What the rest of the graph uses of the same module by name, such as a weight that is tied to it.
+        if module is not part.wrapped_module and not hasattr(part.wrapped_module, name):
+            part.wrapped_module.add_module(name, module)
+    return bool(calls)
+
+
+def _assign(graph_module: fx.GraphModule, fqn: str, parameter: nn.Parameter) -> None:
+    *path, attribute = fqn.split(".")
+    module: nn.Module = graph_module
+    for name in path:
+        if not hasattr(module, name):
+            module.add_module(name, nn.Module())
+        module = module.get_submodule(name)
+    module.register_parameter(attribute, parameter)

@@ -1,0 +1,425 @@
+"""What goes where: a frozen, printable, JSON-serialisable description of a compressed model.
+
+A plan is made from names, shapes and types alone, so it costs nothing on the meta device. It is exact: the
+transformed model has the number of trainable parameters that its plan states.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from decimal import ROUND_CEILING, Context
+from typing import Any
+
+import torch
+
+from fxhash.errors import BudgetError, PlanError
+from fxhash.product import rows_of_run
+
+FORMAT_VERSION = 1
+HASHABLE_DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+# The layout search stops at the first shape that uses this share of what the factors may have.
+_GOOD_USE = 0.995
+# How far the search may go from the requested number of columns, as a factor.
+_LARGEST_STRETCH = 4
+
+
+@dataclass(frozen=True)
+class ParameterPlan:
+    """One parameter of the original model.
+
+    Attributes:
+        fqn: fully qualified name in the original model; of tied names, the first.
+        shape: the parameter's shape.
+        dtype: the parameter's type without the `torch.` prefix, such as `"float32"`.
+        trainable: whether it required a gradient.
+        offset: where its run starts in `W.flatten()`, in elements; None for a dense parameter.
+        dense_because: why it stays dense; empty for a hashed parameter.
+        aliases: further names of the same parameter.
+
+    Example:
+        `ParameterPlan("conv1.weight", (64, 3, 7, 7), "float32", offset=0)`: the first 9408 elements of `W`.
+    """
+
+    fqn: str
+    shape: tuple[int, ...]
+    dtype: str
+    trainable: bool = True
+    offset: int | None = None
+    dense_because: str = ""
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def hashed(self) -> bool:
+        """Whether its values are generated."""
+        return not self.dense_because
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shape of the factors: `left` is `(rows, rank)`, `right` is `(rank, cols)`."""
+
+    rows: int
+    cols: int
+    rank: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements of both factors together."""
+        return self.rank * (self.rows + self.cols)
+
+
+@dataclass(frozen=True)
+class CompressionPlan:
+    """Which parameters are hashed, where each lies in `W = left @ right`, and the exact count of what is trained.
+
+    Attributes:
+        parameters: every parameter that the model uses, in the order of `named_parameters()`.
+        layout: shape of the two factors.
+        compress: the fraction that was asked for.
+        aspect: the rows over columns of `W` that were asked for.
+        unused: names of parameters that the forward never reads; they are dropped, and not counted.
+
+    Raises:
+        PlanError: if runs overlap, leave gaps, or don't fit the layout, or a field has the wrong type.
+
+    Example:
+        >>> plan = plan_parameters([ParameterPlan("fc.weight", (100, 100), "float32")], compress=0.1)
+        >>> plan.trainable_before, plan.trainable_after, plan.layout
+        (10000, 1000, Layout(rows=112, cols=90, rank=4))
+        >>> CompressionPlan.from_json(plan.to_json()) == plan
+        True
+    """
+
+    parameters: tuple[ParameterPlan, ...]
+    layout: Layout
+    compress: float
+    aspect: float
+    unused: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_plan(self)
+
+    @property
+    def hashed(self) -> tuple[ParameterPlan, ...]:
+        """The parameters whose values are generated, in order of their offsets."""
+        return tuple(parameter for parameter in self.parameters if parameter.hashed)
+
+    @property
+    def dense(self) -> tuple[ParameterPlan, ...]:
+        """The parameters that stay as they are, trainable or frozen."""
+        return tuple(parameter for parameter in self.parameters if not parameter.hashed)
+
+    @property
+    def hashed_before(self) -> int:
+        """Number of weights that are generated."""
+        return sum(parameter.numel for parameter in self.hashed)
+
+    @property
+    def dense_trainable(self) -> int:
+        """Number of trainable weights that stay dense."""
+        return sum(parameter.numel for parameter in self.dense if parameter.trainable)
+
+    @property
+    def frozen(self) -> int:
+        """Number of weights that are kept dense and not trained; in neither total."""
+        return sum(parameter.numel for parameter in self.dense if not parameter.trainable)
+
+    @property
+    def trainable_before(self) -> int:
+        """Number of trainable parameters of the original model."""
+        return self.hashed_before + self.dense_trainable
+
+    @property
+    def trainable_after(self) -> int:
+        """Number of trainable parameters of the transformed model: factors, scales and dense ones."""
+        return self.layout.parameters + len(self.hashed) + self.dense_trainable
+
+    def rows_of(self, parameter: ParameterPlan) -> tuple[int, int]:
+        """The half-open range of rows of `W` that a hashed parameter touches."""
+        assert parameter.offset is not None
+        return rows_of_run(parameter.offset, parameter.numel, self.layout.cols)
+
+    def to_json(self) -> str:
+        """The plan as one line of JSON."""
+        fields = {
+            "format": FORMAT_VERSION,
+            "compress": self.compress,
+            "aspect": self.aspect,
+            "layout": asdict(self.layout),
+            "unused": self.unused,
+            "parameters": [
+                {name: value for name, value in asdict(parameter).items() if value != _DEFAULTS.get(name, ...)}
+                for parameter in self.parameters
+            ],
+        }
+        return json.dumps(fields, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> CompressionPlan:
+        """Read what `to_json` wrote.
+
+        Raises:
+            PlanError: if the text is not such a plan. Nothing in it is trusted.
+        """
+        try:
+            fields = json.loads(text)
+            if fields["format"] != FORMAT_VERSION:
+                raise PlanError(
+                    f"the plan has format {fields['format']!r}, this fxhash reads format {FORMAT_VERSION}: "
+                    "use the version of fxhash that wrote it"
+                )
+            return cls(
+                parameters=tuple(_parameter_from_json(parameter) for parameter in fields["parameters"]),
+                layout=Layout(**fields["layout"]),
+                compress=fields["compress"],
+                aspect=fields["aspect"],
+                unused=tuple(fields["unused"]),
+            )
+        except PlanError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise PlanError(f"this is not a plan of fxhash: {type(error).__name__}: {error}") from error
+
+    def __str__(self) -> str:
+        rows = [("parameter", "shape", "kept as", "rows of W")]
+        for parameter in self.parameters:
+            if parameter.hashed:
+                first_row, row_end = self.rows_of(parameter)
+                kept, where = "hashed", f"{first_row}..{row_end - 1}"
+            else:
+                kept, where = f"dense ({parameter.dense_because})", ""
+            names = " = ".join((parameter.fqn, *parameter.aliases))
+            rows.append((names, "x".join(map(str, parameter.shape)) or "scalar", kept, where))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        table = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        return "\n".join([table[0], "  ".join("-" * width for width in widths), *table[1:], "", self.totals()])
+
+    def totals(self) -> str:
+        """The counts, as a paragraph of text."""
+        layout = self.layout
+        return "\n".join(
+            [
+                f"W = left @ right: {layout.rows} x {layout.cols}, rank {layout.rank}, "
+                f"generates {self.hashed_before:,} weights of {len(self.hashed)} parameters",
+                f"trainable before  {self.trainable_before:>15,}",
+                f"trainable after   {self.trainable_after:>15,}"
+                f"   {self.trainable_after / self.trainable_before:.4%} (asked: at most {self.compress:.4%})",
+                f"  factors         {layout.parameters:>15,}",
+                f"  scales          {len(self.hashed):>15,}",
+                f"  kept dense      {self.dense_trainable:>15,}",
+                f"frozen, uncounted {self.frozen:>15,}",
+                *([f"never used, dropped: {', '.join(self.unused)}"] if self.unused else []),
+            ]
+        )
+
+
+_DEFAULTS: dict[str, Any] = {
+    "trainable": True,
+    "offset": None,
+    "dense_because": "",
+    "aliases": (),
+}
+
+
+def plan_parameters(
+    parameters: Iterable[ParameterPlan], compress: float, aspect: float = 1.0, unused: Iterable[str] = ()
+) -> CompressionPlan:
+    """Lay the hashed ones among `parameters` end to end, and choose factors that use the budget.
+
+    The budget counts everything that is trained afterwards: factors, one scale a hashed parameter, and whatever
+    stays dense. `W` keeps the requested aspect where that uses the budget well, and is stretched a little
+    otherwise: the rank is a whole number, and a small model's budget is only a few ranks.
+
+    Args:
+        parameters: what the model's forward uses; offsets are ignored.
+        compress: trainable parameters after over before, in (0, 1].
+        aspect: rows over columns of `W`; 1 is the square of the paper, more is taller. Generating costs
+            `2 * rank` FLOP a weight, and a taller `W` has a smaller rank for the same budget.
+        unused: names of parameters that the forward never reads, for the record.
+
+    Raises:
+        PlanError: for a `compress` or `aspect` out of range, or if no parameter is hashed.
+        BudgetError: if the budget is too small; it names the smallest that is enough.
+    """
+    _check_fraction(compress)
+    _check_aspect(aspect)
+    parameters = tuple(parameters)
+    hashed = [parameter for parameter in parameters if parameter.hashed]
+    if not hashed:
+        raise PlanError(_nothing_to_hash(parameters))
+    weights = sum(parameter.numel for parameter in hashed)
+    dense = sum(parameter.numel for parameter in parameters if not parameter.hashed and parameter.trainable)
+    before = weights + dense
+    budget = _budget(compress, before)
+    layout = _choose_layout(weights, budget - dense - len(hashed), aspect)
+    if layout is None:
+        rows, cols = _shape(weights, _columns(weights, aspect))
+        raise _budget_error(compress, before, budget, dense, len(hashed), rows + cols)
+    return CompressionPlan(tuple(_with_offsets(parameters)), layout, float(compress), float(aspect), tuple(unused))
+
+
+def _with_offsets(parameters: Sequence[ParameterPlan]) -> Iterable[ParameterPlan]:
+    offset = 0
+    for parameter in parameters:
+        if parameter.hashed:
+            yield replace(parameter, offset=offset)
+            offset += parameter.numel
+        else:
+            yield replace(parameter, offset=None)
+
+
+def _check_fraction(compress: float) -> None:
+    if not _is_number(compress) or not 0 < compress <= 1:
+        raise PlanError(
+            f"compress={compress!r} is not a fraction: give trainable parameters after over before, "
+            "more than 0 and at most 1, such as compress=0.1"
+        )
+
+
+def _check_aspect(aspect: float) -> None:
+    if not _is_number(aspect) or not 0 < aspect < math.inf:
+        raise PlanError(f"aspect={aspect!r} is not a positive, finite number: 1 is square, 4 is four times as tall")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _nothing_to_hash(parameters: Sequence[ParameterPlan]) -> str:
+    if not parameters:
+        return "the model has no parameters that its forward uses: there is nothing to compress"
+    reasons = sorted({parameter.dense_because for parameter in parameters})
+    return (
+        f"no parameter is left to hash: all {len(parameters)} stay dense ({'; '.join(reasons)}). "
+        "Choose some with include=..., or exclude fewer"
+    )
+
+
+def _budget(compress: float, before: int) -> int:
+    """The largest count with `count / before <= compress`, as floating point divides."""
+    budget = int(compress * before)
+    while (budget + 1) / before <= compress:
+        budget += 1
+    while budget / before > compress:
+        budget -= 1
+    return budget
+
+
+def _columns(weights: int, aspect: float) -> int:
+    return min(max(round(math.sqrt(weights / aspect)), 1), weights)
+
+
+def _shape(weights: int, cols: int) -> tuple[int, int]:
+    return -(-weights // cols), cols
+
+
+def _choose_layout(weights: int, budget: int, aspect: float) -> Layout | None:
+    """The layout nearest to `aspect` that uses the budget well; None if rank 1 at `aspect` exceeds it."""
+    nearest = _columns(weights, aspect)
+    if sum(_shape(weights, nearest)) > budget:
+        return None
+    best = Layout(0, 0, 0)
+    # Columns in order of distance from the nearest, the taller shape first.
+    for step in range(nearest * (_LARGEST_STRETCH - 1) + 1):
+        for candidate in {nearest - step: None, nearest + step: None}:
+            if not nearest / _LARGEST_STRETCH <= candidate <= min(nearest * _LARGEST_STRETCH, weights):
+                continue
+            rows, cols = _shape(weights, candidate)
+            layout = Layout(rows, cols, budget // (rows + cols))
+            if layout.parameters > best.parameters:
+                best = layout
+            if best.parameters >= _GOOD_USE * budget:
+                return best
+    return best
+
+
+def _budget_error(
+    compress: float, before: int, budget: int, dense: int, scales: int, factors: int
+) -> BudgetError:
+    needed = dense + scales + factors
+    smallest = needed / before
+    message = (
+        f"compress={compress!r} of {before:,} trainable parameters allows {budget:,}, but the least that this "
+        f"model can have is {needed:,}: {dense:,} stay dense, {scales:,} scales, and {factors:,} in factors of "
+        "rank 1. "
+    )
+    if smallest > 1:
+        return BudgetError(message + "That is more than it has now: it is too small to compress", smallest)
+    shown = Context(prec=4, rounding=ROUND_CEILING).create_decimal_from_float(smallest)
+    return BudgetError(
+        message + f"Use compress={min(float(shown), 1.0)!r} or more, or hash more of it with include=...", smallest
+    )
+
+
+def _parameter_from_json(fields: dict[str, Any]) -> ParameterPlan:
+    parameter = ParameterPlan(**fields)
+    return replace(parameter, shape=tuple(parameter.shape), aliases=tuple(parameter.aliases))
+
+
+def _check_plan(plan: CompressionPlan) -> None:
+    """Raise PlanError unless types, sizes, names and runs are consistent; a stored plan may be hostile."""
+    _check_fraction(plan.compress)
+    _check_aspect(plan.aspect)
+    sizes = (plan.layout.rows, plan.layout.cols, plan.layout.rank)
+    if not all(_is_count(size) and size > 0 for size in sizes):
+        raise PlanError(f"the layout must be three positive whole numbers, not {sizes!r}")
+    if not all(isinstance(name, str) for name in plan.unused):
+        raise PlanError("the names of unused parameters must be text")
+    names: set[str] = set()
+    offset = 0
+    for parameter in plan.parameters:
+        _check_parameter(parameter)
+        for name in (parameter.fqn, *parameter.aliases):
+            if name in names:
+                raise PlanError(f"parameter {name!r} is listed twice")
+            names.add(name)
+        if parameter.hashed:
+            if parameter.offset != offset:
+                raise PlanError(
+                    f"the run of {parameter.fqn!r} starts at {parameter.offset!r}, but the one before it ends at "
+                    f"{offset}: runs must lie end to end"
+                )
+            offset += parameter.numel
+    if not offset:
+        raise PlanError("the plan hashes nothing")
+    if plan.layout.rows != -(-offset // plan.layout.cols):
+        raise PlanError(
+            f"{offset} weights in {plan.layout.cols} columns fill {-(-offset // plan.layout.cols)} rows, "
+            f"not {plan.layout.rows}"
+        )
+
+
+def _check_parameter(parameter: ParameterPlan) -> None:
+    well_typed = (
+        isinstance(parameter.fqn, str)
+        and bool(parameter.fqn)
+        and all(_is_count(size) for size in parameter.shape)
+        and isinstance(parameter.dtype, str)
+        and isinstance(getattr(torch, parameter.dtype, None), torch.dtype)
+        and isinstance(parameter.trainable, bool)
+        and isinstance(parameter.dense_because, str)
+        and all(isinstance(alias, str) and alias for alias in parameter.aliases)
+    )
+    if not well_typed:
+        raise PlanError(f"a parameter is described wrongly: {parameter!r}")
+    if not parameter.hashed:
+        if parameter.offset is not None:
+            raise PlanError(f"{parameter.fqn!r} is dense, but has an offset")
+    elif parameter.dtype not in HASHABLE_DTYPES or parameter.numel == 0 or not _is_count(parameter.offset):
+        raise PlanError(f"{parameter.fqn!r} can't be hashed: {parameter!r}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

@@ -1,0 +1,63 @@
+"""A readable account of what became of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from fxhash.errors import TransformError
+from fxhash.generator import find_generator
+from fxhash.parts import OpaquePart
+from fxhash.plan import CompressionPlan
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `summary` prints.
+
+    Attributes:
+        plan: every parameter and the totals.
+        opaque_parts: path and reason of each part that could not be traced.
+    """
+
+    plan: CompressionPlan
+    opaque_parts: tuple[tuple[str, str], ...]
+
+    @property
+    def trainable_before(self) -> int:
+        """Number of trainable parameters of the original model."""
+        return self.plan.trainable_before
+
+    @property
+    def trainable_after(self) -> int:
+        """Number of trainable parameters of the transformed model."""
+        return self.plan.trainable_after
+
+    def __str__(self) -> str:
+        lines = [str(self.plan)]
+        if self.opaque_parts:
+            lines.append("called as a whole (all of its weights are generated before the call):")
+            lines.extend(f"  {path}: {reason}" for path, reason in self.opaque_parts)
+        return "\n".join(lines)
+
+
+def summary(gm: fx.GraphModule) -> Summary:
+    """Print name, shape, treatment and rows of each parameter, and the totals before and after.
+
+    Args:
+        gm: a transformed or deployed model.
+
+    Returns:
+        What was printed, as a value; `str()` gives the text.
+
+    Raises:
+        TransformError: if `gm` is not a transformed model.
+    """
+    generator = find_generator(gm)
+    if generator is None:
+        raise TransformError("only a transformed model has a summary: this one has no generator")
+    opaque = tuple((path, part.reason) for path, part in gm.named_modules() if isinstance(part, OpaquePart))
+    result = Summary(generator.plan_as_it_is_now(), opaque)
+    print(result)
+    return result

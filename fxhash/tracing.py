@@ -1,0 +1,442 @@
+"""Capture a model as a graph in which every parameter of interest is a `get_attr` node.
+
+`torch.fx.symbolic_trace` hides a convolution's weight inside a `call_module` node, and fails as a whole on one
+untraceable block. The tracer here descends into every module that holds a parameter to expose, and no other: what
+holds none stays one `call_module` node and behaves as before. A module that can't be traced is rolled back and
+becomes one opaque call that is handed its parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import operator
+import random
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from fxhash.errors import TransformError
+from fxhash.parts import OpaquePart, TensorConstant, TrainingFlag, name_of_opaque_model
+from fxhash.selection import is_lazy, tied_groups
+
+# Of torch's own modules, those whose forward is plain arithmetic on their parameters. The others stay whole: they
+# branch on their inputs (attention, recurrent layers) or on their mode (batch norm).
+_TRACED_TORCH_MODULES = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.Bilinear,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.PReLU,
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+)
+
+
+def trace(model: nn.Module, expose: Collection[str] | None = None) -> fx.GraphModule:
+    """Capture `model` as a graph module whose parameters are `get_attr` nodes.
+
+    `train()` and `eval()` keep working, before and after: `self.training` is recorded as a flag that follows them.
+    A tied parameter, or one of a module that is called twice, is one node.
+
+    Args:
+        model: the module to capture, also a `GraphModule`; it is left untouched, and nothing of the result but the
+            values of exposed parameters is shared with it.
+        expose: fully qualified names of the parameters to expose; all but those of batch and instance norms where
+            left out. Modules that hold none of them are kept whole.
+
+    Returns:
+        A graph module with the same outputs, parameters and buffers; parts that could not be traced are
+        `OpaquePart` submodules, which say why.
+
+    Raises:
+        TransformError: if the model can't be copied, or a lazy module has not seen a batch yet.
+
+    Example:
+        >>> traced = trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+        >>> [node.op for node in traced.graph.nodes]
+        ['placeholder', 'get_attr', 'get_attr', 'call_function', 'call_module', 'output']
+    """
+    for names, (parameter, *_) in tied_groups(model):
+        if is_lazy(parameter):
+            raise TransformError(
+                f"parameter {names[0]!r} has no shape yet: run one batch through the lazy modules first"
+            )
+    exposed = set(_all_but_batch_norms(model) if expose is None else expose)
+    structure = _copy_all_but(model, exposed)
+    with _preserving_random_state(), torch.enable_grad():
+        try:
+            return _Capture(structure, exposed).traced()
+        except Exception as error:
+            return _Capture(structure, exposed).opaque(_one_line(error))
+
+
+def _all_but_batch_norms(model: nn.Module) -> Iterator[str]:
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        for parameter in module.parameters(recurse=False)
+    }
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) not in norms:
+            yield name
+
+
+def _copy_all_but(model: nn.Module, shared: set[str]) -> nn.Module:
+    """A deep copy of the model that shares the values of the parameters named `shared`, which may be large."""
+    memo: dict[int, Any] = {}
+    for names, parameters in tied_groups(model):
+        if any(name in shared for name in names):
+            memo.update({id(parameter): parameters[0] for parameter in parameters})
+        elif len({id(parameter) for parameter in parameters}) > 1:
+            # torch copies the storage once a parameter, which would untie them.
+            copied = copy.deepcopy(parameters[0])
+            memo.update({id(parameter): copied for parameter in parameters})
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                # Computed values, such as the weight that the old `weight_norm` leaves behind, refuse to be copied.
+                memo[id(value)] = value.detach()
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TransformError(
+            f"{type(model).__name__} can't be copied by copy.deepcopy, which leaving it untouched needs: "
+            f"{_one_line(error)}"
+        ) from error
+
+
+class _Capture:
+    """One capture of `root`, a copy that belongs to the capture."""
+
+    def __init__(self, root: nn.Module, exposed: set[str]) -> None:
+        self.root = root
+        self.parameter_names: dict[int, str] = {}
+        self.parameters: dict[str, nn.Parameter] = {}
+        exposed_ids = set()
+        for names, parameters in tied_groups(root):
+            self.parameters[names[0]] = parameters[0]
+            self.parameter_names.update({id(parameter): names[0] for parameter in parameters})
+            if any(name in exposed for name in names):
+                exposed_ids.update(map(id, parameters))
+        self.exposed_ids = exposed_ids
+        self.holds_exposed = {
+            id(module): not isinstance(module, torch.jit.ScriptModule)
+            and any(id(parameter) in exposed_ids for parameter in module.parameters())
+            for module in root.modules()
+        }
+
+    def traced(self) -> fx.GraphModule:
+        reason = _never_traced_because(self.root) or (_has_hooks(self.root) and "it has forward hooks")
+        if reason:
+            raise _CannotTrace(reason)
+        tracer = _ExposingTracer(self)
+        with _restoring_attributes(self.root), _recording_training_flags(self, tracer), _refusing_autocast():
+            with _refusing_random_numbers():
+                graph = tracer.trace(self.root)
+            called = {node.target for node in graph.nodes if node.op == "call_module"}
+            modules = {path: tracer.modules.get(path) or self.root.get_submodule(path) for path in called}
+        for path in called & tracer.opaque.keys():
+            names = tuple(self.names_inside(path).values())
+            modules[path] = OpaquePart(modules[path], names, tracer.opaque[path])
+        return self._graph_module(graph, modules)
+
+    def opaque(self, reason: str) -> fx.GraphModule:
+        """The whole model as one opaque call."""
+        graph = fx.Graph()
+        args: list[fx.Node] = []
+        kwargs: dict[str, fx.Node] = {}
+        star_args = star_kwargs = None
+        for parameter in inspect.signature(self.root.forward).parameters.values():
+            stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+            default = () if parameter.default is parameter.empty else (parameter.default,)
+            node = graph.create_node("placeholder", stars + parameter.name, default)
+            if stars == "*":
+                star_args = node
+            elif stars == "**":
+                star_kwargs = node
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                kwargs[parameter.name] = node
+            else:
+                args.append(node)
+        exposed = self.names_inside("")
+        weights = tuple(graph.get_attr(name) for name in exposed)
+        all_args: Any = tuple(args)
+        all_kwargs: Any = kwargs
+        if star_args is not None:
+            all_args = graph.call_function(operator.add, (all_args, star_args))
+        if star_kwargs is not None:
+            all_kwargs = graph.call_function(operator.or_, (all_kwargs, star_kwargs))
+        target = name_of_opaque_model(self.root)
+        graph.output(graph.call_module(target, (weights, all_args, all_kwargs)))
+        return self._graph_module(graph, {target: OpaquePart(self.root, tuple(exposed.values()), reason)})
+
+    def names_inside(self, path: str) -> dict[str, tuple[str, ...]]:
+        """The exposed parameters inside the module at `path`: their name in the model, and those in the module."""
+        groups: dict[str, tuple[str, ...]] = {}
+        for name, parameter in self.root.get_submodule(path).named_parameters(remove_duplicate=False):
+            if id(parameter) in self.exposed_ids:
+                fqn = self.parameter_names[id(parameter)]
+                groups[fqn] = (*groups.get(fqn, ()), name)
+        return groups
+
+    def _graph_module(self, graph: fx.Graph, modules: dict[str, nn.Module]) -> fx.GraphModule:
+        # A graph of its own, which doesn't refer to the tracer: unpickling would trace with it again.
+        plain = fx.Graph()
+        plain.output(plain.graph_copy(graph, val_map={}))
+        buffers = dict(self.root.named_buffers())
+        attributes: dict[str, Any] = dict(modules)
+        for node in plain.nodes:
+            if node.op == "get_attr":
+                attributes[node.target] = self.parameters.get(node.target, buffers.get(node.target))
+        graph_module = fx.GraphModule(attributes, plain, class_name=type(self.root).__name__)
+        graph_module.training = self.root.training
+        graph_module.meta["fxhash.traced"] = True
+        return graph_module
+
+
+class _ExposingTracer(fx.Tracer):
+    """Descends into the modules that hold an exposed parameter, and rolls back those that can't be traced."""
+
+    def __init__(self, capture: _Capture) -> None:
+        super().__init__()
+        self.capture = capture
+        self.buffer_names: dict[int, str] = {}
+        self.modules: dict[str, nn.Module] = {}
+        self.opaque: dict[str, str] = {}
+        self.proxies: dict[str, fx.Proxy] = {}
+        self.constants: dict[int, tuple[str, Tensor]] = {}
+        for path, module in capture.root.named_modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                if name not in module._non_persistent_buffers_set:
+                    self.buffer_names.setdefault(id(buffer), f"{path}.{name}" if path else name)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whatever holds no exposed parameter stays one node."""
+        return not self.capture.holds_exposed[id(m)]
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Descend, or fall back to an opaque call."""
+        path = self.path_of_module(m)
+        if self.is_leaf_module(m, path):
+            return super().call_module(m, forward, args, kwargs)
+        reason = self.opaque.get(path) or _never_traced_because(m)
+        if not reason:
+            last_node = next(iter(reversed(self.graph.nodes)))
+            stack, calls = self.module_stack.copy(), self.num_calls.copy()
+            try:
+                with _refusing_random_numbers():
+                    return super().call_module(m, forward, args, kwargs)
+            except Exception as error:
+                reason = _one_line(error)
+                self._roll_back_to(last_node)
+                self.module_stack, self.num_calls = stack, calls
+        self.opaque[path] = reason
+        weights = tuple(self._tensor_proxy(self.capture.parameters[fqn]) for fqn in self.capture.names_inside(path))
+        return self.create_proxy("call_module", path, (weights, args, kwargs), {})
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """Parameters and buffers are values of the graph, not of the trace."""
+        return self._tensor_proxy(attr_val) if isinstance(attr_val, Tensor) else attr_val
+
+    def create_arg(self, a: Any) -> Any:
+        """Tensors that were reached without an attribute access, say through a list, are found by identity."""
+        if isinstance(a, Tensor):
+            return self._tensor_proxy(a).node
+        return super().create_arg(a)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Record nothing inside a `no_grad` block: the graph would forget the block."""
+        if not torch.is_grad_enabled():
+            raise _CannotTrace("its forward switches gradients off")
+        return super().create_node(*args, **kwargs)
+
+    def training_flag(self, module: nn.Module) -> fx.Proxy:
+        """What a traced `self.training` evaluates to."""
+        path = self.path_of_module(module)
+        name = "training_flag"
+        while hasattr(module, name):
+            name += "_"
+        target = f"{path}.{name}" if path else name
+        self.modules.setdefault(target, TrainingFlag(vars(module)["training"]))
+        return self._cached(target, lambda: self.create_proxy("call_module", target, (), {}))
+
+    def _tensor_proxy(self, tensor: Tensor) -> fx.Proxy:
+        name = self.capture.parameter_names.get(id(tensor)) or self.buffer_names.get(id(tensor))
+        if name is not None:
+            return self._cached(
+                name,
+                lambda: self.create_proxy(
+                    "get_attr", name, (), {}, proxy_factory_fn=lambda node: _TensorProxy(self, node, tensor)
+                ),
+            )
+        if tensor.requires_grad:
+            raise _CannotTrace("it computes with parameters in a way that tracing would freeze into a constant")
+        target, _ = self.constants.setdefault(id(tensor), (f"tensor_constant_{len(self.constants)}", tensor))
+        self.modules.setdefault(target, TensorConstant(tensor))
+        return self._cached(
+            target,
+            lambda: self.create_proxy(
+                "call_module", target, (), {}, proxy_factory_fn=lambda node: _TensorProxy(self, node, tensor)
+            ),
+        )
+
+    def _cached(self, target: str, create: Callable[[], fx.Proxy]) -> fx.Proxy:
+        if target not in self.proxies:
+            self.proxies[target] = create()
+        return self.proxies[target]
+
+    def _roll_back_to(self, last_node: fx.Node) -> None:
+        """Forget every node after `last_node`."""
+        erased = set()
+        for node in reversed(self.graph.nodes):
+            if node is last_node:
+                break
+            erased.add(node)
+            self.graph.erase_node(node)
+        self.proxies = {target: proxy for target, proxy in self.proxies.items() if proxy.node not in erased}
+
+
+class _TensorProxy(fx.Proxy):
+    """A parameter or buffer, whose shape is known while tracing; its type and device may change later."""
+
+    def __init__(self, tracer: fx.Tracer, node: fx.Node, tensor: Tensor) -> None:
+        super().__init__(node, tracer)
+        self._tensor_shape = tensor.shape
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._tensor_shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self._tensor_shape)
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        return self._tensor_shape if dim is None else self._tensor_shape[dim]
+
+    def dim(self) -> int:
+        return len(self._tensor_shape)
+
+    def numel(self) -> int:
+        return self._tensor_shape.numel()
+
+    nelement = numel
+
+    def __len__(self) -> int:
+        return self._tensor_shape[0]
+
+
+class _CannotTrace(Exception):
+    """Raised inside a trace to roll back the module at hand."""
+
+
+def _never_traced_because(module: nn.Module) -> str:
+    """Why a module is opaque whatever its forward does; an empty string if it may be traced."""
+    kind = type_before_parametrizations(module)
+    if _has_hooks(module) and not any(True for _ in module.children()):
+        return "it has forward hooks"
+    if getattr(module, "max_norm", None) is not None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "max_norm changes its weight in place"
+    if kind.__module__.startswith("torch.nn.modules.") and not issubclass(kind, _TRACED_TORCH_MODULES):
+        return f"torch.nn.{kind.__name__} branches on its inputs or mode"
+    return ""
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+@contextmanager
+def _recording_training_flags(capture: _Capture, tracer: _ExposingTracer) -> Iterator[None]:
+    """Make `self.training` a value of the graph in the modules that may be traced."""
+
+    def training(module: nn.Module) -> fx.Proxy:
+        return tracer.training_flag(module)
+
+    classes: dict[type, type] = {}
+    swapped: list[tuple[nn.Module, type]] = []
+    try:
+        for module in capture.root.modules():
+            kind = type(module)
+            own_kind = type_before_parametrizations(module)
+            if capture.holds_exposed[id(module)] and not own_kind.__module__.startswith("torch."):
+                if kind not in classes:
+                    classes[kind] = type(kind.__name__, (kind,), {"training": property(training)})
+                module.__class__ = classes[kind]
+                swapped.append((module, kind))
+        yield
+    finally:
+        for module, kind in swapped:
+            module.__class__ = kind
+
+
+@contextmanager
+def _restoring_attributes(root: nn.Module) -> Iterator[None]:
+    """Undo what a traced forward leaves behind in its modules, such as a cached activation that is now a proxy."""
+    tables = ("_parameters", "_buffers", "_modules")
+    before = [
+        (module, dict(vars(module)), {name: dict(vars(module)[name]) for name in tables})
+        for module in root.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, contents in before:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for name, content in contents.items():
+                vars(module)[name].clear()
+                vars(module)[name].update(content)
+
+
+@contextmanager
+def _refusing_random_numbers() -> Iterator[None]:
+    """Numbers drawn while tracing would be the same at every call."""
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    yield
+    if not torch.equal(torch.get_rng_state(), torch_state) or random.getstate() != python_state:
+        raise _CannotTrace("its forward draws random numbers outside of any traced operation")
+
+
+@contextmanager
+def _refusing_autocast() -> Iterator[None]:
+    """The graph would forget an autocast block, also one that switches autocast off."""
+
+    def refuse(_: Any) -> None:
+        raise _CannotTrace("its forward switches autocast on or off")
+
+    enter = torch.autocast.__enter__
+    torch.autocast.__enter__ = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+
+
+@contextmanager
+def _preserving_random_state() -> Iterator[None]:
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+
+
+def _one_line(error: Exception) -> str:
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if not isinstance(error, _CannotTrace) else message

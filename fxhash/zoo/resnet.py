@@ -1,0 +1,111 @@
+"""Residual networks for small images, as in section 4.2 of He et al., "Deep Residual Learning for Image
+Recognition" (2015), https://arxiv.org/abs/1512.03385.
+
+A 3x3 stem is followed by three stages of `n` blocks of two 3x3 convolutions each, with `width`,
+`2 * width` and `4 * width` channels; the second and third stage halve the image. The depth `6 * n + 2`
+counts the convolutions on the main path and the classifier. Where the shape changes the shortcut is the
+paper's option A: it has no parameters, so that every weight sits on the main path.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DEPTHS = (8, 14, 20, 32, 44, 56)
+
+
+class SubsampleAndPad(nn.Module):
+    """Shortcut "option A": keep every `stride`-th pixel and add `new_channels` channels of zeros.
+
+    Shapes: `(batch, channels, height, width)` to
+    `(batch, channels + new_channels, ceil(height / stride), ceil(width / stride))`.
+    """
+
+    def __init__(self, new_channels: int, stride: int) -> None:
+        super().__init__()
+        # The zeros go to both sides of the channels, as even as can be.
+        self.padding = (new_channels // 2, new_channels - new_channels // 2)
+        self.stride = stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Subsample in space, pad in channels."""
+        subsampled = images[:, :, :: self.stride, :: self.stride]
+        return F.pad(subsampled, (0, 0, 0, 0, *self.padding))
+
+    def extra_repr(self) -> str:
+        """Show what the shortcut does in the module's printed form."""
+        return f"padding={self.padding}, stride={self.stride}"
+
+
+class BasicBlock(nn.Module):
+    """`relu(shortcut(x) + bn(conv(relu(bn(conv(x))))))`, both convolutions 3x3 without bias."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        same_shape = stride == 1 and in_channels == out_channels
+        self.shortcut = nn.Identity() if same_shape else SubsampleAndPad(out_channels - in_channels, stride)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Add the block's residual to its input."""
+        residual = F.relu(self.bn1(self.conv1(images)))
+        residual = self.bn2(self.conv2(residual))
+        return F.relu(self.shortcut(images) + residual)
+
+
+class ResNet(nn.Module):
+    """A residual network for small images; `resnet` builds one from its depth.
+
+    Shapes: images `(batch, in_channels, height, width)` to logits `(batch, num_classes)`.
+    """
+
+    def __init__(self, blocks_per_stage: int, num_classes: int, in_channels: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.stage1 = _stage(blocks_per_stage, width, width, stride=1)
+        self.stage2 = _stage(blocks_per_stage, width, 2 * width, stride=2)
+        self.stage3 = _stage(blocks_per_stage, 2 * width, 4 * width, stride=2)
+        self.fc = nn.Linear(4 * width, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits of a batch of images."""
+        features = F.relu(self.bn1(self.conv1(images)))
+        features = self.stage3(self.stage2(self.stage1(features)))
+        return self.fc(torch.mean(features, dim=(2, 3)))
+
+
+def resnet(depth: int, *, num_classes: int = 10, in_channels: int = 3, width: int = 16) -> ResNet:
+    """Build the residual network for small images with `depth = 6 * n + 2` layers.
+
+    Args:
+        depth: number of weight layers on the main path: 8, 14, 20, 32, 44, 56, or any other `6 * n + 2`.
+        num_classes: number of logits.
+        in_channels: channels of the input images, 3 for colour and 1 for grey.
+        width: channels of the stem and of the first stage; 16 in the paper.
+
+    Raises:
+        ValueError: if `depth` is not `6 * n + 2` with `n >= 1`, or another argument is below 1.
+
+    Example:
+        >>> model = resnet(20)
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        269722
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth must be 6 * n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
+    for name, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    return ResNet((depth - 2) // 6, num_classes, in_channels, width)
+
+
+def _stage(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    first = BasicBlock(in_channels, out_channels, stride)
+    return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
