@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from fxhash.errors import TransformError
 from fxhash.generator import SMHGenerator, find_generator
-from fxhash.parts import original_name
+from fxhash.parts import OPAQUE_PART, original_name
 from fxhash.passes import generate_on_demand, hash_parameters, restore_parameters, restore_training_flags
 from fxhash.plan import CompressionPlan, plan_parameters
 from fxhash.selection import Selector, describe_parameters, tied_groups
@@ -99,21 +99,23 @@ def lower_for_deploy(gm: fx.GraphModule) -> fx.GraphModule:
     return generate_on_demand(deployed).graph_module
 
 
-def materialize(gm: fx.GraphModule) -> fx.GraphModule:
+def materialize(gm: fx.GraphModule) -> nn.Module:
     """Turn a transformed or deployed model back into a plain dense one with the same outputs.
 
     Args:
         gm: a transformed model; it is left untouched and nothing is shared with it.
 
     Returns:
-        A graph module with the original parameters under their original names, so that its state dict fits the
-        original model (of tied parameters, it has the first name).
+        A module with the original parameters under their original names, so that its state dict fits the original
+        model (of tied parameters, it has the first name). It is a graph module, or of the original's own class
+        where that was opaque as a whole.
 
     Raises:
         TransformError: if `gm` is not a transformed model.
     """
     _require_transformed(gm)
-    return restore_parameters(copy.deepcopy(gm)).graph_module
+    dense = restore_parameters(copy.deepcopy(gm)).graph_module
+    return dict(dense.named_children()).get(OPAQUE_PART, dense)
 
 
 def rebuild(model: nn.Module, plan: CompressionPlan) -> fx.GraphModule:

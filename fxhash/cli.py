@@ -197,9 +197,8 @@ def _import_from_extra(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise TargetError(
-            f'{error.name} is not installed; to get it: pip install "fxhash[{extra}]"'
-        ) from error
+        package = str(error.name).partition(".")[0]
+        raise TargetError(f'{package} is not installed; to get it: pip install "fxhash[{extra}]"') from error
     except Exception as error:
         raise TargetError(f"can't import {module}: {_describe(error)}") from error
 

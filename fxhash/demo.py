@@ -108,8 +108,7 @@ def run_demo(output: Path, epochs: int, console: Console | None = None) -> tuple
     output.mkdir(parents=True, exist_ok=True)
     data = load_data()
     console.print(
-        f"Training ResNet-8 on {len(data.train_labels)} handwritten digits, "
-        f"dense and at {', '.join(_percent(compress) for compress in COMPRESSIONS)} of its size"
+        f"Training a ResNet-8 on {len(data.train_labels)} handwritten digits, epochs a model: {epochs}"
     )
     models = []
     for compress in (None, *COMPRESSIONS):
@@ -118,17 +117,16 @@ def run_demo(output: Path, epochs: int, console: Console | None = None) -> tuple
             torch.manual_seed(_SEED)
             model = _dense_model() if compress is None else _compressed_model(compress)
             _train_with_progress(name, model, data, epochs, console)
-        models.append(_save_and_deploy(name, model, output))
+            models.append(_save_and_deploy(name, model, output))
     results = measure(models, data)
     _write_results(output / "results.json", results, epochs)
     plot_accuracy(results, output / "accuracy_over_size.png")
+    console.print()
     console.print(results_table(results))
-    console.print(f"Finished in {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads")
-    # A path is wrapped by the terminal, never by us, so that it can be copied in one piece.
-    console.print(f"Results: {output / 'results.json'}", soft_wrap=True, markup=False, highlight=False)
-    console.print(
-        f"Plot:    {output / 'accuracy_over_size.png'}", soft_wrap=True, markup=False, highlight=False
-    )
+    console.print(f"\nFinished in {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads")
+    for label, file in (("Results: ", "results.json"), ("Plot:    ", "accuracy_over_size.png")):
+        # A path is wrapped by the terminal, never by us, so that it can be copied in one piece.
+        console.print(f"{label}{output / file}", soft_wrap=True, markup=False, highlight=False)
     return results
 
 
@@ -208,6 +206,7 @@ def results_table(results: Sequence[Result]) -> Table:
     """Lay the results out in a table that fits 80 columns."""
     table = Table(
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         padding=0,
         caption="latency: median of the deployed model, beside it the ratio to dense",
         caption_justify="left",
@@ -242,8 +241,8 @@ def plot_accuracy(results: Sequence[Result], path: Path) -> None:
     figure = Figure(figsize=(6, 4), dpi=200, layout="constrained")
     axes = figure.subplots()
     axes.plot(sizes, accuracies, color="0.7", zorder=1)
-    axes.scatter(sizes[:1], accuracies[:1], marker="s", color="0.25", label="dense")
-    axes.scatter(sizes[1:], accuracies[1:], color="tab:blue", label="Structured Multi-Hashing")
+    axes.scatter(sizes[:1], accuracies[:1], marker="s", color="0.25")
+    axes.scatter(sizes[1:], accuracies[1:], color="tab:blue")
     for result, size, accuracy in zip(results, sizes, accuracies, strict=True):
         axes.annotate(
             f"{result.name}\n{accuracy:.1f} %",
@@ -252,15 +251,18 @@ def plot_accuracy(results: Sequence[Result], path: Path) -> None:
             textcoords="offset points",
             horizontalalignment="center",
             fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
     axes.set_xscale("log")
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.set_xticks([], minor=True)
     axes.margins(x=0.12, y=0.3)
+    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
     axes.set_xlabel("trainable parameters")
     axes.set_ylabel("test accuracy (%)")
-    axes.set_title("ResNet-8 on scikit-learn's digits")
-    axes.grid(visible=True, which="both", color="0.93")
+    axes.set_title("ResNet-8 on scikit-learn's digits, dense and with fxhash", fontsize=10)
+    axes.grid(visible=True, color="0.93")
     axes.set_axisbelow(True)
-    axes.legend(loc="lower right", frameon=False)
     figure.savefig(path)
 
 
@@ -284,7 +286,7 @@ def _train_with_progress(name: str, model: nn.Module, data: Digits, epochs: int,
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(name, total=epochs * _steps_per_epoch(data))
         train(model, data, epochs, after_step=lambda: progress.advance(task))
-    console.print(f"{name:>5}: {epochs} epochs in {time.perf_counter() - started:.1f} s")
+    console.print(f"{name:>5}: trained in {time.perf_counter() - started:.1f} s")
 
 
 def _save_and_deploy(name: str, model: nn.Module, output: Path) -> _Trained:

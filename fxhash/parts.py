@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+# Where an opaque part lies below the path of the module that it wraps. Beside it lie the parameters that it is
+# handed: they can't lie on the part or the module, which would then keep them.
+OPAQUE_PART = "opaque_part"
 _WRAPPED = "wrapped_module"
-_WHOLE_MODEL = "opaque_model"
 
 
 class TrainingFlag(nn.Module):
@@ -55,7 +57,6 @@ class OpaquePart(nn.Module):
 
     def __init__(self, module: nn.Module, names: Sequence[tuple[str, ...]], reason: str) -> None:
         super().__init__()
-        # An unlikely name: the graph may hold a parameter that was called `module.weight` inside this one.
         self.wrapped_module = module
         self.names = tuple(names)
         self.reason = reason
@@ -99,21 +100,11 @@ class OpaquePart(nn.Module):
 
 
 
-def name_of_opaque_model(model: nn.Module) -> str:
-    """Where a graph module keeps a model that is opaque as a whole: a name that the model itself doesn't use."""
-    name = _WHOLE_MODEL
-    while hasattr(model, name):
-        name += "_"
-    return name
-
-
 def original_name(name: str) -> str:
     """The name in the original model of a parameter or buffer of a traced one.
 
     Example:
-        >>> original_name("encoder.attention.wrapped_module.bias")
+        >>> original_name("encoder.attention.opaque_part.wrapped_module.bias")
         'encoder.attention.bias'
     """
-    return ".".join(
-        atom for atom in name.split(".") if atom != _WRAPPED and atom.rstrip("_") != _WHOLE_MODEL
-    )
+    return ".".join(atom for atom in name.split(".") if atom not in (OPAQUE_PART, _WRAPPED))

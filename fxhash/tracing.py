@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from fxhash.errors import TransformError
-from fxhash.parts import OpaquePart, TensorConstant, TrainingFlag, name_of_opaque_model
+from fxhash.parts import OPAQUE_PART, OpaquePart, TensorConstant, TrainingFlag
 from fxhash.selection import is_lazy, tied_groups
 
 # Of torch's own modules, those whose forward is plain arithmetic on their parameters. The others stay whole: they
@@ -144,11 +144,13 @@ class _Capture:
         with _restoring_attributes(self.root), _recording_training_flags(self, tracer), _refusing_autocast():
             with _refusing_random_numbers():
                 graph = tracer.trace(self.root)
-            called = {node.target for node in graph.nodes if node.op == "call_module"}
-            modules = {path: tracer.modules.get(path) or self.root.get_submodule(path) for path in called}
-        for path in called & tracer.opaque.keys():
-            names = tuple(self.names_inside(path).values())
-            modules[path] = OpaquePart(modules[path], names, tracer.opaque[path])
+        modules = dict(tracer.modules)
+        for target in {node.target for node in graph.nodes if node.op == "call_module"} - modules.keys():
+            path = target.removesuffix(f".{OPAQUE_PART}")
+            modules[target] = module = self.root.get_submodule(path)
+            if path != target:
+                names = tuple(self.names_inside(path).values())
+                modules[target] = OpaquePart(module, names, tracer.opaque[path])
         return self._graph_module(graph, modules)
 
     def opaque(self, reason: str) -> fx.GraphModule:
@@ -177,9 +179,8 @@ class _Capture:
             all_args = graph.call_function(operator.add, (all_args, star_args))
         if star_kwargs is not None:
             all_kwargs = graph.call_function(operator.or_, (all_kwargs, star_kwargs))
-        target = name_of_opaque_model(self.root)
-        graph.output(graph.call_module(target, (weights, all_args, all_kwargs)))
-        return self._graph_module(graph, {target: OpaquePart(self.root, tuple(exposed.values()), reason)})
+        graph.output(graph.call_module(OPAQUE_PART, (weights, all_args, all_kwargs)))
+        return self._graph_module(graph, {OPAQUE_PART: OpaquePart(self.root, tuple(exposed.values()), reason)})
 
     def names_inside(self, path: str) -> dict[str, tuple[str, ...]]:
         """The exposed parameters inside the module at `path`: their name in the model, and those in the module."""
@@ -195,9 +196,11 @@ class _Capture:
         plain = fx.Graph()
         plain.output(plain.graph_copy(graph, val_map={}))
         buffers = dict(self.root.named_buffers())
-        attributes: dict[str, Any] = dict(modules)
+        attributes: dict[str, Any] = {}
         for node in plain.nodes:
-            if node.op == "get_attr":
+            if node.op == "call_module":
+                attributes[node.target] = modules[node.target]
+            elif node.op == "get_attr":
                 attributes[node.target] = self.parameters.get(node.target, buffers.get(node.target))
         graph_module = fx.GraphModule(attributes, plain, class_name=type(self.root).__name__)
         graph_module.training = self.root.training
@@ -245,7 +248,7 @@ class _ExposingTracer(fx.Tracer):
                 self.module_stack, self.num_calls = stack, calls
         self.opaque[path] = reason
         weights = tuple(self._tensor_proxy(self.capture.parameters[fqn]) for fqn in self.capture.names_inside(path))
-        return self.create_proxy("call_module", path, (weights, args, kwargs), {})
+        return self.create_proxy("call_module", f"{path}.{OPAQUE_PART}", (weights, args, kwargs), {})
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Parameters and buffers are values of the graph, not of the trace."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import typer.testing
-from torch import nn
 
 import fxhash
 from fxhash import cli, zoo
@@ -194,8 +193,8 @@ class TestInspectErrors:
         ("target", "line"),
         [
             (
-                "no_such_package.models:build",
-                "can't import 'no_such_package.models': ModuleNotFoundError: No module named 'no_such_package'",
+                "no_such_package.nets:build",
+                "can't import 'no_such_package.nets': ModuleNotFoundError: No module named 'no_such_package'",
             ),
             (
                 "broken_factories:build",

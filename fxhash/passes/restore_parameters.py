@@ -37,18 +37,20 @@ def restore_parameters(graph_module: fx.GraphModule) -> bool:
 
 
 def _unwrap(graph_module: fx.GraphModule, path: str, part: OpaquePart) -> bool:
-    """Put the wrapped module back in its part's place; not where the graph collects `*args` for it."""
+    """Put the wrapped module back where it was; not where the graph collects `*args` for it."""
     calls = [node for node in graph_module.graph.nodes if node.op == "call_module" and node.target == path]
     if not all(isinstance(args, tuple) and isinstance(kwargs, dict) for _, args, kwargs in (n.args for n in calls)):
         return False
+    place = path.rpartition(".")[0] or path
     for node in calls:
         weights, node.args, node.kwargs = node.args
+        node.target = place
         part.fill([graph_module.get_parameter(weight.target) for weight in weights])
-    graph_module.set_submodule(path, part.wrapped_module)
-    for name, module in part.named_children():
-        # What the rest of the graph uses of the same module by name, such as a weight that is tied to it.
-        if module is not part.wrapped_module and not hasattr(part.wrapped_module, name):
+    for name, module in graph_module.get_submodule(place).named_children():
+        # What the rest of the graph calls of the same module, such as its training flag.
+        if module is not part and not hasattr(part.wrapped_module, name):
             part.wrapped_module.add_module(name, module)
+    graph_module.set_submodule(place, part.wrapped_module)
     return bool(calls)
 
 
