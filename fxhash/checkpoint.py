@@ -1,7 +1,7 @@
 """Store a transformed model as one `.safetensors` file, the plan in its metadata; no pickle.
 
-The file holds the state dict of the transformed model: factors, scales, whatever stayed dense, and buffers. A digest of plan
-and tensors is kept beside the plan, so that a damaged file is recognised before anything is built from it.
+The file holds the state dict of the transformed model: factors, scales, whatever stayed dense, and buffers. A digest
+of plan and tensors is kept beside the plan, so that a damaged file is recognised before anything is built from it.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _digest(plan: str, tensors: dict[str, Tensor]) -> str:
         tensor = tensors[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         if tensor.numel():
-            digest.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -135,9 +135,7 @@ def _distinct_tensors(gm: fx.GraphModule) -> dict[str, Tensor]:
         if tensor.is_meta:
             raise CheckpointError(f"{name!r} is on the meta device: there are no values to save")
     aliases = _aliases(gm)
-    return {
-        name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if aliases[name] == name
-    }
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if aliases[name] == name}
 
 
 def _aliases(gm: fx.GraphModule) -> dict[str, str]:

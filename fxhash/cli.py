@@ -57,9 +57,7 @@ def create_app() -> "typer.Typer":
     def _fxhash(
         version: Annotated[
             bool,
-            typer.Option(
-                "--version", callback=print_version, is_eager=True, help="Print the version and exit."
-            ),
+            typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit."),
         ] = False,
     ) -> None:
         """Shrink any PyTorch model to a chosen size with Structured Multi-Hashing."""

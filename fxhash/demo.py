@@ -107,9 +107,7 @@ def run_demo(output: Path, epochs: int, console: Console | None = None) -> tuple
     started = time.perf_counter()
     output.mkdir(parents=True, exist_ok=True)
     data = load_data()
-    console.print(
-        f"Training a ResNet-8 on {len(data.train_labels)} handwritten digits, epochs a model: {epochs}"
-    )
+    console.print(f"Training a ResNet-8 on {len(data.train_labels)} handwritten digits, epochs a model: {epochs}")
     models = []
     for compress in (None, *COMPRESSIONS):
         name = "dense" if compress is None else _percent(compress)
@@ -175,9 +173,7 @@ def train(model: nn.Module, data: Digits, epochs: int, after_step: Callable[[], 
 def measure(models: Sequence[_Trained], data: Digits) -> tuple[Result, ...]:
     """Measure every model on the test images; the first one is the one that latencies are compared with."""
     latencies = {
-        batch_size: _median_latencies(
-            [model.deployed for model in models], data.test_images[:batch_size], calls
-        )
+        batch_size: _median_latencies([model.deployed for model in models], data.test_images[:batch_size], calls)
         for batch_size, calls in _TIMED_CALLS.items()
     }
     results = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -92,7 +92,7 @@ class SMHGenerator(nn.Module):
         ).to(device)
 
     @torch.no_grad()
-    def initialise_(self, originals: dict[str, Tensor], seed: torch.Generator | None = None) -> None:
+    def initialise_(self, originals: Mapping[str, Tensor], seed: torch.Generator | None = None) -> None:
         """Fill the factors at random and match the spread of each original parameter, whatever its layer's type.
 
         Each scale is the ratio of two measured standard deviations, the original's and its run's, so the match is
@@ -140,7 +140,10 @@ class SMHGenerator(nn.Module):
         return replace(
             self.plan,
             parameters=tuple(
-                replace(parameter, dtype=str(self.get_buffer(_anchor(parameter.dtype)).dtype).removeprefix("torch."))
+                replace(
+                    parameter,
+                    dtype=str(self.get_buffer(_anchor(parameter.dtype)).dtype).removeprefix("torch."),
+                )
                 if parameter.hashed
                 else parameter
                 for parameter in self.plan.parameters

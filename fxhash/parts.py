@@ -99,7 +99,6 @@ class OpaquePart(nn.Module):
         return f"reason={self.reason!r}"
 
 
-
 def original_name(name: str) -> str:
     """The name in the original model of a parameter or buffer of a traced one.
 

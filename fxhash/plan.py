@@ -200,10 +200,7 @@ class CompressionPlan:
             names = " = ".join((parameter.fqn, *parameter.aliases))
             rows.append((names, "x".join(map(str, parameter.shape)) or "scalar", kept, where))
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        table = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([table[0], "  ".join("-" * width for width in widths), *table[1:], "", self.totals()])
 
     def totals(self) -> str:
@@ -345,9 +342,7 @@ def _choose_layout(weights: int, budget: int, aspect: float) -> Layout | None:
     return best
 
 
-def _budget_error(
-    compress: float, before: int, budget: int, dense: int, scales: int, factors: int
-) -> BudgetError:
+def _budget_error(compress: float, before: int, budget: int, dense: int, scales: int, factors: int) -> BudgetError:
     needed = dense + scales + factors
     smallest = needed / before
     message = (
@@ -359,7 +354,8 @@ def _budget_error(
         return BudgetError(message + "That is more than it has now: it is too small to compress", smallest)
     shown = Context(prec=4, rounding=ROUND_CEILING).create_decimal_from_float(smallest)
     return BudgetError(
-        message + f"Use compress={min(float(shown), 1.0)!r} or more, or hash more of it with include=...", smallest
+        message + f"Use compress={min(float(shown), 1.0)!r} or more, or hash more of it with include=...",
+        smallest,
     )
 
 

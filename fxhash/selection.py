@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeAlias
 
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedParameter
 
 from fxhash.errors import PlanError, TransformError
 from fxhash.plan import HASHABLE_DTYPES, ParameterPlan
@@ -65,7 +65,7 @@ def dtype_name(tensor: Tensor) -> str:
 
 def is_lazy(parameter: nn.Parameter) -> bool:
     """Whether a lazy module still has to learn this parameter's shape."""
-    return isinstance(parameter, UninitializedTensorMixin)
+    return isinstance(parameter, UninitializedParameter)
 
 
 def tied_groups(model: nn.Module) -> list[tuple[list[str], list[nn.Parameter]]]:

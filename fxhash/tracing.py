@@ -123,27 +123,30 @@ class _Capture:
         self.root = root
         self.parameter_names: dict[int, str] = {}
         self.parameters: dict[str, nn.Parameter] = {}
-        exposed_ids = set()
+        self.exposed_ids: set[int] = set()
         for names, parameters in tied_groups(root):
             self.parameters[names[0]] = parameters[0]
             self.parameter_names.update({id(parameter): names[0] for parameter in parameters})
             if any(name in exposed for name in names):
-                exposed_ids.update(map(id, parameters))
-        self.exposed_ids = exposed_ids
+                self.exposed_ids.update(map(id, parameters))
         self.holds_exposed = {
             id(module): not isinstance(module, torch.jit.ScriptModule)
-            and any(id(parameter) in exposed_ids for parameter in module.parameters())
+            and any(id(parameter) in self.exposed_ids for parameter in module.parameters())
             for module in root.modules()
         }
 
     def traced(self) -> fx.GraphModule:
         reason = _never_traced_because(self.root) or (_has_hooks(self.root) and "it has forward hooks")
         if reason:
-            raise _CannotTrace(reason)
+            raise _UntraceableError(reason)
         tracer = _ExposingTracer(self)
-        with _restoring_attributes(self.root), _recording_training_flags(self, tracer), _refusing_autocast():
-            with _refusing_random_numbers():
-                graph = tracer.trace(self.root)
+        with (
+            _restoring_attributes(self.root),
+            _recording_training_flags(self, tracer),
+            _refusing_autocast(),
+            _refusing_random_numbers(),
+        ):
+            graph = tracer.trace(self.root)
         modules = dict(tracer.modules)
         for target in {node.target for node in graph.nodes if node.op == "call_module"} - modules.keys():
             path = target.removesuffix(f".{OPAQUE_PART}")
@@ -160,7 +163,8 @@ class _Capture:
         kwargs: dict[str, fx.Node] = {}
         star_args = star_kwargs = None
         for parameter in inspect.signature(self.root.forward).parameters.values():
-            stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+            stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else ""
+            stars = "**" if parameter.kind is parameter.VAR_KEYWORD else stars
             default = () if parameter.default is parameter.empty else (parameter.default,)
             node = graph.create_node("placeholder", stars + parameter.name, default)
             if stars == "*":
@@ -263,7 +267,7 @@ class _ExposingTracer(fx.Tracer):
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Record nothing inside a `no_grad` block: the graph would forget the block."""
         if not torch.is_grad_enabled():
-            raise _CannotTrace("its forward switches gradients off")
+            raise _UntraceableError("its forward switches gradients off")
         return super().create_node(*args, **kwargs)
 
     def training_flag(self, module: nn.Module) -> fx.Proxy:
@@ -286,7 +290,7 @@ class _ExposingTracer(fx.Tracer):
                 ),
             )
         if tensor.requires_grad:
-            raise _CannotTrace("it computes with parameters in a way that tracing would freeze into a constant")
+            raise _UntraceableError("it computes with parameters in a way that tracing would freeze into a constant")
         target, _ = self.constants.setdefault(id(tensor), (f"tensor_constant_{len(self.constants)}", tensor))
         self.modules.setdefault(target, TensorConstant(tensor))
         return self._cached(
@@ -342,7 +346,7 @@ class _TensorProxy(fx.Proxy):
         return self._tensor_shape[0]
 
 
-class _CannotTrace(Exception):
+class _UntraceableError(Exception):
     """Raised inside a trace to roll back the module at hand."""
 
 
@@ -412,7 +416,7 @@ def _refusing_random_numbers() -> Iterator[None]:
     torch_state, python_state = torch.get_rng_state(), random.getstate()
     yield
     if not torch.equal(torch.get_rng_state(), torch_state) or random.getstate() != python_state:
-        raise _CannotTrace("its forward draws random numbers outside of any traced operation")
+        raise _UntraceableError("its forward draws random numbers outside of any traced operation")
 
 
 @contextmanager
@@ -420,7 +424,7 @@ def _refusing_autocast() -> Iterator[None]:
     """The graph would forget an autocast block, also one that switches autocast off."""
 
     def refuse(_: Any) -> None:
-        raise _CannotTrace("its forward switches autocast on or off")
+        raise _UntraceableError("its forward switches autocast on or off")
 
     enter = torch.autocast.__enter__
     torch.autocast.__enter__ = refuse  # type: ignore[method-assign]
@@ -442,4 +446,4 @@ def _preserving_random_state() -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}" if not isinstance(error, _CannotTrace) else message
+    return f"{type(error).__name__}: {message}" if not isinstance(error, _UntraceableError) else message

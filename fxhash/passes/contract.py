@@ -30,7 +30,7 @@ def graph_pass(rewrite: Rewrite[Arguments]) -> Pass[Arguments]:
     """
 
     @wraps(rewrite)
-    def run(graph_module: fx.GraphModule, *args: Arguments.args, **kwargs: Arguments.kwargs) -> PassResult:
+    def run(graph_module: fx.GraphModule, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> PassResult:
         working = _with_graph(graph_module, graph_module.graph)
         if not rewrite(working, *args, **kwargs):
             return PassResult(graph_module, False)

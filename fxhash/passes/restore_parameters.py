@@ -48,7 +48,7 @@ def _unwrap(graph_module: fx.GraphModule, path: str, part: OpaquePart) -> bool:
         part.fill([graph_module.get_parameter(weight.target) for weight in weights])
     for name, module in graph_module.get_submodule(place).named_children():
         # What the rest of the graph calls of the same module, such as its training flag.
-        if module is not part and not hasattr(part.wrapped_module, name):
+        if place != path and module is not part and not hasattr(part.wrapped_module, name):
             part.wrapped_module.add_module(name, module)
     graph_module.set_submodule(place, part.wrapped_module)
     return bool(calls)

@@ -17,9 +17,7 @@ from fxhash.zoo.resnet import DEPTHS, resnet
 
 __all__ = ["UnknownModelError", "create", "names"]
 
-_FACTORIES: dict[str, Callable[..., nn.Module]] = {
-    f"resnet{depth}": partial(resnet, depth) for depth in DEPTHS
-}
+_FACTORIES: dict[str, Callable[..., nn.Module]] = {f"resnet{depth}": partial(resnet, depth) for depth in DEPTHS}
 
 
 class UnknownModelError(FxhashError):
