@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 
 import torch
 from torch import fx, nn
 
+from fxhash.copying import copy_model
 from fxhash.errors import TransformError
 from fxhash.generator import SMHGenerator, find_generator
 from fxhash.parts import OPAQUE_PART, original_name
@@ -95,7 +95,7 @@ def lower_for_deploy(gm: fx.GraphModule) -> fx.GraphModule:
         TransformError: if `gm` is not a transformed model.
     """
     _require_transformed(gm)
-    deployed = copy.deepcopy(gm).eval().requires_grad_(False)
+    deployed = copy_model(gm).eval().requires_grad_(False)
     return generate_on_demand(deployed).graph_module
 
 
@@ -114,7 +114,7 @@ def materialize(gm: fx.GraphModule) -> nn.Module:
         TransformError: if `gm` is not a transformed model.
     """
     _require_transformed(gm)
-    dense = restore_parameters(copy.deepcopy(gm)).graph_module
+    dense = restore_parameters(copy_model(gm)).graph_module
     return dict(dense.named_children()).get(OPAQUE_PART, dense)
 
 

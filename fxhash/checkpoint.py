@@ -70,10 +70,12 @@ def load(path: PathLike, model: nn.Module) -> fx.GraphModule:
     _check_fit(plan, model, path)
     gm = rebuild(model, plan)
     aliases = _aliases(gm)
-    expected = {name: tensor for name, tensor in gm.state_dict().items() if aliases[name] == name}
-    _check_tensors(expected, tensors, path)
-    on_meta = any(tensor.is_meta for tensor in expected.values())
-    gm.load_state_dict({name: tensors[first] for name, first in aliases.items()}, strict=True, assign=on_meta)
+    state = gm.state_dict()
+    _check_tensors({name: tensor for name, tensor in state.items() if aliases[name] == name}, tensors, path)
+    on_meta = any(tensor.is_meta for tensor in state.values())
+    # Updated, not made anew: a state dict also carries the versions of the modules' formats.
+    state.update({name: tensors[first] for name, first in aliases.items()})
+    gm.load_state_dict(state, strict=True, assign=on_meta)
     for name, buffer in gm.named_buffers():
         if buffer.is_meta and buffer.numel():
             raise CheckpointError(

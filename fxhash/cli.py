@@ -69,12 +69,12 @@ def create_app() -> "typer.Typer":
         ] = Path("fxhash-demo"),
         epochs: Annotated[
             int, typer.Option(metavar="N", min=1, help="Passes over the training images, for each model.")
-        ] = 40,
+        ] = 30,
     ) -> None:
         """Train, deploy and compare small networks.
 
         A residual network is trained on handwritten digits, dense and at 25, 10 and 5 % of its size; each is
-        saved, loaded, lowered for deployment and measured. Takes one to three minutes on two cores.
+        saved, loaded, lowered for deployment and measured. Takes about a minute.
         """
         with _one_line_errors():
             _run_demo(output, epochs)

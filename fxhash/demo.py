@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -94,6 +95,8 @@ class _Trained:
 def run_demo(output: Path, epochs: int, console: Console | None = None) -> tuple[Result, ...]:
     """Train, save, load, lower and measure the four models; print a table and write results and a plot.
 
+    All of it runs on one thread, so that the figures don't depend on the number of cores.
+
     Args:
         output: directory for the four `.safetensors` files, `results.json` and `accuracy_over_size.png`;
             created if missing. Files of these names are overwritten.
@@ -103,29 +106,8 @@ def run_demo(output: Path, epochs: int, console: Console | None = None) -> tuple
     Returns:
         One result a model, the dense one first.
     """
-    console = console or Console()
-    started = time.perf_counter()
-    output.mkdir(parents=True, exist_ok=True)
-    data = load_data()
-    console.print(f"Training a ResNet-8 on {len(data.train_labels)} handwritten digits, epochs a model: {epochs}")
-    models = []
-    for compress in (None, *COMPRESSIONS):
-        name = "dense" if compress is None else _percent(compress)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
-            model = _dense_model() if compress is None else _compressed_model(compress)
-            _train_with_progress(name, model, data, epochs, console)
-            models.append(_save_and_deploy(name, model, output))
-    results = measure(models, data)
-    _write_results(output / "results.json", results, epochs)
-    plot_accuracy(results, output / "accuracy_over_size.png")
-    console.print()
-    console.print(results_table(results))
-    console.print(f"\nFinished in {time.perf_counter() - started:.0f} s on {torch.get_num_threads()} threads")
-    for label, file in (("Results: ", "results.json"), ("Plot:    ", "accuracy_over_size.png")):
-        # A path is wrapped by the terminal, never by us, so that it can be copied in one piece.
-        console.print(f"{label}{output / file}", soft_wrap=True, markup=False, highlight=False)
-    return results
+    with _one_thread():
+        return _run(output, epochs, console or Console())
 
 
 def load_data() -> Digits:
@@ -230,20 +212,24 @@ def results_table(results: Sequence[Result]) -> Table:
     return table
 
 
-def plot_accuracy(results: Sequence[Result], path: Path) -> None:
-    """Draw the deployed models' test accuracy over their trainable parameters, as a PNG file."""
+def plot_accuracy(results: Sequence[Result], test_images: int, path: Path) -> None:
+    """Draw the deployed models' test accuracy over their trainable parameters, as a PNG file.
+
+    Bars show the standard error `sqrt(p * (1 - p) / test_images)` of each accuracy `p`.
+    """
     sizes = [result.trainable_parameters for result in results]
     accuracies = [100 * result.deployed_accuracy for result in results]
+    errors = [(accuracy * (100 - accuracy) / test_images) ** 0.5 for accuracy in accuracies]
     figure = Figure(figsize=(6, 4), dpi=200, layout="constrained")
     axes = figure.subplots()
     axes.plot(sizes, accuracies, color="0.7", zorder=1)
-    axes.scatter(sizes[:1], accuracies[:1], marker="s", color="0.25")
-    axes.scatter(sizes[1:], accuracies[1:], color="tab:blue")
+    axes.errorbar(sizes[:1], accuracies[:1], errors[:1], fmt="s", color="0.25", capsize=3)
+    axes.errorbar(sizes[1:], accuracies[1:], errors[1:], fmt="o", color="tab:blue", capsize=3)
     for result, size, accuracy in zip(results, sizes, accuracies, strict=True):
         axes.annotate(
             f"{result.name}\n{accuracy:.1f} %",
             (size, accuracy),
-            xytext=(0, 8),
+            xytext=(0, 12),
             textcoords="offset points",
             horizontalalignment="center",
             fontsize=8,
@@ -252,7 +238,10 @@ def plot_accuracy(results: Sequence[Result], path: Path) -> None:
     axes.set_xscale("log")
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.set_xticks([], minor=True)
-    axes.margins(x=0.12, y=0.3)
+    axes.margins(x=0.12)
+    # Five points at least, so that noise looks like noise; room for the labels above.
+    bottom = min(95, min(accuracies) - 1)
+    axes.set_ylim(bottom, 100 + 0.2 * (100 - bottom))
     axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
     axes.set_xlabel("trainable parameters")
     axes.set_ylabel("test accuracy (%)")
@@ -260,6 +249,47 @@ def plot_accuracy(results: Sequence[Result], path: Path) -> None:
     axes.grid(visible=True, color="0.93")
     axes.set_axisbelow(True)
     figure.savefig(path)
+
+
+def _run(output: Path, epochs: int, console: Console) -> tuple[Result, ...]:
+    started = time.perf_counter()
+    output.mkdir(parents=True, exist_ok=True)
+    data = load_data()
+    console.print(f"Training a ResNet-8 for {epochs} epochs a model on {len(data.train_labels)} handwritten digits")
+    console.print(f"Testing on {len(data.test_labels)} others, of which one is {1 / len(data.test_labels):.1%}")
+    models = []
+    for compress in (None, *COMPRESSIONS):
+        name = "dense" if compress is None else _percent(compress)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_SEED)
+            model = _dense_model() if compress is None else _compressed_model(compress)
+            _train_with_progress(name, model, data, epochs, console)
+            models.append(_save_and_deploy(name, model, output))
+    results = measure(models, data)
+    _write_results(output / "results.json", results, epochs)
+    plot_accuracy(results, len(data.test_labels), output / "accuracy_over_size.png")
+    console.print()
+    console.print(results_table(results))
+    console.print(f"\nFinished in {time.perf_counter() - started:.0f} s on one thread")
+    for label, file in (("Results: ", "results.json"), ("Plot:    ", "accuracy_over_size.png")):
+        # A path is wrapped by the terminal, never by us, so that it can be copied in one piece.
+        console.print(f"{label}{output / file}", soft_wrap=True, markup=False, highlight=False)
+    return results
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread for a while.
+
+    A network this small gains little from more, and where cores are shared, threads that wait for each other can
+    make a step a hundred times slower.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _dense_model() -> nn.Module:
@@ -279,7 +309,7 @@ def _train_with_progress(name: str, model: nn.Module, data: Digits, epochs: int,
         TextColumn("{task.percentage:>3.0f} %"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(name, total=epochs * _steps_per_epoch(data))
         train(model, data, epochs, after_step=lambda: progress.advance(task))
     console.print(f"{name:>5}: trained in {time.perf_counter() - started:.1f} s")
@@ -317,7 +347,6 @@ def _write_results(path: Path, results: Sequence[Result], epochs: int) -> None:
     report = {
         "fxhash": __version__,
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
         "epochs": epochs,
         "results": [asdict(result) for result in results],
     }

@@ -118,8 +118,8 @@ class SMHGenerator(nn.Module):
             std, mean = _std_and_mean(original)
             if not math.isfinite(std) or not math.isfinite(mean):
                 raise TransformError(f"parameter {parameter.fqn!r} holds NaN or infinity: its spread can't be matched")
-            run_std, _ = _std_and_mean(run)
-            self.scales[index] = std / run_std if std > 0 and run_std > 0 else 0.0
+            # A constant has no spread to match: it starts as its shift alone, and the scale learns from zero.
+            self.scales[index] = std / run.float().std().item() if std > 0 else 0.0
             self.shifts[index] = mean if abs(mean) > std else 0.0
 
     def forward(self, name: str, runs: tuple[Tensor, ...] | None = None) -> Tensor:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
@@ -39,6 +40,12 @@ def describe_parameters(
     """
     included = None if include is None else _as_predicate("include", include)
     excluded = None if exclude is None else _as_predicate("exclude", exclude)
+    scripted = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, torch.jit.ScriptModule)
+        for parameter in module.parameters()
+    }
     described = []
     for names, (parameter, *_) in tied_groups(model):
         if is_lazy(parameter):
@@ -51,7 +58,11 @@ def describe_parameters(
                 shape=tuple(parameter.shape),
                 dtype=dtype_name(parameter),
                 trainable=parameter.requires_grad,
-                dense_because=_dense_because(names, parameter, included, excluded),
+                dense_because=(
+                    "inside a script module"
+                    if id(parameter) in scripted
+                    else _dense_because(names, parameter, included, excluded)
+                ),
                 aliases=tuple(names[1:]),
             )
         )

@@ -8,7 +8,6 @@ becomes one opaque call that is handed its parameters.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
 import random
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from fxhash.copying import copy_model
 from fxhash.errors import TransformError
 from fxhash.parts import OPAQUE_PART, OpaquePart, TensorConstant, TrainingFlag
 from fxhash.selection import is_lazy, tied_groups
@@ -72,7 +72,7 @@ def trace(model: nn.Module, expose: Collection[str] | None = None) -> fx.GraphMo
                 f"parameter {names[0]!r} has no shape yet: run one batch through the lazy modules first"
             )
     exposed = set(_all_but_batch_norms(model) if expose is None else expose)
-    structure = _copy_all_but(model, exposed)
+    structure = copy_model(model, shared=exposed)
     with _preserving_random_state(), torch.enable_grad():
         try:
             return _Capture(structure, exposed).traced()
@@ -90,30 +90,6 @@ def _all_but_batch_norms(model: nn.Module) -> Iterator[str]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) not in norms:
             yield name
-
-
-def _copy_all_but(model: nn.Module, shared: set[str]) -> nn.Module:
-    """A deep copy of the model that shares the values of the parameters named `shared`, which may be large."""
-    memo: dict[int, Any] = {}
-    for names, parameters in tied_groups(model):
-        if any(name in shared for name in names):
-            memo.update({id(parameter): parameters[0] for parameter in parameters})
-        elif len({id(parameter) for parameter in parameters}) > 1:
-            # torch copies the storage once a parameter, which would untie them.
-            copied = copy.deepcopy(parameters[0])
-            memo.update({id(parameter): copied for parameter in parameters})
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                # Computed values, such as the weight that the old `weight_norm` leaves behind, refuse to be copied.
-                memo[id(value)] = value.detach()
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:
-        raise TransformError(
-            f"{type(model).__name__} can't be copied by copy.deepcopy, which leaving it untouched needs: "
-            f"{_one_line(error)}"
-        ) from error
 
 
 class _Capture:
@@ -446,4 +422,4 @@ def _preserving_random_state() -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     message = " ".join(str(error).split())
-    return f"{type(error).__name__}: {message}" if not isinstance(error, _UntraceableError) else message
+    return message if isinstance(error, _UntraceableError) else f"{type(error).__name__}: {message}"

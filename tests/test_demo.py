@@ -122,10 +122,21 @@ def test_second_run_gives_the_same_accuracies(
     assert (tmp_path / "10_percent.safetensors").stat().st_size == results[2].file_bytes
 
 
-def test_leaves_the_global_generator_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaves_generator_and_threads_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        assert torch.get_num_threads() == 1
+        raise RuntimeError("the plot failed")
+
     monkeypatch.setattr(demo, "COMPRESSIONS", ())
-    state = torch.get_rng_state()
-    demo.run_demo(tmp_path, epochs=1, console=Console(file=io.StringIO()))
+    monkeypatch.setattr(demo, "plot_accuracy", fail)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError, match="the plot failed"):
+            demo.run_demo(tmp_path, epochs=1, console=Console(file=io.StringIO()))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
     assert torch.equal(torch.get_rng_state(), state)
 
 

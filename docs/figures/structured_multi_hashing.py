@@ -113,9 +113,7 @@ def draw_counts(axes: Axes) -> None:
         write(axes, 740 + length + 14, y, label, weight="bold", align="left")
 
 
-def draw_cells(
-    axes: Axes, x: float, bottom: float, rows: int, cols: int, colour: str, cell: float = CELL
-) -> None:
+def draw_cells(axes: Axes, x: float, bottom: float, rows: int, cols: int, colour: str, cell: float = CELL) -> None:
     """Draw a grid of cells of one colour."""
     for row in range(rows):
         for col in range(cols):
@@ -127,17 +125,13 @@ def draw_cell(axes: Axes, x: float, y: float, colour: str, cell: float = CELL) -
     axes.add_patch(Rectangle((x, y), cell, cell, facecolor=colour, edgecolor="white", linewidth=1.2))
 
 
-def draw_run(
-    axes: Axes, x: float, bottom: float, start: int, numel: int, colour: str, outlined: bool
-) -> None:
+def draw_run(axes: Axes, x: float, bottom: float, start: int, numel: int, colour: str, outlined: bool) -> None:
     """Draw the elements `start` to `start + numel` of W, row by row from the top left."""
     for element in range(start, start + numel):
         row, col = divmod(element, COLS)
         draw_cell(axes, x + col * CELL, bottom + (ROWS - 1 - row) * CELL, colour)
     if outlined:
-        corners = [
-            (x + col * CELL, bottom + (ROWS - row) * CELL) for row, col in outline(start, start + numel)
-        ]
+        corners = [(x + col * CELL, bottom + (ROWS - row) * CELL) for row, col in outline(start, start + numel)]
         axes.add_patch(Polygon(corners, closed=True, fill=False, edgecolor=INK, linewidth=2.5, zorder=3))
 
 

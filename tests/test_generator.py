@@ -1,0 +1,119 @@
+"""Initial values, types and precision of what the generator makes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from torch import nn
+
+import fxhash
+from tests.helpers import generator_of, smallest_transform
+from tests.strategies import random_models
+
+
+@given(random_models())
+def test_initial_spread_is_that_of_each_original_parameter(case):
+    model, _ = case
+    generator = generator_of(smallest_transform(model, 0.5, seed=0))
+    for parameter in generator.plan.hashed:
+        original = model.get_parameter(parameter.fqn).detach().double()
+        weight = generator(parameter.fqn).detach().double()
+        tolerance = 2e-2 if parameter.dtype == "bfloat16" else 1e-3
+        torch.testing.assert_close(weight.std(), original.std(), rtol=tolerance, atol=1e-6)
+
+
+def test_initial_weights_have_mean_zero():
+    generator = fxhash.transform(nn.Sequential(nn.Linear(200, 200), nn.Linear(200, 300)), 0.2, seed=0).smh_generator
+    assert (generator.shifts == 0).all()
+    for parameter in generator.plan.hashed:
+        weight = generator(parameter.fqn)
+        assert weight.mean().abs() < 0.1 * weight.std()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-6, -2.3])
+def test_a_constant_parameter_starts_as_its_constant_and_learns(value):
+    """No multiple of mean-zero noise stands for the all-ones weight of a norm, and its spread can't be divided by."""
+    model = nn.Sequential(nn.Linear(30, 30), nn.LayerNorm((30, 30)))
+    nn.init.constant_(model[1].weight, value)
+    gm = fxhash.transform(model, 0.3, seed=0)
+    weight = gm.smh_generator("1.weight")
+    torch.testing.assert_close(weight, torch.full((30, 30), value))
+    gm(torch.randn(5, 30, 30)).square().sum().backward()
+    assert gm.smh_generator.scales.grad.abs().min() > 0
+
+
+def test_a_parameter_whose_mean_outweighs_its_spread_keeps_its_mean():
+    model = nn.Linear(100, 100)
+    nn.init.normal_(model.weight, mean=3.0, std=0.1)
+    weight = fxhash.transform(model, 0.3, seed=0).smh_generator("weight")
+    assert abs(weight.mean().item() - 3) < 0.05
+    assert abs(weight.std().item() - 0.1) < 0.01
+
+
+def test_a_single_element_is_no_spread():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 60), nn.Linear(60, 60))
+    gm = fxhash.transform(model, 0.5)
+    torch.testing.assert_close(gm.smh_generator("0.weight"), model[0].weight)
+
+
+def test_seed_makes_it_reproducible_and_leaves_the_global_generator_alone():
+    model = nn.Linear(40, 40)
+    state = torch.get_rng_state()
+    first, second = fxhash.transform(model, 0.3, seed=5), fxhash.transform(model, 0.3, seed=5)
+    third = fxhash.transform(model, 0.3, seed=torch.Generator().manual_seed(5))
+    assert torch.equal(torch.get_rng_state(), state)
+    for other in (second, third):
+        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
+    assert not torch.equal(first.smh_generator.pool.left, fxhash.transform(model, 0.3, seed=6).smh_generator.pool.left)
+
+
+def test_without_a_seed_the_global_generator_decides():
+    model = nn.Linear(40, 40)
+    torch.manual_seed(1)
+    first = fxhash.transform(model, 0.3)
+    second = fxhash.transform(model, 0.3)
+    torch.manual_seed(1)
+    again = fxhash.transform(model, 0.3)
+    assert torch.equal(first.smh_generator.pool.left, again.smh_generator.pool.left)
+    assert not torch.equal(first.smh_generator.pool.left, second.smh_generator.pool.left)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "expected"),
+    [
+        (["float32", "float32"], torch.float32),
+        (["bfloat16", "bfloat16"], torch.bfloat16),
+        (["bfloat16", "float16"], torch.float32),
+        (["float32", "float64"], torch.float64),
+    ],
+)
+def test_factors_have_the_narrowest_type_that_holds_every_weight(dtypes, expected):
+    model = nn.ParameterList(nn.Parameter(torch.randn(40, 40, dtype=getattr(torch, dtype))) for dtype in dtypes)
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = model
+
+        def forward(self):
+            return [weight * 1 for weight in self.weights]
+
+    gm = fxhash.transform(Reads(), 0.5)
+    assert gm.smh_generator.pool.left.dtype == expected
+    assert [output.dtype for output in gm()] == [getattr(torch, dtype) for dtype in dtypes]
+
+
+def test_autocast_leaves_the_product_in_full_precision():
+    gm = fxhash.transform(nn.Linear(64, 64), 0.5, seed=0)
+    expected = gm.smh_generator("weight")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        runs = gm.smh_generator.pool()
+        assert gm(torch.randn(2, 64)).dtype == torch.bfloat16
+        assert runs[0].dtype == torch.float32
+        torch.testing.assert_close(gm.smh_generator("weight", runs), expected)
+        torch.testing.assert_close(gm.smh_generator("weight"), expected)
+
+
+def test_repr_says_what_it_is():
+    assert "FactorPool(rows=49, cols=34, rank=5, parameters=1)" in repr(fxhash.transform(nn.Linear(40, 40), 0.3))
