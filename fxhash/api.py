@@ -10,7 +10,7 @@ from torch import fx, nn
 from fxhash.copying import copy_model
 from fxhash.errors import TransformError
 from fxhash.generator import SMHGenerator, find_generator
-from fxhash.parts import OPAQUE_PART, original_name
+from fxhash.parts import OPAQUE_PART, OpaquePart, original_name
 from fxhash.passes import generate_on_demand, hash_parameters, restore_parameters, restore_training_flags
 from fxhash.plan import CompressionPlan, plan_parameters
 from fxhash.selection import Selector, describe_parameters, tied_groups
@@ -56,11 +56,11 @@ def transform(
         >>> dense = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 10))
         >>> small = transform(dense, compress=0.1)
         >>> sum(parameter.numel() for parameter in small.parameters())
-        2160
+        2204
         >>> small(torch.zeros(5, 100)).shape
         torch.Size([5, 10])
     """
-    _refuse_transformed(traced_model)
+    refuse_transformed(traced_model)
     described = describe_parameters(traced_model, include, exclude)
     traced = _expose(traced_model, {parameter.fqn for parameter in described if parameter.hashed})
     names_in_use = {original_name(name) for name, _ in traced.named_parameters(remove_duplicate=False)}
@@ -115,15 +115,20 @@ def materialize(gm: fx.GraphModule) -> nn.Module:
     """
     _require_transformed(gm)
     dense = restore_parameters(copy_model(gm)).graph_module
-    return dict(dense.named_children()).get(OPAQUE_PART, dense)
+    whole_model = dict(dense.named_children()).get(OPAQUE_PART, dense)
+    if isinstance(whole_model, OpaquePart):
+        (call,) = [node for node in dense.graph.nodes if node.target == OPAQUE_PART]
+        whole_model.fill([dense.get_parameter(weight.target) for weight in call.args[0]])
+        return whole_model.wrapped_module
+    return whole_model
 
 
 def rebuild(model: nn.Module, plan: CompressionPlan) -> fx.GraphModule:
     """What `transform` would return for `model` with this plan, with the generator's tensors still unset."""
-    _refuse_transformed(model)
+    refuse_transformed(model)
     traced = _expose(model, {parameter.fqn for parameter in plan.hashed})
-    devices = {parameters[0].device for _, parameters in tied_groups(model)}
-    return hash_parameters(traced, SMHGenerator.empty(plan, device=devices.pop())).graph_module
+    device = model.get_parameter(plan.hashed[0].fqn).device
+    return hash_parameters(traced, SMHGenerator.empty(plan, "cpu" if device.type == "meta" else device)).graph_module
 
 
 def _expose(model: nn.Module, names: Collection[str]) -> fx.GraphModule:
@@ -137,7 +142,8 @@ def _random_generator(seed: int | torch.Generator | None) -> torch.Generator | N
     return torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
 
 
-def _refuse_transformed(model: object) -> None:
+def refuse_transformed(model: object) -> None:
+    """Raise TransformError if `model` is no module, or one whose weights are generated already."""
     if not isinstance(model, nn.Module):
         raise TransformError(f"expected a torch.nn.Module or GraphModule, got {type(model).__name__}")
     if find_generator(model) is not None:

@@ -18,16 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor, fx, nn
 
-from fxhash.api import rebuild
+from fxhash.api import rebuild, refuse_transformed
 from fxhash.errors import CheckpointError, PlanError
-from fxhash.generator import find_generator
+from fxhash.generator import current_plan
 from fxhash.plan import CompressionPlan, ParameterPlan
 from fxhash.selection import describe_parameters
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-_PLAN = "fxhash.plan"
-_DIGEST = "fxhash.sha256"
+_KEY = "fxhash"
 
 
 def save(gm: fx.GraphModule, path: PathLike) -> None:
@@ -40,14 +39,13 @@ def save(gm: fx.GraphModule, path: PathLike) -> None:
         path: where to write; an existing file is replaced.
 
     Raises:
-        CheckpointError: if `gm` is not a transformed model, has no values yet, or the file can't be written.
+        TransformError: if `gm` is not a transformed model.
+        CheckpointError: if it has no values yet, or the file can't be written.
     """
-    generator = find_generator(gm)
-    if generator is None:
-        raise CheckpointError("only a transformed model can be saved: this one has no generator")
-    plan = generator.plan_as_it_is_now().to_json()
+    plan = current_plan(gm).to_json()
     tensors = _distinct_tensors(gm)
-    metadata = {"format": "pt", _PLAN: plan, _DIGEST: _digest(plan, tensors)}
+    # One key, since safetensors writes several in an order that changes from process to process.
+    metadata = {_KEY: json.dumps({"sha256": _digest(plan, tensors), "plan": plan})}
     _write_atomically(Path(path), to_safetensors(tensors, metadata))
 
 
@@ -66,6 +64,7 @@ def load(path: PathLike, model: nn.Module) -> fx.GraphModule:
         CheckpointError: if the file can't be read, is damaged, or doesn't fit the model; the message names the
             first parameter that differs.
     """
+    refuse_transformed(model)
     plan, tensors = _read(Path(path))
     _check_fit(plan, model, path)
     gm = rebuild(model, plan)
@@ -82,7 +81,7 @@ def load(path: PathLike, model: nn.Module) -> fx.GraphModule:
                 f"buffer {name!r} is not part of the state dict and has no value on the meta device: build the model "
                 "on a real device"
             )
-    return gm.to("cpu") if on_meta else gm
+    return gm
 
 
 def read_plan(path: PathLike) -> CompressionPlan:
@@ -105,12 +104,17 @@ def _read(path: Path) -> tuple[CompressionPlan, dict[str, Tensor]]:
         raise CheckpointError(f"{path} does not exist") from error
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, MemoryError) as error:
         raise CheckpointError(f"{path} can't be read: it is truncated or no safetensors file ({error})") from error
-    if _PLAN not in metadata or _DIGEST not in metadata:
+    if _KEY not in metadata:
         raise CheckpointError(f"{path} was not written by fxhash.save: it has no plan in its metadata")
-    if _digest(metadata[_PLAN], tensors) != metadata[_DIGEST]:
+    try:
+        stored = json.loads(metadata[_KEY])
+        plan, digest = str(stored["plan"]), stored["sha256"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: its metadata can't be read ({error})") from error
+    if _digest(plan, tensors) != digest:
         raise CheckpointError(f"{path} is damaged: its content does not have the digest that was stored with it")
     try:
-        return CompressionPlan.from_json(metadata[_PLAN]), tensors
+        return CompressionPlan.from_json(plan), tensors
     except PlanError as error:
         raise CheckpointError(f"{path} holds a plan that can't be used: {error}") from error
 

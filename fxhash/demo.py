@@ -83,7 +83,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Trained:
+class TrainedModel:
     """A trained model in eval mode, beside the same model as it came back from its file."""
 
     name: str
@@ -152,7 +152,7 @@ def train(model: nn.Module, data: Digits, epochs: int, after_step: Callable[[], 
     model.eval()
 
 
-def measure(models: Sequence[_Trained], data: Digits) -> tuple[Result, ...]:
+def measure(models: Sequence[TrainedModel], data: Digits) -> tuple[Result, ...]:
     """Measure every model on the test images; the first one is the one that latencies are compared with."""
     latencies = {
         batch_size: _median_latencies([model.deployed for model in models], data.test_images[:batch_size], calls)
@@ -225,13 +225,14 @@ def plot_accuracy(results: Sequence[Result], test_images: int, path: Path) -> No
     axes.plot(sizes, accuracies, color="0.7", zorder=1)
     axes.errorbar(sizes[:1], accuracies[:1], errors[:1], fmt="s", color="0.25", capsize=3)
     axes.errorbar(sizes[1:], accuracies[1:], errors[1:], fmt="o", color="tab:blue", capsize=3)
-    for result, size, accuracy in zip(results, sizes, accuracies, strict=True):
+    for result, size, accuracy, error in zip(results, sizes, accuracies, errors, strict=True):
         axes.annotate(
             f"{result.name}\n{accuracy:.1f} %",
-            (size, accuracy),
-            xytext=(0, 12),
+            (size, accuracy - error),
+            xytext=(0, -8),
             textcoords="offset points",
             horizontalalignment="center",
+            verticalalignment="top",
             fontsize=8,
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
@@ -239,10 +240,10 @@ def plot_accuracy(results: Sequence[Result], test_images: int, path: Path) -> No
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.set_xticks([], minor=True)
     axes.margins(x=0.12)
-    # Five points at least, so that noise looks like noise; room for the labels above.
-    bottom = min(95, min(accuracies) - 1)
-    axes.set_ylim(bottom, 100 + 0.2 * (100 - bottom))
-    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
+    # Five points at least, so that noise looks like noise; room for the labels below.
+    bottom = min(95, 100 - 1.3 * (100 - min(accuracies)))
+    axes.set_ylim(bottom, 100 + 0.1 * (100 - bottom))
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100])
     axes.set_xlabel("trainable parameters")
     axes.set_ylabel("test accuracy (%)")
     axes.set_title("ResNet-8 on scikit-learn's digits, dense and with fxhash", fontsize=10)
@@ -315,7 +316,7 @@ def _train_with_progress(name: str, model: nn.Module, data: Digits, epochs: int,
     console.print(f"{name:>5}: trained in {time.perf_counter() - started:.1f} s")
 
 
-def _save_and_deploy(name: str, model: nn.Module, output: Path) -> _Trained:
+def _save_and_deploy(name: str, model: nn.Module, output: Path) -> TrainedModel:
     """Write `model` to its file and build what is deployed from that file alone."""
     path = output / f"{name.replace(' %', '_percent')}.safetensors"
     fresh = _dense_model()
@@ -326,7 +327,7 @@ def _save_and_deploy(name: str, model: nn.Module, output: Path) -> _Trained:
         safetensors.torch.save_file(model.state_dict(), path)
         fresh.load_state_dict(safetensors.torch.load_file(path))
         deployed = fresh.eval()
-    return _Trained(name, model, deployed, path)
+    return TrainedModel(name, model, deployed, path)
 
 
 def _median_latencies(models: Sequence[nn.Module], images: Tensor, calls: int) -> list[float]:

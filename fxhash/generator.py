@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fxhash.errors import TransformError
-from fxhash.plan import CompressionPlan
+from fxhash.parts import original_name
+from fxhash.plan import CompressionPlan, ParameterPlan
 from fxhash.product import generate_run, split_product, standard_normal_factors
 
 
@@ -133,22 +134,11 @@ class SMHGenerator(nn.Module):
         assert parameter.offset is not None
         run = self.pool.run(parameter.offset, parameter.numel) if runs is None else runs[index]
         weight = torch.addcmul(self.shifts[index], run.view(parameter.shape), self.scales[index])
-        return weight.to(self.get_buffer(_anchor(parameter.dtype)).dtype)
+        return weight.to(self.dtype_of(parameter))
 
-    def plan_as_it_is_now(self) -> CompressionPlan:
-        """The plan, with the types that the weights have after any `.to(dtype)` since."""
-        return replace(
-            self.plan,
-            parameters=tuple(
-                replace(
-                    parameter,
-                    dtype=str(self.get_buffer(_anchor(parameter.dtype)).dtype).removeprefix("torch."),
-                )
-                if parameter.hashed
-                else parameter
-                for parameter in self.plan.parameters
-            ),
-        )
+    def dtype_of(self, parameter: ParameterPlan) -> torch.dtype:
+        """The type that a weight has by now: the original's, unless `.to(dtype)` or the like converted the model."""
+        return self.get_buffer(_anchor(parameter.dtype)).dtype
 
 
 def factor_dtype(plan: CompressionPlan) -> torch.dtype:
@@ -187,3 +177,20 @@ def _full_precision(device_type: str) -> Iterator[None]:
 def find_generator(module: nn.Module) -> SMHGenerator | None:
     """The generator of a transformed model; None if the model is not transformed."""
     return next((child for child in module.modules() if isinstance(child, SMHGenerator)), None)
+
+
+def current_plan(gm: nn.Module) -> CompressionPlan:
+    """The plan of a transformed model, with the types that its parameters have by now.
+
+    Raises:
+        TransformError: if `gm` is not a transformed model.
+    """
+    generator = find_generator(gm)
+    if generator is None:
+        raise TransformError(f"this {type(gm).__name__} has no generator: it is not the result of fxhash.transform")
+    dense = {original_name(name): parameter for name, parameter in gm.named_parameters(remove_duplicate=False)}
+    parameters = []
+    for parameter in generator.plan.parameters:
+        dtype = generator.dtype_of(parameter) if parameter.hashed else dense[parameter.fqn].dtype
+        parameters.append(replace(parameter, dtype=str(dtype).removeprefix("torch.")))
+    return replace(generator.plan, parameters=tuple(parameters))

@@ -21,8 +21,8 @@ from fxhash.product import rows_of_run
 FORMAT_VERSION = 1
 HASHABLE_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
-# The layout search stops at the first shape that uses this share of what the factors may have.
-_GOOD_USE = 0.995
+# The layout search stops at the first shape with which the model uses this share of its budget.
+_GOOD_USE = 0.99
 # How far the search may go from the requested number of columns, as a factor.
 _LARGEST_STRETCH = 4
 
@@ -94,7 +94,7 @@ class CompressionPlan:
     Example:
         >>> plan = plan_parameters([ParameterPlan("fc.weight", (100, 100), "float32")], compress=0.1)
         >>> plan.trainable_before, plan.trainable_after, plan.layout
-        (10000, 1000, Layout(rows=112, cols=90, rank=4))
+        (10000, 993, Layout(rows=197, cols=51, rank=4))
         >>> CompressionPlan.from_json(plan.to_json()) == plan
         True
     """
@@ -260,7 +260,8 @@ def plan_parameters(
     dense = sum(parameter.numel for parameter in parameters if not parameter.hashed and parameter.trainable)
     before = weights + dense
     budget = _budget(compress, before)
-    layout = _choose_layout(weights, budget - dense - len(hashed), aspect)
+    fixed = dense + len(hashed)
+    layout = _choose_layout(weights, _GOOD_USE * budget - fixed, budget - fixed, aspect)
     if layout is None:
         rows, cols = _shape(weights, _columns(weights, aspect))
         raise _budget_error(compress, before, budget, dense, len(hashed), rows + cols)
@@ -322,23 +323,21 @@ def _shape(weights: int, cols: int) -> tuple[int, int]:
     return -(-weights // cols), cols
 
 
-def _choose_layout(weights: int, budget: int, aspect: float) -> Layout | None:
-    """The layout nearest to `aspect` that uses the budget well; None if rank 1 at `aspect` exceeds it."""
+def _choose_layout(weights: int, enough: float, budget: int, aspect: float) -> Layout | None:
+    """The layout nearest to `aspect` with `enough` parameters; None if rank 1 at `aspect` exceeds the budget."""
     nearest = _columns(weights, aspect)
     if sum(_shape(weights, nearest)) > budget:
         return None
+    # Stretched the way it already leans, a square one towards tall: a run on its own computes up to two rows in part.
+    last, step = (-(-nearest // _LARGEST_STRETCH), -1) if aspect >= 1 else (nearest * _LARGEST_STRETCH, 1)
     best = Layout(0, 0, 0)
-    # Columns in order of distance from the nearest, the taller shape first.
-    for step in range(nearest * (_LARGEST_STRETCH - 1) + 1):
-        for candidate in {nearest - step: None, nearest + step: None}:
-            if not nearest / _LARGEST_STRETCH <= candidate <= min(nearest * _LARGEST_STRETCH, weights):
-                continue
-            rows, cols = _shape(weights, candidate)
-            layout = Layout(rows, cols, budget // (rows + cols))
-            if layout.parameters > best.parameters:
-                best = layout
-            if best.parameters >= _GOOD_USE * budget:
-                return best
+    for candidate in range(nearest, min(last, weights) + step, step):
+        rows, cols = _shape(weights, candidate)
+        layout = Layout(rows, cols, budget // (rows + cols))
+        if layout.parameters > best.parameters:
+            best = layout
+        if best.parameters >= enough:
+            break
     return best
 
 
@@ -373,6 +372,10 @@ def _check_plan(plan: CompressionPlan) -> None:
         raise PlanError(f"the layout must be three positive whole numbers, not {sizes!r}")
     if not all(isinstance(name, str) for name in plan.unused):
         raise PlanError("the names of unused parameters must be text")
+    if plan.layout.rank > min(plan.layout.rows, plan.layout.cols):
+        raise PlanError(
+            f"rank {plan.layout.rank} is more than a {plan.layout.rows} x {plan.layout.cols} matrix can have"
+        )
     names: set[str] = set()
     offset = 0
     for parameter in plan.parameters:

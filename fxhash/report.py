@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxhash.errors import TransformError
-from fxhash.generator import find_generator
-from fxhash.parts import OpaquePart
+from fxhash.generator import current_plan
+from fxhash.parts import OpaquePart, original_name
 from fxhash.plan import CompressionPlan
 
 
@@ -54,10 +53,11 @@ def summary(gm: fx.GraphModule) -> Summary:
     Raises:
         TransformError: if `gm` is not a transformed model.
     """
-    generator = find_generator(gm)
-    if generator is None:
-        raise TransformError("only a transformed model has a summary: this one has no generator")
-    opaque = tuple((path, part.reason) for path, part in gm.named_modules() if isinstance(part, OpaquePart))
-    result = Summary(generator.plan_as_it_is_now(), opaque)
+    opaque = tuple(
+        (original_name(path) or "the whole model", part.reason)
+        for path, part in gm.named_modules()
+        if isinstance(part, OpaquePart)
+    )
+    result = Summary(current_plan(gm), opaque)
     print(result)
     return result

@@ -121,6 +121,7 @@ class _Capture:
             _recording_training_flags(self, tracer),
             _refusing_autocast(),
             _refusing_random_numbers(),
+            _refusing_new_buffers(*self.root.modules()),
         ):
             graph = tracer.trace(self.root)
         modules = dict(tracer.modules)
@@ -220,7 +221,7 @@ class _ExposingTracer(fx.Tracer):
             last_node = next(iter(reversed(self.graph.nodes)))
             stack, calls = self.module_stack.copy(), self.num_calls.copy()
             try:
-                with _refusing_random_numbers():
+                with _refusing_random_numbers(), _refusing_new_buffers(m):
                     return super().call_module(m, forward, args, kwargs)
             except Exception as error:
                 reason = _one_line(error)
@@ -393,6 +394,16 @@ def _refusing_random_numbers() -> Iterator[None]:
     yield
     if not torch.equal(torch.get_rng_state(), torch_state) or random.getstate() != python_state:
         raise _UntraceableError("its forward draws random numbers outside of any traced operation")
+
+
+@contextmanager
+def _refusing_new_buffers(*modules: nn.Module) -> Iterator[None]:
+    """A buffer that forward assigns anew would keep its first value in the graph."""
+    before = [(module, dict(module._buffers)) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+    yield
+    for module, buffers in before:
+        if any(module._buffers.get(name) is not buffer for name, buffer in buffers.items()):
+            raise _UntraceableError("its forward assigns a buffer")
 
 
 @contextmanager

@@ -97,6 +97,8 @@ def test_log_file_is_plain_and_fits_80_columns(printed: io.StringIO, output: Pat
     assert f"Results: {output / 'results.json'}\n" in text
     assert f"Plot:    {output / 'accuracy_over_size.png'}\n" in text
     assert all(len(line) <= 80 for line in text.splitlines() if str(output) not in line)
+    trained = [line.partition(": trained in ")[0].strip() for line in text.splitlines()[2:6]]
+    assert trained == ["dense", "25 %", "10 %", "5 %"]
 
 
 @pytest.mark.usefixtures("results")

@@ -73,7 +73,9 @@ def test_gradients_reach_every_factor(case):
         assert torch.isfinite(factor.grad).all()
     assert (pool.left.grad.abs().sum(1) > 0).all(), "a row of left has no gradient"
     assert (pool.right.grad.abs().sum(0) > 0).all(), "a column of right has no gradient"
-    assert (scales.grad != 0).all()
+    for parameter, gradient in zip(gm.smh_generator.plan.hashed, scales.grad, strict=True):
+        # Weight norm divides the scale of its direction, `original1`, out again.
+        assert gradient != 0 or parameter.fqn.endswith("original1")
 
 
 @given(random_models())

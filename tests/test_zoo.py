@@ -8,7 +8,7 @@ from torch import fx, nn
 
 import fxhash.errors
 from fxhash import zoo
-from fxhash.zoo.resnet import SubsampleAndPad, resnet
+from fxhash.zoo.resnet import BasicBlock, SubsampleAndPad, resnet
 
 # He et al. 2015, table 6: millions of parameters of the networks for CIFAR-10.
 PUBLISHED_MILLIONS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85}
@@ -69,6 +69,16 @@ def test_shortcut_keeps_every_second_pixel_between_zero_channels() -> None:
     assert out[:, :1].count_nonzero() == 0
     assert out[:, 4:].count_nonzero() == 0
     assert "padding=(1, 2), stride=2" in repr(shortcut)
+
+
+@pytest.mark.parametrize(("out_channels", "stride"), [(4, 1), (8, 2), (8, 1)])
+def test_block_without_residual_is_its_shortcut(out_channels: int, stride: int) -> None:
+    block = BasicBlock(4, out_channels, stride)
+    nn.init.zeros_(block.bn2.weight)
+    images = torch.randn(2, 4, 6, 6)
+    torch.testing.assert_close(block(images), block.shortcut(images).relu(), rtol=0, atol=0)
+    nn.init.ones_(block.bn2.weight)
+    assert not torch.allclose(block(images), block.shortcut(images).relu())
 
 
 def test_unknown_name_lists_the_names_and_close_matches() -> None:
