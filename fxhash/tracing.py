@@ -179,6 +179,9 @@ class _Capture:
         buffers = dict(self.root.named_buffers())
         attributes: dict[str, Any] = {}
         for node in plain.nodes:
+            if isinstance(node.type, str):
+                # An annotation under `from __future__ import annotations`; with it, older torch can't pickle the graph.
+                node.type = None
             if node.op == "call_module":
                 attributes[node.target] = modules[node.target]
             elif node.op == "get_attr":

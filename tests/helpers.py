@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fxhash
@@ -33,6 +35,19 @@ def assert_same_outputs(first: nn.Module, second: nn.Module, *inputs: Any, rtol:
         largest = one.abs().max().item() if one.numel() and one.dtype.is_floating_point else 0.0
         tolerance = max(rtol, 4 * torch.finfo(one.dtype).eps) if one.dtype.is_floating_point else 0
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * largest + 1e-7)
+
+
+class CountingOperators(TorchDispatchMode):
+    """Counts the operators that run inside a `with` block, under names such as `aten.mm`."""
+
+    def __enter__(self) -> Counter[str]:
+        self.counted: Counter[str] = Counter()
+        super().__enter__()
+        return self.counted
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counted[str(function.overloadpacket)] += 1
+        return function(*args, **(kwargs or {}))
 
 
 def trainable(model: nn.Module) -> int:
