@@ -8,6 +8,8 @@ compressed, lowered for deployment: what is measured on the deployed network wen
 from __future__ import annotations
 
 import json
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -346,9 +348,13 @@ def _median_latencies(models: Sequence[nn.Module], images: Tensor, calls: int) -
 
 def _write_results(path: Path, results: Sequence[Result], epochs: int) -> None:
     report = {
+        "command": f"fxhash demo --epochs {epochs}",
         "fxhash": __version__,
         "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, one thread used",
         "epochs": epochs,
+        "seed": _SEED,
         "results": [asdict(result) for result in results],
     }
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

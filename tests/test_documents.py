@@ -1,0 +1,46 @@
+"""What the documents show, run as a reader would."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+import fxhash
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_readme_example_runs_as_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    example = re.search(r"## In fifteen lines\n\n```python\n(.*?)```", README, re.DOTALL).group(1)
+    assert len([line for line in example.splitlines() if line]) <= 15
+    exec(compile(example, "README.md", "exec"), {})
+    assert "trainable after" in capsys.readouterr().out
+    assert (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_examples_run(example, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().out
+
+
+def test_every_linked_file_exists():
+    for document in ROOT.glob("*.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+            assert target.startswith("https://") or (ROOT / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_public_function_is_in_the_readme():
+    for name in fxhash.__all__:
+        if callable(getattr(fxhash, name)) and name.islower():
+            assert f"fxhash.{name}(" in README, name
+
+
+def test_changelog_has_the_version():
+    assert f"## {fxhash.__version__}" in (ROOT / "CHANGELOG.md").read_text()
