@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -190,12 +190,10 @@ def _check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], path
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
+    # Not by tempfile, which would make a file that nobody but its owner can read.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be written: {error}") from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -203,4 +201,4 @@ def _write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         raise CheckpointError(f"{path} can't be written: {error}") from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

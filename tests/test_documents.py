@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
@@ -40,6 +41,17 @@ def test_every_public_function_is_in_the_readme():
     for name in fxhash.__all__:
         if callable(getattr(fxhash, name)) and name.islower():
             assert f"fxhash.{name}(" in README, name
+
+
+def test_readme_table_is_the_recorded_demo():
+    record = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text())
+    for row in record["results"]:
+        latency = " | ".join(f"{entry['ratio_to_dense']:.2f}" for entry in row["latency"].values())
+        expected = (
+            f"| {row['name']} | {row['trainable_parameters']:,} | {row['file_bytes'] / 1e3:,.0f} "
+            f"| {row['trained_accuracy']:.1%} | {row['deployed_accuracy']:.1%} | {latency} |"
+        )
+        assert expected in README
 
 
 def test_changelog_has_the_version():
