@@ -56,7 +56,7 @@ def transform(
         >>> dense = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 10))
         >>> small = transform(dense, compress=0.1)
         >>> sum(parameter.numel() for parameter in small.parameters())
-        2204
+        2208
         >>> small(torch.zeros(5, 100)).shape
         torch.Size([5, 10])
     """
@@ -75,7 +75,7 @@ def transform(
             f"the parameters to hash are on several devices ({', '.join(devices)}), but one generator makes them "
             "all: move the model to one device first"
         )
-    generator = SMHGenerator.empty(plan, device=devices[0])
+    generator = SMHGenerator(plan, devices[0])
     if devices != ["meta"]:
         generator.initialise_(originals, _random_generator(seed))
     return hash_parameters(traced, generator).graph_module
@@ -128,7 +128,7 @@ def rebuild(model: nn.Module, plan: CompressionPlan) -> fx.GraphModule:
     refuse_transformed(model)
     traced = _expose(model, {parameter.fqn for parameter in plan.hashed})
     device = model.get_parameter(plan.hashed[0].fqn).device
-    return hash_parameters(traced, SMHGenerator.empty(plan, "cpu" if device.type == "meta" else device)).graph_module
+    return hash_parameters(traced, SMHGenerator(plan, "cpu" if device.type == "meta" else device)).graph_module
 
 
 def _expose(model: nn.Module, names: Collection[str]) -> fx.GraphModule:

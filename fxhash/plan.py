@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import ROUND_CEILING, Context
@@ -16,15 +17,19 @@ from typing import Any
 import torch
 
 from fxhash.errors import BudgetError, PlanError
-from fxhash.product import rows_of_run
+from fxhash.product import rows_for
 
 FORMAT_VERSION = 1
 HASHABLE_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 # The layout search stops at the first shape with which the model uses this share of its budget.
 _GOOD_USE = 0.99
-# How far the search may go from the requested number of columns, as a factor.
+# How far the search may go from the requested number of columns: a little for columns that fit the layers, further to
+# use the budget.
+_LARGEST_FIT = 2**0.5
 _LARGEST_STRETCH = 4
+# Layers with the most weights decide which columns fit; beyond a few, others add little.
+_FITTED_LAYERS = 16
 
 
 @dataclass(frozen=True)
@@ -36,19 +41,22 @@ class ParameterPlan:
         shape: the parameter's shape.
         dtype: the parameter's type without the `torch.` prefix, such as `"float32"`.
         trainable: whether it required a gradient.
-        offset: where its run starts in `W.flatten()`, in elements; None for a dense parameter.
+        first_row: the row of `W` where it starts; None for a dense parameter.
+        rank: how many rows of `right` it uses, the layout's rank or one less; None for a dense parameter.
         dense_because: why it stays dense; empty for a hashed parameter.
         aliases: further names of the same parameter.
 
     Example:
-        `ParameterPlan("conv1.weight", (64, 3, 7, 7), "float32", offset=0)`: the first 9408 elements of `W`.
+        `ParameterPlan("conv1.weight", (64, 3, 7, 7), "float32", first_row=0, rank=8)`: with 1000 columns, 9408
+        elements from the start of row 0 to the middle of row 9.
     """
 
     fqn: str
     shape: tuple[int, ...]
     dtype: str
     trainable: bool = True
-    offset: int | None = None
+    first_row: int | None = None
+    rank: int | None = None
     dense_because: str = ""
     aliases: tuple[str, ...] = ()
 
@@ -65,16 +73,14 @@ class ParameterPlan:
 
 @dataclass(frozen=True)
 class Layout:
-    """Shape of the factors: `left` is `(rows, rank)`, `right` is `(rank, cols)`."""
+    """Shape of the factors: `left` is `(rows, rank)`, `right` is `(rank, cols)`.
+
+    The rank is a whole number and a budget rarely a multiple of it: some parameters may use one row of `right` less.
+    """
 
     rows: int
     cols: int
     rank: int
-
-    @property
-    def parameters(self) -> int:
-        """Number of elements of both factors together."""
-        return self.rank * (self.rows + self.cols)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class CompressionPlan:
         unused: names of parameters that the forward never reads; they are dropped, and not counted.
 
     Raises:
-        PlanError: if runs overlap, leave gaps, or don't fit the layout, or a field has the wrong type.
+        PlanError: if parameters overlap, leave rows unused, or don't fit the layout, or a field has the wrong type.
 
     Example:
         >>> plan = plan_parameters([ParameterPlan("fc.weight", (100, 100), "float32")], compress=0.1)
@@ -110,7 +116,7 @@ class CompressionPlan:
 
     @property
     def hashed(self) -> tuple[ParameterPlan, ...]:
-        """The parameters whose values are generated, in order of their offsets."""
+        """The parameters whose values are generated, in order of their rows."""
         return tuple(parameter for parameter in self.parameters if parameter.hashed)
 
     @property
@@ -139,14 +145,19 @@ class CompressionPlan:
         return self.hashed_before + self.dense_trainable
 
     @property
+    def factor_parameters(self) -> int:
+        """Number of elements of both factors."""
+        left = sum(self.rows_of(parameter) * (parameter.rank or 0) for parameter in self.hashed)
+        return left + self.layout.rank * self.layout.cols
+
+    @property
     def trainable_after(self) -> int:
         """Number of trainable parameters of the transformed model: factors, scales and dense ones."""
-        return self.layout.parameters + len(self.hashed) + self.dense_trainable
+        return self.factor_parameters + len(self.hashed) + self.dense_trainable
 
-    def rows_of(self, parameter: ParameterPlan) -> tuple[int, int]:
-        """The half-open range of rows of `W` that a hashed parameter touches."""
-        assert parameter.offset is not None
-        return rows_of_run(parameter.offset, parameter.numel, self.layout.cols)
+    def rows_of(self, parameter: ParameterPlan) -> int:
+        """Number of rows of `W` that a hashed parameter takes."""
+        return rows_for(parameter.numel, self.layout.cols)
 
     def to_json(self) -> str:
         """The plan as one line of JSON."""
@@ -190,16 +201,15 @@ class CompressionPlan:
             raise PlanError(f"this is not a plan of fxhash: {type(error).__name__}: {error}") from error
 
     def __str__(self) -> str:
-        rows = [("parameter", "shape", "kept as", "rows of W")]
+        rows = [("parameter", "shape", "kept as", "rows of W", "rank")]
         for parameter in self.parameters:
-            if parameter.hashed:
-                first_row, row_end = self.rows_of(parameter)
-                kept, where = "hashed", f"{first_row}..{row_end - 1}"
-            else:
-                kept, where = f"dense ({parameter.dense_because})", ""
+            kept, where, rank = f"dense ({parameter.dense_because})", "", ""
+            if parameter.first_row is not None:
+                last_row = parameter.first_row + self.rows_of(parameter) - 1
+                kept, where, rank = "hashed", f"{parameter.first_row}..{last_row}", str(parameter.rank)
             names = " = ".join((parameter.fqn, *parameter.aliases))
-            rows.append((names, "x".join(map(str, parameter.shape)) or "scalar", kept, where))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+            rows.append((names, "x".join(map(str, parameter.shape)) or "scalar", kept, where, rank))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([table[0], "  ".join("-" * width for width in widths), *table[1:], "", self.totals()])
 
@@ -213,7 +223,7 @@ class CompressionPlan:
                 f"trainable before  {self.trainable_before:>15,}",
                 f"trainable after   {self.trainable_after:>15,}"
                 f"   {self.trainable_after / self.trainable_before:.4%} (asked: at most {self.compress:.4%})",
-                f"  factors         {layout.parameters:>15,}",
+                f"  factors         {self.factor_parameters:>15,}",
                 f"  scales          {len(self.hashed):>15,}",
                 f"  kept dense      {self.dense_trainable:>15,}",
                 f"frozen, uncounted {self.frozen:>15,}",
@@ -224,7 +234,8 @@ class CompressionPlan:
 
 _DEFAULTS: dict[str, Any] = {
     "trainable": True,
-    "offset": None,
+    "first_row": None,
+    "rank": None,
     "dense_because": "",
     "aliases": (),
 }
@@ -233,14 +244,15 @@ _DEFAULTS: dict[str, Any] = {
 def plan_parameters(
     parameters: Iterable[ParameterPlan], compress: float, aspect: float = 1.0, unused: Iterable[str] = ()
 ) -> CompressionPlan:
-    """Lay the hashed ones among `parameters` end to end, and choose factors that use the budget.
+    """Lay the hashed ones among `parameters` out in rows, and choose factors that use the budget.
 
     The budget counts everything that is trained afterwards: factors, one scale a hashed parameter, and whatever
-    stays dense. `W` keeps the requested aspect where that uses the budget well, and is stretched a little
-    otherwise: the rank is a whole number, and a small model's budget is only a few ranks.
+    stays dense. Near the requested aspect, the number of columns is chosen such that it divides, or is divided by, the
+    weights of an output channel of as many layers as can be: rows of `W` then belong to one channel, or hold several
+    whole ones.
 
     Args:
-        parameters: what the model's forward uses; offsets are ignored.
+        parameters: what the model's forward uses; their places are ignored.
         compress: trainable parameters after over before, in (0, 1].
         aspect: rows over columns of `W`; 1 is the square of the paper, more is taller. Generating costs
             `2 * rank` FLOP a weight, and a taller `W` has a smaller rank for the same budget.
@@ -256,26 +268,39 @@ def plan_parameters(
     hashed = [parameter for parameter in parameters if parameter.hashed]
     if not hashed:
         raise PlanError(_nothing_to_hash(parameters))
-    weights = sum(parameter.numel for parameter in hashed)
     dense = sum(parameter.numel for parameter in parameters if not parameter.hashed and parameter.trainable)
-    before = weights + dense
+    before = sum(parameter.numel for parameter in hashed) + dense
     budget = _budget(compress, before)
     fixed = dense + len(hashed)
-    layout = _choose_layout(weights, _GOOD_USE * budget - fixed, budget - fixed, aspect)
+    candidates = _candidate_columns(hashed, aspect)
+    layout = _choose_layout(hashed, candidates, _GOOD_USE * budget - fixed, budget - fixed)
     if layout is None:
-        rows, cols = _shape(weights, _columns(weights, aspect))
-        raise _budget_error(compress, before, budget, dense, len(hashed), rows + cols)
-    return CompressionPlan(tuple(_with_offsets(parameters)), layout, float(compress), float(aspect), tuple(unused))
+        factors = min(sum(_rows(hashed, cols)) + cols for cols in candidates)
+        raise _budget_error(compress, before, budget, dense, len(hashed), factors)
+    return CompressionPlan(
+        tuple(_with_places(parameters, layout)), layout.shape, float(compress), float(aspect), tuple(unused)
+    )
 
 
-def _with_offsets(parameters: Sequence[ParameterPlan]) -> Iterable[ParameterPlan]:
-    offset = 0
+@dataclass(frozen=True)
+class _FilledLayout:
+    """A layout, and which hashed parameters use its whole rank."""
+
+    shape: Layout
+    whole_rank: tuple[bool, ...]
+    parameters: int
+
+
+def _with_places(parameters: Sequence[ParameterPlan], layout: _FilledLayout) -> Iterable[ParameterPlan]:
+    row = 0
+    whole_rank = iter(layout.whole_rank)
     for parameter in parameters:
         if parameter.hashed:
-            yield replace(parameter, offset=offset)
-            offset += parameter.numel
+            rank = layout.shape.rank if next(whole_rank) else layout.shape.rank - 1
+            yield replace(parameter, first_row=row, rank=rank)
+            row += rows_for(parameter.numel, layout.shape.cols)
         else:
-            yield replace(parameter, offset=None)
+            yield replace(parameter, first_row=None, rank=None)
 
 
 def _check_fraction(compress: float) -> None:
@@ -315,30 +340,77 @@ def _budget(compress: float, before: int) -> int:
     return budget
 
 
-def _columns(weights: int, aspect: float) -> int:
-    return min(max(round(math.sqrt(weights / aspect)), 1), weights)
+def _rows(hashed: Sequence[ParameterPlan], cols: int) -> list[int]:
+    return [rows_for(parameter.numel, cols) for parameter in hashed]
 
 
-def _shape(weights: int, cols: int) -> tuple[int, int]:
-    return -(-weights // cols), cols
+def _candidate_columns(hashed: Sequence[ParameterPlan], aspect: float) -> list[int]:
+    """Numbers of columns to try, best first: those that fit many weights, then the nearest, then ever taller ones."""
+    weights = sum(parameter.numel for parameter in hashed)
+    exact = math.sqrt(weights / aspect)
+    nearest = min(max(round(exact), 1), weights)
+    channels: Counter[int] = Counter()
+    for parameter in hashed:
+        channels[parameter.numel // parameter.shape[0]] += parameter.numel
+    fitted = dict(channels.most_common(_FITTED_LAYERS))
+    lowest, highest = nearest / _LARGEST_FIT, nearest * _LARGEST_FIT
+    fitting = {
+        cols
+        for channel in fitted
+        for cols in (*_multiples_near(channel, nearest), *_quotients_near(channel, nearest))
+        if lowest <= cols <= min(highest, weights)
+    }
+
+    def misfit(cols: int) -> tuple[int, float, int]:
+        fits = sum(weight for channel, weight in fitted.items() if channel % cols == 0 or cols % channel == 0)
+        return -fits, abs(math.log(cols / exact)), cols
+
+    # Stretched the way that it leans already, a square one towards tall: there, generating gets cheaper.
+    direction = -1 if aspect >= 1 else 1
+    stretched = (round(nearest * (1 + direction / 200) ** step) for step in range(400))
+    bounds = (max(nearest / _LARGEST_STRETCH, 1), min(nearest * _LARGEST_STRETCH, weights))
+    return list(
+        dict.fromkeys([*sorted(fitting, key=misfit), nearest, *(c for c in stretched if bounds[0] <= c <= bounds[1])])
+    )
 
 
-def _choose_layout(weights: int, enough: float, budget: int, aspect: float) -> Layout | None:
-    """The layout nearest to `aspect` with `enough` parameters; None if rank 1 at `aspect` exceeds the budget."""
-    nearest = _columns(weights, aspect)
-    if sum(_shape(weights, nearest)) > budget:
-        return None
-    # Stretched the way it already leans, a square one towards tall: a run on its own computes up to two rows in part.
-    last, step = (-(-nearest // _LARGEST_STRETCH), -1) if aspect >= 1 else (nearest * _LARGEST_STRETCH, 1)
-    best = Layout(0, 0, 0)
-    for candidate in range(nearest, min(last, weights) + step, step):
-        rows, cols = _shape(weights, candidate)
-        layout = Layout(rows, cols, budget // (rows + cols))
-        if layout.parameters > best.parameters:
+def _multiples_near(channel: int, target: int) -> list[int]:
+    return [channel * factor for factor in range(max(target // channel, 1), target // channel + 2)]
+
+
+def _quotients_near(channel: int, target: int) -> list[int]:
+    return [channel // divisor for divisor in range(1, 4 * channel // target + 1) if channel % divisor == 0]
+
+
+def _choose_layout(
+    hashed: Sequence[ParameterPlan], candidates: Iterable[int], enough: float, budget: int
+) -> _FilledLayout | None:
+    """The first candidate with `enough` parameters, or the one with most; None if each exceeds the budget at rank 1."""
+    best = None
+    for cols in candidates:
+        layout = _fill(_rows(hashed, cols), cols, budget)
+        if layout is not None and (best is None or layout.parameters > best.parameters):
             best = layout
-        if best.parameters >= enough:
-            break
+            if layout.parameters >= enough:
+                break
     return best
+
+
+def _fill(rows: Sequence[int], cols: int, budget: int) -> _FilledLayout | None:
+    """The highest rank that the budget allows, first for all parameters, then one more for as many as it still can."""
+    one_rank = sum(rows) + cols
+    rank = budget // one_rank
+    if rank <= 0:
+        return None
+    left_over = budget - rank * one_rank - cols
+    more = [False] * len(rows)
+    for index in sorted(range(len(rows)), key=lambda index: -rows[index]):
+        if rows[index] <= left_over:
+            more[index] = True
+            left_over -= rows[index]
+    if not any(more):
+        return _FilledLayout(Layout(sum(rows), cols, rank), (True,) * len(rows), rank * one_rank)
+    return _FilledLayout(Layout(sum(rows), cols, rank + 1), tuple(more), budget - left_over)
 
 
 def _budget_error(compress: float, before: int, budget: int, dense: int, scales: int, factors: int) -> BudgetError:
@@ -377,7 +449,7 @@ def _check_plan(plan: CompressionPlan) -> None:
             f"rank {plan.layout.rank} is more than a {plan.layout.rows} x {plan.layout.cols} matrix can have"
         )
     names: set[str] = set()
-    offset = 0
+    row = 0
     for parameter in plan.parameters:
         _check_parameter(parameter)
         for name in (parameter.fqn, *parameter.aliases):
@@ -385,19 +457,16 @@ def _check_plan(plan: CompressionPlan) -> None:
                 raise PlanError(f"parameter {name!r} is listed twice")
             names.add(name)
         if parameter.hashed:
-            if parameter.offset != offset:
+            if parameter.first_row != row:
                 raise PlanError(
-                    f"the run of {parameter.fqn!r} starts at {parameter.offset!r}, but the one before it ends at "
-                    f"{offset}: runs must lie end to end"
+                    f"{parameter.fqn!r} starts at row {parameter.first_row!r}, but the one before it ends at {row}: "
+                    "parameters must follow each other"
                 )
-            offset += parameter.numel
-    if not offset:
-        raise PlanError("the plan hashes nothing")
-    if plan.layout.rows != -(-offset // plan.layout.cols):
-        raise PlanError(
-            f"{offset} weights in {plan.layout.cols} columns fill {-(-offset // plan.layout.cols)} rows, "
-            f"not {plan.layout.rows}"
-        )
+            if parameter.rank not in (plan.layout.rank, plan.layout.rank - 1) or parameter.rank == 0:
+                raise PlanError(f"{parameter.fqn!r} has rank {parameter.rank!r} in a layout of rank {plan.layout.rank}")
+            row += plan.rows_of(parameter)
+    if plan.layout.rows != row or not row:
+        raise PlanError(f"the hashed parameters take {row} rows, not {plan.layout.rows}")
 
 
 def _check_parameter(parameter: ParameterPlan) -> None:
@@ -414,9 +483,14 @@ def _check_parameter(parameter: ParameterPlan) -> None:
     if not well_typed:
         raise PlanError(f"a parameter is described wrongly: {parameter!r}")
     if not parameter.hashed:
-        if parameter.offset is not None:
-            raise PlanError(f"{parameter.fqn!r} is dense, but has an offset")
-    elif parameter.dtype not in HASHABLE_DTYPES or parameter.numel == 0 or not _is_count(parameter.offset):
+        if parameter.first_row is not None or parameter.rank is not None:
+            raise PlanError(f"{parameter.fqn!r} is dense, but has a place in W")
+    elif (
+        parameter.dtype not in HASHABLE_DTYPES
+        or parameter.numel == 0
+        or not _is_count(parameter.first_row)
+        or not _is_count(parameter.rank)
+    ):
         raise PlanError(f"{parameter.fqn!r} can't be hashed: {parameter!r}")
 
 

@@ -1,92 +1,64 @@
 """The arithmetic of Structured Multi-Hashing: pure functions on tensors.
 
-All hashed parameters, flattened and laid end to end, fill one global matrix `W = left @ right` in row-major
-order (Eban et al., CVPR 2020, arXiv 1911.11177). A parameter is a run of `numel` elements that starts at element
-`offset`; it may begin and end in the middle of a row. Nothing here knows of `torch.fx` or `torch.nn`.
+All hashed parameters fill one global matrix `W = left @ right` (Eban et al., CVPR 2020, arXiv 1911.11177), each from a
+row of its own on, in row-major order. So the weight of a parameter is the product of its own rows of `left` with
+`right`, flattened and cut to size. Nothing here knows of `torch.fx` or `torch.nn`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 
-def split_product(left: Tensor, right: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """Every run of `W = left @ right` at once: one product and one split.
+def rows_for(numel: int, cols: int) -> int:
+    """Number of rows of `W` that a parameter of `numel` elements takes.
 
-    One `split` matters in training: its backward is a single concatenation, where a slice per parameter would
-    allocate a zero tensor of the size of `W` for each of them.
+    Example:
+        >>> rows_for(7, cols=3)
+        3
+    """
+    return -(-numel // cols)
+
+
+def generate(left: Tensor, right: Tensor, shape: Sequence[int], shift: Tensor) -> Tensor:
+    """One weight: `(shift + left @ right[:rank]).flatten()[:numel].view(shape)`.
 
     Args:
-        left: factor of shape `(rows, rank)`.
-        right: factor of shape `(rank, cols)`.
-        sizes: number of elements of each run, in order of their offsets; at most `rows * cols` together.
+        left: the parameter's own rows of the left factor, scaled; shape `(rows, rank)`.
+        right: the shared right factor, of shape `(at least rank, cols)`.
+        shape: the weight's shape, of more than `(rows - 1) * cols` and at most `rows * cols` elements.
+        shift: a constant to add, of shape `()`.
 
     Returns:
-        One flat tensor a size.
+        A contiguous tensor of `shape`.
 
     Example:
-        >>> left, right = torch.ones(2, 1), torch.tensor([[1.0, 2.0, 3.0]])
-        >>> [run.tolist() for run in split_product(left, right, [4, 1])]
-        [[1.0, 2.0, 3.0, 1.0], [2.0]]
+        >>> left, right = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 2.0, 3.0]])
+        >>> generate(left, right, (2, 2), torch.tensor(0.0)).tolist()
+        [[1.0, 2.0], [3.0, 2.0]]
     """
-    unused = left.shape[0] * right.shape[1] - sum(sizes)
-    return (left @ right).flatten().split([*sizes, unused])[: len(sizes)]
+    rows = torch.addmm(shift, left, right[: left.shape[1]])
+    return rows.flatten()[: math.prod(shape)].view(tuple(shape))
 
 
-def generate_run(left: Tensor, right: Tensor, offset: int, numel: int) -> Tensor:
-    """One run of `W = left @ right`, computed from the rows of `left` that it touches and no others.
-
-    Args:
-        left: factor of shape `(rows, rank)`.
-        right: factor of shape `(rank, cols)`.
-        offset: index of the run's first element in `W.flatten()`.
-        numel: number of elements of the run.
-
-    Returns:
-        A flat tensor of `numel` elements, equal to `(left @ right).flatten()[offset : offset + numel]`.
-
-    Example:
-        >>> generate_run(torch.ones(2, 1), torch.tensor([[1.0, 2.0, 3.0]]), offset=2, numel=2).tolist()
-        [3.0, 1.0]
-    """
-    first_row, row_end = rows_of_run(offset, numel, right.shape[1])
-    rows = left[first_row:row_end] @ right
-    start = offset - first_row * right.shape[1]
-    return rows.flatten()[start : start + numel]
-
-
-def rows_of_run(offset: int, numel: int, cols: int) -> tuple[int, int]:
-    """The half-open range of rows of `W` that a run of elements touches.
-
-    Example:
-        >>> rows_of_run(offset=2, numel=2, cols=3)
-        (0, 2)
-    """
-    return offset // cols, -(-(offset + numel) // cols)
-
-
-def standard_normal_factors(
-    rows: int, cols: int, rank: int, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Random factors whose product has entries of mean zero and variance one.
+def standard_normal(rows: int, cols: int, rank: int, generator: torch.Generator | None = None) -> Tensor:
+    """A random factor: with both drawn like this, the entries of `left @ right` have mean zero and variance one.
 
     An entry of `W` is a sum of `rank` products of two independent factor entries, so factor entries of standard
     deviation `rank ** -0.25` give it variance one.
 
     Args:
-        rows: rows of `left` and of `W`.
-        cols: columns of `right` and of `W`.
-        rank: columns of `left`, rows of `right`.
+        rows: rows of the factor.
+        cols: columns of the factor.
+        rank: the inner size of the product.
         generator: source of randomness on the CPU; torch's global one where left out.
 
     Returns:
-        `left` of shape `(rows, rank)` and `right` of shape `(rank, cols)`, float32, on the CPU: drawn there
-        whatever the model's device, so that a seed gives the same numbers everywhere.
+        Shape `(rows, cols)`, float32, on the CPU: drawn there whatever the model's device, so that a seed gives the
+        same numbers everywhere.
     """
-    std = rank**-0.25
-    left = torch.randn(rows, rank, generator=generator, dtype=torch.float32, device="cpu") * std
-    right = torch.randn(rank, cols, generator=generator, dtype=torch.float32, device="cpu") * std
-    return left, right
+    return torch.randn(rows, cols, generator=generator, dtype=torch.float32, device="cpu") * rank**-0.25

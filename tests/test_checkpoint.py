@@ -230,8 +230,8 @@ def forged(path: Path, changed_plan: str | None = None, **tensors: torch.Tensor)
 def test_forged_files_are_refused_before_anything_is_built(stored):
     gm, path = stored
     original = path.read_bytes()
-    forged(path, **{"smh_generator.pool.left": torch.zeros(3, 3)})
-    with pytest.raises(fxhash.CheckpointError, match=r"tensor 'smh_generator\.pool\.left' is \(3, 3\) torch\.float32"):
+    forged(path, **{"smh_generator.right": torch.zeros(3, 3)})
+    with pytest.raises(fxhash.CheckpointError, match=r"tensor 'smh_generator\.right' is \(3, 3\) torch\.float32"):
         fxhash.load(path, ResidualConvNet())
     path.write_bytes(original)
     forged(path, unexpected=torch.zeros(3))

@@ -91,7 +91,6 @@ def test_each_weight_is_generated_right_before_its_first_use(name):
     nodes = list(deployed.graph.nodes)
     generated = [node for node in nodes if node.target == "smh_generator"]
     assert len(generated) == len(generator_of(deployed).plan.hashed)
-    assert not any(node.target == "smh_generator.pool" for node in nodes)
     for node in generated:
         following = nodes[nodes.index(node) + 1 :]
         first_user = next(other for other in following if other in node.users)

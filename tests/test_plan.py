@@ -29,21 +29,24 @@ def plan_or_smallest(described, compress, aspect):
 def test_never_exceeds_the_budget(described, compress, aspect):
     plan = plan_or_smallest(described, compress, aspect)
     assert plan.trainable_after / plan.trainable_before <= plan.compress
-    counted = (plan.layout.rows + plan.layout.cols) * plan.layout.rank + len(plan.hashed) + plan.dense_trainable
+    left = sum(plan.rows_of(parameter) * parameter.rank for parameter in plan.hashed)
+    counted = left + plan.layout.cols * plan.layout.rank + len(plan.hashed) + plan.dense_trainable
     assert plan.trainable_after == counted
 
 
 @given(parameter_descriptions(), fractions, aspects)
-def test_runs_are_disjoint_and_cover_the_matrix(described, compress, aspect):
+def test_runs_are_disjoint_and_cover_every_row(described, compress, aspect):
     plan = plan_or_smallest(described, compress, aspect)
-    owner = [None] * (plan.layout.rows * plan.layout.cols)
+    owner = [None] * plan.layout.rows
     for parameter in plan.hashed:
-        for element in range(parameter.offset, parameter.offset + parameter.numel):
-            assert owner[element] is None
-            owner[element] = parameter.fqn
-    unowned = owner.count(None)
-    assert unowned < plan.layout.cols, "a whole row of the matrix is unused"
-    assert None not in owner[: len(owner) - unowned]
+        rows = range(parameter.first_row, parameter.first_row + plan.rows_of(parameter))
+        assert (len(rows) - 1) * plan.layout.cols < parameter.numel <= len(rows) * plan.layout.cols
+        for row in rows:
+            assert owner[row] is None
+            owner[row] = parameter.fqn
+    assert None not in owner
+    assert max(parameter.rank for parameter in plan.hashed) == plan.layout.rank
+    assert min(parameter.rank for parameter in plan.hashed) >= max(plan.layout.rank - 1, 1)
 
 
 @given(parameter_descriptions(), fractions, aspects)
@@ -108,9 +111,19 @@ def test_aspect_out_of_range(aspect):
 def test_square_and_tall_layouts():
     described = [ParameterPlan("fc.weight", (1000, 1000), "float32")]
     square, tall = plan_parameters(described, 0.1), plan_parameters(described, 0.1, aspect=16)
-    assert 0.8 < square.layout.rows / square.layout.cols < 1.6
-    assert 12 < tall.layout.rows / tall.layout.cols < 20
+    assert 0.7 < square.layout.rows / square.layout.cols < 1.4
+    assert 11 < tall.layout.rows / tall.layout.cols < 23
     assert tall.layout.rank < square.layout.rank / 1.9
+
+
+def test_columns_fit_the_layers():
+    """Rows then belong to one output channel, or hold several whole ones."""
+    shapes = [(64, 3, 7, 7), *[(128, 64, 3, 3)] * 4, *[(256, 128, 3, 3)] * 4, (10, 256)]
+    described = [ParameterPlan(f"p{index}", shape, "float32") for index, shape in enumerate(shapes)]
+    for aspect in (1, 4, 16, 64):
+        layout = plan_parameters(described, 0.1, aspect).layout
+        assert 576 % layout.cols == 0 or layout.cols % 576 == 0
+        assert 0.5 < layout.rows / layout.cols / aspect < 2
 
 
 def test_a_billion_parameters_take_little_memory():
@@ -132,7 +145,7 @@ def test_prints_as_a_table():
     model = nn.Sequential(nn.Linear(100, 100), nn.BatchNorm1d(100))
     text = str(fxhash.transform(model, 0.2).smh_generator.plan)
     first_line, *_ = text.splitlines()
-    assert first_line.split() == ["parameter", "shape", "kept", "as", "rows", "of", "W"]
+    assert first_line.split() == ["parameter", "shape", "kept", "as", "rows", "of", "W", "rank"]
     assert "0.weight   100x100  hashed" in text
     assert "1.bias     100      dense (fewer than two dimensions)" in text
     assert "trainable before" in text
@@ -177,8 +190,11 @@ def damaged(**changes):
         damaged(parameters__0__shape=None),
         damaged(parameters__0__dtype="int64"),
         damaged(parameters__0__dtype="nn"),
-        damaged(parameters__1__offset=3),
-        damaged(parameters__1__offset=None),
+        damaged(parameters__1__first_row=3),
+        damaged(parameters__1__first_row=None),
+        damaged(parameters__0__rank=0),
+        damaged(parameters__0__rank=100),
+        damaged(parameters__0__rank=None),
         damaged(parameters__1__dense_because=5),
         damaged(parameters__1__unknown=5),
         damaged(parameters__1__aliases=["a"]),

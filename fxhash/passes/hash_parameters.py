@@ -13,8 +13,7 @@ from fxhash.passes.contract import graph_pass
 def hash_parameters(graph_module: fx.GraphModule, generator: SMHGenerator) -> bool:
     """Let `generator` stand for the parameters that its plan hashes.
 
-    All runs are computed by one call of `generator.pool` before the first use; each parameter is then one call of
-    the generator, which reads its run, however many nodes use the parameter.
+    Each parameter is one call of the generator, however many nodes use it.
     """
     hashed = {parameter.fqn for parameter in generator.plan.hashed}
     nodes = [node for node in graph_module.graph.nodes if node.op == "get_attr" and node.target in hashed]
@@ -22,11 +21,9 @@ def hash_parameters(graph_module: fx.GraphModule, generator: SMHGenerator) -> bo
         return False
     name = _free_name(graph_module, "smh_generator")
     graph_module.add_submodule(name, generator)
-    with graph_module.graph.inserting_before(nodes[0]):
-        runs = graph_module.graph.call_module(f"{name}.pool")
     for node in nodes:
         with graph_module.graph.inserting_before(node):
-            weight = graph_module.graph.call_module(name, (node.target, runs))
+            weight = graph_module.graph.call_module(name, (node.target,))
         for user in list(node.users):
             _ask_for_dense_gradient(user)
         node.replace_all_uses_with(weight)
