@@ -44,8 +44,8 @@ _TIMED_CALLS = {1: 200, 100: 50}
 
 
 @dataclass(frozen=True)
-class Digits:
-    """The data: images `(count, 1, 8, 8)` of zero mean and unit variance, labels `(count,)` from 0 to 9."""
+class Images:
+    """The data: images `(count, channels, height, width)` of zero mean and unit variance, labels `(count,)`."""
 
     train_images: Tensor
     train_labels: Tensor
@@ -112,7 +112,7 @@ def run_demo(output: Path, epochs: int, console: Console | None = None) -> tuple
         return _run(output, epochs, console or Console())
 
 
-def load_data() -> Digits:
+def load_data() -> Images:
     """Load scikit-learn's digits; 30 % of each class, the same ones every time, are kept for the test."""
     images, labels = load_digits(return_X_y=True)
     train_images, test_images, train_labels, test_labels = (
@@ -120,7 +120,7 @@ def load_data() -> Digits:
         for array in train_test_split(images, labels, test_size=0.3, stratify=labels, random_state=_SEED)
     )
     mean, std = train_images.mean(), train_images.std()
-    return Digits(
+    return Images(
         train_images=((train_images - mean) / std).float().view(-1, 1, 8, 8),
         train_labels=train_labels,
         test_images=((test_images - mean) / std).float().view(-1, 1, 8, 8),
@@ -128,18 +128,25 @@ def load_data() -> Digits:
     )
 
 
-def train(model: nn.Module, data: Digits, epochs: int, after_step: Callable[[], None] = lambda: None) -> None:
+def train(
+    model: nn.Module,
+    data: Images,
+    epochs: int,
+    peak_learning_rate: float = _PEAK_LEARNING_RATE,
+    after_step: Callable[[], None] = lambda: None,
+) -> None:
     """Train `model` in place with Adam and a one-cycle learning rate, then put it in eval mode.
 
     Args:
         model: maps images to logits.
         data: its training part is used, in an order drawn from torch's global generator.
         epochs: passes over the training images.
+        peak_learning_rate: the highest that the schedule reaches.
         after_step: called after each optimiser step.
     """
     optimizer = torch.optim.Adam(model.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=_PEAK_LEARNING_RATE, total_steps=epochs * _steps_per_epoch(data)
+        optimizer, max_lr=peak_learning_rate, total_steps=epochs * _steps_per_epoch(data)
     )
     model.train()
     for _ in range(epochs):
@@ -154,7 +161,7 @@ def train(model: nn.Module, data: Digits, epochs: int, after_step: Callable[[], 
     model.eval()
 
 
-def measure(models: Sequence[TrainedModel], data: Digits) -> tuple[Result, ...]:
+def measure(models: Sequence[TrainedModel], data: Images) -> tuple[Result, ...]:
     """Measure every model on the test images; the first one is the one that latencies are compared with."""
     latencies = {
         batch_size: _median_latencies([model.deployed for model in models], data.test_images[:batch_size], calls)
@@ -303,7 +310,7 @@ def _compressed_model(compress: float) -> nn.Module:
     return fxhash.transform(_dense_model(), compress=compress, seed=_SEED)
 
 
-def _train_with_progress(name: str, model: nn.Module, data: Digits, epochs: int, console: Console) -> None:
+def _train_with_progress(name: str, model: nn.Module, data: Images, epochs: int, console: Console) -> None:
     """Train behind a progress bar that gives way to one line, so that a log file holds only the line."""
     started = time.perf_counter()
     columns = (
@@ -360,7 +367,7 @@ def _write_results(path: Path, results: Sequence[Result], epochs: int) -> None:
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def _steps_per_epoch(data: Digits) -> int:
+def _steps_per_epoch(data: Images) -> int:
     return -(-len(data.train_labels) // _BATCH_SIZE)
 
 
