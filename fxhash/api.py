@@ -8,10 +8,11 @@ import torch
 from torch import fx, nn
 
 from fxhash.copying import copy_model
+from fxhash.deployed import find_deployed
 from fxhash.errors import TransformError
 from fxhash.generator import SMHGenerator, find_generator
 from fxhash.parts import OPAQUE_PART, OpaquePart, original_name
-from fxhash.passes import generate_on_demand, hash_parameters, restore_parameters, restore_training_flags
+from fxhash.passes import hash_parameters, lower_weights, restore_parameters, restore_training_flags
 from fxhash.plan import CompressionPlan, plan_parameters
 from fxhash.selection import Selector, describe_parameters, tied_groups
 from fxhash.tracing import trace
@@ -56,7 +57,7 @@ def transform(
         >>> dense = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 10))
         >>> small = transform(dense, compress=0.1)
         >>> sum(parameter.numel() for parameter in small.parameters())
-        2208
+        2132
         >>> small(torch.zeros(5, 100)).shape
         torch.Size([5, 10])
     """
@@ -82,25 +83,29 @@ def transform(
 
 
 def lower_for_deploy(gm: fx.GraphModule) -> fx.GraphModule:
-    """Lay a trained model out for inference: each weight is generated right before its first use, then freed.
+    """Lay a trained model out for inference, layer by layer, with as little work and memory as can be.
+
+    A linear layer, convolution or embedding multiplies by the factors in turn where that is less work than the dense
+    layer; then its weight is never built. Any other weight is generated right before its first use and freed after its
+    last. Batch norms fold into the factors.
 
     Args:
         gm: a transformed model; it is left untouched and nothing is shared with it.
 
     Returns:
-        A graph module in eval mode whose parameters require no gradient: with one, autograd would keep every
-        generated weight alive. Its outputs equal those of `gm` in eval mode up to rounding.
+        A graph module in eval mode whose parameters require no gradient. Its outputs equal those of `gm` in eval mode
+        up to rounding. `fxhash.summary` prints how each weight comes about.
 
     Raises:
         TransformError: if `gm` is not a transformed model.
     """
     _require_transformed(gm)
     deployed = copy_model(gm).eval().requires_grad_(False)
-    return generate_on_demand(deployed).graph_module
+    return lower_weights(deployed).graph_module
 
 
 def materialize(gm: fx.GraphModule) -> nn.Module:
-    """Turn a transformed or deployed model back into a plain dense one with the same outputs.
+    """Turn a transformed model back into a plain dense one with the same outputs.
 
     Args:
         gm: a transformed model; it is left untouched and nothing is shared with it.
@@ -146,7 +151,7 @@ def refuse_transformed(model: object) -> None:
     """Raise TransformError if `model` is no module, or one whose weights are generated already."""
     if not isinstance(model, nn.Module):
         raise TransformError(f"expected a torch.nn.Module or GraphModule, got {type(model).__name__}")
-    if find_generator(model) is not None:
+    if find_generator(model) is not None or find_deployed(model) is not None:
         raise TransformError(
             "this model is transformed already: its weights are generated. Transform the original model, or "
             "fxhash.materialize(...) this one first"
@@ -154,6 +159,8 @@ def refuse_transformed(model: object) -> None:
 
 
 def _require_transformed(gm: object) -> None:
+    if isinstance(gm, nn.Module) and find_deployed(gm) is not None:
+        raise TransformError("this model is lowered already: use the transformed model that it was made of")
     if not isinstance(gm, fx.GraphModule) or find_generator(gm) is None:
         raise TransformError(
             f"expected the result of fxhash.transform or fxhash.load, got {type(gm).__name__} without a generator"

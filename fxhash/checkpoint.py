@@ -19,7 +19,8 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, fx, nn
 
 from fxhash.api import rebuild, refuse_transformed
-from fxhash.errors import CheckpointError, PlanError
+from fxhash.deployed import find_deployed
+from fxhash.errors import CheckpointError, PlanError, TransformError
 from fxhash.generator import current_plan
 from fxhash.plan import CompressionPlan, ParameterPlan
 from fxhash.selection import describe_parameters
@@ -30,7 +31,7 @@ _KEY = "fxhash"
 
 
 def save(gm: fx.GraphModule, path: PathLike) -> None:
-    """Write a transformed or deployed model to one `.safetensors` file.
+    """Write a transformed model to one `.safetensors` file.
 
     The file is complete or not there: it is written under another name in the same folder and then renamed.
 
@@ -42,6 +43,8 @@ def save(gm: fx.GraphModule, path: PathLike) -> None:
         TransformError: if `gm` is not a transformed model.
         CheckpointError: if it has no values yet, or the file can't be written.
     """
+    if find_deployed(gm) is not None:
+        raise TransformError("this model is lowered already: save the transformed model that it was made of")
     plan = current_plan(gm).to_json()
     tensors = _distinct_tensors(gm)
     # One key, since safetensors writes several in an order that changes from process to process.

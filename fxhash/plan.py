@@ -17,13 +17,14 @@ from typing import Any
 import torch
 
 from fxhash.errors import BudgetError, PlanError
-from fxhash.product import rows_for
+from fxhash.product import fits, rows_for
 
 FORMAT_VERSION = 1
 HASHABLE_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
-# The layout search stops at the first shape with which the model uses this share of its budget.
-_GOOD_USE = 0.99
+# The layout search stops at the first shape with which the model uses this share of its budget. A small budget is a few
+# ranks: there, columns that fit the layers are worth more than the last parameters.
+_GOOD_USE, _GOOD_USE_OF_SMALL, _SMALL_BUDGET = 0.99, 0.95, 10_000
 # How far the search may go from the requested number of columns: a little for columns that fit the layers, further to
 # use the budget.
 _LARGEST_FIT = 2**0.5
@@ -100,7 +101,7 @@ class CompressionPlan:
     Example:
         >>> plan = plan_parameters([ParameterPlan("fc.weight", (100, 100), "float32")], compress=0.1)
         >>> plan.trainable_before, plan.trainable_after, plan.layout
-        (10000, 993, Layout(rows=197, cols=51, rank=4))
+        (10000, 961, Layout(rows=186, cols=54, rank=4))
         >>> CompressionPlan.from_json(plan.to_json()) == plan
         True
     """
@@ -273,7 +274,8 @@ def plan_parameters(
     budget = _budget(compress, before)
     fixed = dense + len(hashed)
     candidates = _candidate_columns(hashed, aspect)
-    layout = _choose_layout(hashed, candidates, _GOOD_USE * budget - fixed, budget - fixed)
+    good_use = _GOOD_USE if budget >= _SMALL_BUDGET else _GOOD_USE_OF_SMALL
+    layout = _choose_layout(hashed, candidates, good_use * budget - fixed, budget - fixed)
     if layout is None:
         factors = min(sum(_rows(hashed, cols)) + cols for cols in candidates)
         raise _budget_error(compress, before, budget, dense, len(hashed), factors)
@@ -349,37 +351,34 @@ def _candidate_columns(hashed: Sequence[ParameterPlan], aspect: float) -> list[i
     weights = sum(parameter.numel for parameter in hashed)
     exact = math.sqrt(weights / aspect)
     nearest = min(max(round(exact), 1), weights)
-    channels: Counter[int] = Counter()
+    channels: Counter[tuple[int, ...]] = Counter()
     for parameter in hashed:
-        channels[parameter.numel // parameter.shape[0]] += parameter.numel
-    fitted = dict(channels.most_common(_FITTED_LAYERS))
-    lowest, highest = nearest / _LARGEST_FIT, nearest * _LARGEST_FIT
-    fitting = {
-        cols
-        for channel in fitted
-        for cols in (*_multiples_near(channel, nearest), *_quotients_near(channel, nearest))
-        if lowest <= cols <= min(highest, weights)
-    }
-
-    def misfit(cols: int) -> tuple[int, float, int]:
-        fits = sum(weight for channel, weight in fitted.items() if channel % cols == 0 or cols % channel == 0)
-        return -fits, abs(math.log(cols / exact)), cols
-
+        if len(parameter.shape) >= 2:
+            channels[parameter.shape[1:]] += parameter.numel
+    largest = dict(channels.most_common(_FITTED_LAYERS))
     # Stretched the way that it leans already, a square one towards tall: there, generating gets cheaper.
-    direction = -1 if aspect >= 1 else 1
-    stretched = (round(nearest * (1 + direction / 200) ** step) for step in range(400))
-    bounds = (max(nearest / _LARGEST_STRETCH, 1), min(nearest * _LARGEST_STRETCH, weights))
+    leans_tall = aspect >= 1
+    lowest = max(nearest / (_LARGEST_STRETCH if leans_tall else _LARGEST_FIT), 1)
+    highest = min(nearest * (_LARGEST_FIT if leans_tall else _LARGEST_STRETCH), weights)
+    fitting = {cols for channel in largest for cols in _fitting_columns(math.prod(channel), lowest, highest)}
+
+    def misfit(cols: int) -> tuple[bool, int, float, int]:
+        distance = abs(math.log(cols / exact))
+        fitting_weights = sum(weights for channel, weights in largest.items() if fits((1, *channel), cols))
+        return distance > math.log(_LARGEST_FIT), -fitting_weights, distance, cols
+
+    stretched = (round(nearest * (0.995 if leans_tall else 1.005) ** step) for step in range(400))
     return list(
-        dict.fromkeys([*sorted(fitting, key=misfit), nearest, *(c for c in stretched if bounds[0] <= c <= bounds[1])])
+        dict.fromkeys([*sorted(fitting, key=misfit), nearest, *(c for c in stretched if lowest <= c <= highest)])
     )
 
 
-def _multiples_near(channel: int, target: int) -> list[int]:
-    return [channel * factor for factor in range(max(target // channel, 1), target // channel + 2)]
-
-
-def _quotients_near(channel: int, target: int) -> list[int]:
-    return [channel // divisor for divisor in range(1, 4 * channel // target + 1) if channel % divisor == 0]
+def _fitting_columns(channel: int, lowest: float, highest: float) -> list[int]:
+    """Multiples and divisors of the weights of an output channel in a range, a bounded number of them."""
+    multiples = range(max(math.ceil(lowest / channel), 1), int(highest / channel) + 1)
+    spaced = multiples[:: max(len(multiples) // 64, 1)]
+    divisors = range(max(math.ceil(channel / highest), 1), min(int(channel / lowest), 4096) + 1)
+    return [channel * factor for factor in spaced] + [channel // d for d in divisors if channel % d == 0]
 
 
 def _choose_layout(

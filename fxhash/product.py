@@ -8,10 +8,15 @@ row of its own on, in row-major order. So the weight of a parameter is the produ
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import ParamSpec
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+Arguments = ParamSpec("Arguments")
 
 
 def rows_for(numel: int, cols: int) -> int:
@@ -24,24 +29,52 @@ def rows_for(numel: int, cols: int) -> int:
     return -(-numel // cols)
 
 
-def generate(left: Tensor, right: Tensor, shape: Sequence[int], shift: Tensor) -> Tensor:
-    """One weight: `(shift + left @ right[:rank]).flatten()[:numel].view(shape)`.
+def fits(shape: Sequence[int], cols: int) -> bool:
+    """Whether a weight of this shape can be multiplied by in turn: rows and output channels nest.
+
+    Example:
+        >>> fits((64, 32, 3, 3), cols=144), fits((64, 32, 3, 3), cols=576), fits((64, 32, 3, 3), cols=100)
+        (True, True, False)
+    """
+    channel, kernel = math.prod(shape[1:]), math.prod(shape[2:])
+    return len(shape) >= 2 and (cols % channel == 0 or (channel % cols == 0 and cols % kernel == 0))
+
+
+def recorded(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
+    """Let `torch.fx` record a call of `function` as one node, as it does with torch's own functions.
+
+    Unpickling a graph module traces its code; without this, it would trace into the function.
+    """
+
+    @wraps(function)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        if has_torch_function(args):
+            return handle_torch_function(run, args, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return run
+
+
+@recorded
+def generate(left: Tensor, right: Tensor, shape: Sequence[int], shift: Tensor | None = None) -> Tensor:
+    """One weight: `(left @ right[:rank] + shift).flatten()[:numel].view(shape)`.
 
     Args:
         left: the parameter's own rows of the left factor, scaled; shape `(rows, rank)`.
         right: the shared right factor, of shape `(at least rank, cols)`.
         shape: the weight's shape, of more than `(rows - 1) * cols` and at most `rows * cols` elements.
-        shift: a constant to add, of shape `()`.
+        shift: a constant to add, of shape `()`; nothing where left out.
 
     Returns:
         A contiguous tensor of `shape`.
 
     Example:
         >>> left, right = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 2.0, 3.0]])
-        >>> generate(left, right, (2, 2), torch.tensor(0.0)).tolist()
+        >>> generate(left, right, (2, 2)).tolist()
         [[1.0, 2.0], [3.0, 2.0]]
     """
-    rows = torch.addmm(shift, left, right[: left.shape[1]])
+    right = right[: left.shape[1]]
+    rows = left @ right if shift is None else torch.addmm(shift, left, right)
     return rows.flatten()[: math.prod(shape)].view(tuple(shape))
 
 

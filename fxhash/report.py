@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from fxhash.deployed import DeploymentPlan, find_deployed
 from fxhash.generator import current_plan
 from fxhash.parts import OpaquePart, original_name
 from fxhash.plan import CompressionPlan
@@ -18,10 +19,12 @@ class Summary:
     Attributes:
         plan: every parameter and the totals.
         opaque_parts: path and reason of each part that could not be traced.
+        deployment: how each weight comes about; None unless the model is deployed.
     """
 
     plan: CompressionPlan
     opaque_parts: tuple[tuple[str, str], ...]
+    deployment: DeploymentPlan | None = None
 
     @property
     def trainable_before(self) -> int:
@@ -38,6 +41,8 @@ class Summary:
         if self.opaque_parts:
             lines.append("called as a whole (all of its weights are generated before the call):")
             lines.extend(f"  {path}: {reason}" for path, reason in self.opaque_parts)
+        if self.deployment is not None:
+            lines.extend(["", str(self.deployment)])
         return "\n".join(lines)
 
 
@@ -58,6 +63,10 @@ def summary(gm: fx.GraphModule) -> Summary:
         for path, part in gm.named_modules()
         if isinstance(part, OpaquePart)
     )
-    result = Summary(current_plan(gm), opaque)
+    deployed = find_deployed(gm)
+    if deployed is not None:
+        result = Summary(deployed.compression, opaque, deployed.plan)
+    else:
+        result = Summary(current_plan(gm), opaque)
     print(result)
     return result

@@ -72,10 +72,10 @@ def test_size_of_the_file(tmp_path, name):
     assert (tmp_path / "model.safetensors").stat().st_size <= 4 * kept * 1.02 + 64 * 1024
 
 
-def test_a_deployed_model_can_be_saved(tmp_path):
-    gm = fxhash.transform(ResidualConvNet(), 0.3)
-    fxhash.save(fxhash.lower_for_deploy(gm), tmp_path / "model.safetensors")
-    assert_same_outputs(gm, fxhash.load(tmp_path / "model.safetensors", ResidualConvNet()), torch.randn(2, 3, 6, 6))
+def test_a_deployed_model_is_not_saved(tmp_path):
+    deployed = fxhash.lower_for_deploy(fxhash.transform(ResidualConvNet(), 0.3))
+    with pytest.raises(fxhash.TransformError, match="is lowered already: save the transformed model"):
+        fxhash.save(deployed, tmp_path / "model.safetensors")
 
 
 def test_any_safetensors_reader_can_read_it(stored):

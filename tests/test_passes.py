@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fxhash
-from fxhash.passes import generate_on_demand, graph_pass, hash_parameters, restore_parameters, restore_training_flags
+from fxhash.passes import graph_pass, hash_parameters, lower_weights, restore_parameters, restore_training_flags
 from tests.models import FunctionalDropout, ResidualConvNet
 
 
@@ -17,7 +17,7 @@ def hash_again(gm):
 
 PASSES = {
     "hash_parameters": (hash_again, lambda: fxhash.trace(FunctionalDropout())),
-    "generate_on_demand": (generate_on_demand, lambda: fxhash.transform(FunctionalDropout(), 0.9, seed=0)),
+    "lower_weights": (lower_weights, lambda: fxhash.transform(FunctionalDropout(), 0.9, seed=0)),
     "restore_parameters": (restore_parameters, lambda: fxhash.transform(FunctionalDropout(), 0.9, seed=0)),
     "restore_training_flags": (restore_training_flags, lambda: torch.fx.symbolic_trace(FunctionalDropout())),
 }

@@ -1,0 +1,87 @@
+"""What a graph's values depend on, and for how long their memory is in use."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+
+import networkx as nx
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from fxhash.factored import (
+    conv_by_size,
+    conv_in_turn,
+    embedding_by_size,
+    embedding_in_turn,
+    linear_by_size,
+    linear_in_turn,
+)
+
+# These return memory of their own. Whatever else uses a value might return a view of it.
+_RETURN_NEW_MEMORY = {
+    operator.add,
+    operator.sub,
+    operator.mul,
+    operator.truediv,
+    operator.matmul,
+    torch.matmul,
+    torch.mm,
+    torch.bmm,
+    F.linear,
+    F.bilinear,
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+    F.embedding,
+    F.embedding_bag,
+    linear_in_turn,
+    conv_in_turn,
+    embedding_in_turn,
+    linear_by_size,
+    conv_by_size,
+    embedding_by_size,
+}
+
+
+def dataflow(graph: fx.Graph) -> nx.DiGraph:
+    """The graph's nodes as a directed acyclic graph: an edge from each value to each node that reads it.
+
+    An edge has the attribute `may_alias`: whether the reader's result may share memory with the value.
+    """
+    flow = nx.DiGraph()
+    for position, node in enumerate(graph.nodes):
+        flow.add_node(node, position=position)
+        for value in node.all_input_nodes:
+            flow.add_edge(value, node, may_alias=node.target not in _RETURN_NEW_MEMORY)
+    return flow
+
+
+def live_ranges(graph: fx.Graph, values: set[fx.Node]) -> dict[fx.Node, tuple[int, int]]:
+    """First and last position in the graph at which the memory of each of `values` is in use."""
+    flow = dataflow(graph)
+    position = nx.get_node_attributes(flow, "position")
+    aliasing = nx.subgraph_view(flow, filter_edge=lambda value, reader: flow.edges[value, reader]["may_alias"])
+    ranges = {}
+    for value in values:
+        aliases = {value, *nx.descendants(aliasing, value)}
+        last = max(position[reader] for alias in aliases for reader in (alias, *flow.successors(alias)))
+        ranges[value] = (position[value], last)
+    return ranges
+
+
+def peak(ranges: Mapping[fx.Node, tuple[int, int]], size: Mapping[fx.Node, int]) -> int:
+    """The most that values of the given sizes take at any position."""
+    changes: dict[int, int] = {}
+    for value, (first, last) in ranges.items():
+        changes[first] = changes.get(first, 0) + size[value]
+        changes[last + 1] = changes.get(last + 1, 0) - size[value]
+    now = most = 0
+    for position in sorted(changes):
+        now += changes[position]
+        most = max(most, now)
+    return most

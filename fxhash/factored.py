@@ -1,0 +1,175 @@
+"""Layers that multiply by the factors of their weight in turn, so that the weight itself is never built.
+
+A weight of shape `(out, in, ...)` is a run of `left @ right`, rows of `cols` elements. Where the `in * ...` weights of
+one output channel are a whole number of rows, or a row holds a whole number of channels, the layer is two smaller
+ones: one with the rows of `right` as its kernels, and one that mixes their outputs by `left`. With a small rank that is
+less work than the dense layer, whatever the batch.
+
+All are pure functions of tensors. Throughout, `left` has shape `(rows, rank)` and is scaled already, and `right` has
+shape `(at least rank, cols)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from fxhash.product import generate, recorded
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def rows_per_channel(shape: Sequence[int], cols: int) -> int | None:
+    """How many whole rows an output channel takes; None if rows and channels don't nest that way."""
+    channel = math.prod(shape[1:])
+    return channel // cols if channel % cols == 0 else None
+
+
+def operations_in_turn(shape: Sequence[int], rank: int, cols: int) -> int:
+    """Multiply-adds at each position (row of a batch, or output pixel) when multiplying by the factors in turn.
+
+    Example:
+        >>> operations_in_turn((512, 512, 3, 3), rank=11, cols=576), 512 * 512 * 9
+        (95744, 2359296)
+    """
+    channel = math.prod(shape[1:])
+    if cols % channel == 0:
+        return rank * (cols + shape[0])
+    return rank * (channel + shape[0] * (channel // cols))
+
+
+@recorded
+def linear_in_turn(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int], bias: Tensor | None = None) -> Tensor:
+    """`F.linear(x, weight, bias)` for the weight of `shape` `(out, in)` that `left @ right` stands for.
+
+    Args:
+        x: input of shape `(..., in)`.
+        left: the weight's own rows of the left factor.
+        right: the right factor.
+        shape: the weight's shape, which must fit the columns.
+        bias: of shape `(out,)`.
+
+    Returns:
+        Shape `(..., out)`.
+    """
+    out, features = shape
+    rank, cols = left.shape[1], right.shape[1]
+    right = right[:rank]
+    if cols <= features:
+        parts = F.linear(x.unflatten(-1, (features // cols, cols)), right)
+        return F.linear(parts.flatten(-2), left.view(out, -1), bias)
+    parts = F.linear(x, right.reshape(-1, features)).unflatten(-1, (rank, cols // features))
+    mixed = (left @ parts).flatten(-2)[..., :out]
+    return mixed if bias is None else mixed + bias
+
+
+@recorded
+def conv_in_turn(
+    x: Tensor,
+    left: Tensor,
+    right: Tensor,
+    shape: Sequence[int],
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+) -> Tensor:
+    """`F.conv1d`, `2d` or `3d` for the weight of `shape` `(out, in, *kernel)` that `left @ right` stands for.
+
+    Args:
+        x: input of shape `(batch, in, *size)` or `(in, *size)`.
+        left: the weight's own rows of the left factor.
+        right: the right factor.
+        shape: the weight's shape, which must fit the columns.
+        bias: of shape `(out,)`.
+        stride: as in `F.conv2d`.
+        padding: as in `F.conv2d`.
+        dilation: as in `F.conv2d`.
+
+    Returns:
+        Shape `(batch, out, *size)` or `(out, *size)`.
+    """
+    out, channels, *kernel = shape
+    if x.dim() == len(kernel) + 1:
+        return conv_in_turn(x.unsqueeze(0), left, right, shape, bias, stride, padding, dilation).squeeze(0)
+    convolution = _CONVOLUTIONS[len(kernel)]
+    rank, cols = left.shape[1], right.shape[1]
+    right = right[:rank]
+    together = cols // math.prod(kernel)
+    if together <= channels:
+        groups = channels // together
+        grouped = x.reshape(-1, together, *x.shape[2:])
+        parts = convolution(grouped, right.view(rank, together, *kernel), None, stride, padding, dilation)
+        parts = parts.reshape(x.shape[0], groups * rank, *parts.shape[2:])
+        return convolution(parts, left.view(out, groups * rank, *[1] * len(kernel)), bias)
+    kernels = right.reshape(-1, channels, *kernel)
+    parts = convolution(x, kernels, None, stride, padding, dilation)
+    mixed = (left @ parts.reshape(x.shape[0], rank, -1)).reshape(x.shape[0], -1, *parts.shape[2:])[:, :out]
+    return mixed if bias is None else mixed + bias.view(-1, *[1] * len(kernel))
+
+
+@recorded
+def embedding_in_turn(indices: Tensor, left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
+    """`F.embedding(indices, weight)` for the table of `shape` `(count, size)` that `left @ right` stands for.
+
+    Only the rows that are looked up are generated.
+
+    Args:
+        indices: integers of any shape.
+        left: the table's own rows of the left factor.
+        right: the right factor.
+        shape: the table's shape, which must fit the columns.
+
+    Returns:
+        Shape `(*indices.shape, size)`.
+    """
+    count, size = shape
+    rank, cols = left.shape[1], right.shape[1]
+    right = right[:rank]
+    if cols <= size:
+        chosen = F.embedding(indices, left.view(count, -1)).unflatten(-1, (-1, rank))
+        return (chosen @ right).flatten(-2)
+    per_row = cols // size
+    rows = F.embedding(indices // per_row, left).unsqueeze(-2)
+    blocks = right.view(rank, per_row, size).transpose(0, 1)[indices % per_row]
+    return (rows @ blocks).squeeze(-2)
+
+
+@recorded
+def linear_by_size(
+    x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int], bias: Tensor | None, most: int
+) -> Tensor:
+    """`linear_in_turn` for at most `most` rows of input; beyond, generating the weight once is less work."""
+    if x.numel() // shape[1] <= most:
+        return linear_in_turn(x, left, right, shape, bias)
+    return F.linear(x, generate(left, right, shape), bias)
+
+
+@recorded
+def conv_by_size(
+    x: Tensor,
+    left: Tensor,
+    right: Tensor,
+    shape: Sequence[int],
+    bias: Tensor | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    most: int,
+) -> Tensor:
+    """`conv_in_turn` for at most `most` pixels of input; beyond, generating the weight once is less work."""
+    if x.numel() // shape[1] <= most:
+        return conv_in_turn(x, left, right, shape, bias, stride, padding, dilation)
+    return _CONVOLUTIONS[len(shape) - 2](x, generate(left, right, shape), bias, stride, padding, dilation)
+
+
+@recorded
+def embedding_by_size(indices: Tensor, left: Tensor, right: Tensor, shape: Sequence[int], most: int) -> Tensor:
+    """`embedding_in_turn` for at most `most` indices; beyond, generating the table once is less work."""
+    if indices.numel() <= most:
+        return embedding_in_turn(indices, left, right, shape)
+    return F.embedding(indices, generate(left, right, shape))
