@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection
 
 import torch
@@ -9,7 +10,7 @@ from torch import fx, nn
 
 from fxhash.copying import copy_model
 from fxhash.deployed import find_deployed
-from fxhash.errors import TransformError
+from fxhash.errors import PlanError, TransformError
 from fxhash.generator import SMHGenerator, find_generator
 from fxhash.parts import OPAQUE_PART, OpaquePart, original_name
 from fxhash.passes import hash_parameters, lower_weights, restore_parameters, restore_training_flags
@@ -144,7 +145,12 @@ def _expose(model: nn.Module, names: Collection[str]) -> fx.GraphModule:
 
 
 def _random_generator(seed: int | torch.Generator | None) -> torch.Generator | None:
-    return torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    if seed is None or isinstance(seed, torch.Generator):
+        return seed
+    try:
+        return torch.Generator().manual_seed(operator.index(seed))
+    except TypeError as error:
+        raise PlanError(f"seed={seed!r} is neither a whole number nor a torch.Generator") from error
 
 
 def refuse_transformed(model: object) -> None:

@@ -49,7 +49,7 @@ def save(gm: fx.GraphModule, path: PathLike) -> None:
     tensors = _distinct_tensors(gm)
     # One key, since safetensors writes several in an order that changes from process to process.
     metadata = {_KEY: json.dumps({"sha256": _digest(plan, tensors), "plan": plan})}
-    _write_atomically(Path(path), to_safetensors(tensors, metadata))
+    _write_atomically(Path(path).resolve(), to_safetensors(tensors, metadata))
 
 
 def load(path: PathLike, model: nn.Module) -> fx.GraphModule:

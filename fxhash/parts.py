@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,17 +30,22 @@ class TensorConstant(nn.Module):
 
     As a `get_attr` node, `torch.fx` would turn it into a persistent buffer (whenever a graph module is built, copied
     or unpickled), and the state dict would grow.
+
+    Args:
+        value: the tensor.
+        fresh: whether the model makes it anew at each call, and so may change it in place.
     """
 
     value: Tensor
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, value: Tensor, fresh: bool) -> None:
         super().__init__()
         self.register_buffer("value", value, persistent=False)
+        self.fresh = fresh
 
     def forward(self) -> Tensor:
-        """The tensor itself, not a copy."""
-        return self.value
+        """The tensor, or a copy of it."""
+        return self.value.clone() if self.fresh else self.value
 
 
 class OpaquePart(nn.Module):
@@ -60,43 +65,68 @@ class OpaquePart(nn.Module):
         self.wrapped_module = module
         self.names = tuple(names)
         self.reason = reason
-        self._empty()
+        _assign(module, self.names, [None] * len(self.names))
 
     def forward(self, parameters: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call the wrapped module with `args` and `kwargs`, and `parameters` in the order of `names`."""
-        try:
-            self.fill(parameters)
-            return self.wrapped_module(*args, **kwargs)
-        finally:
-            self._empty()
+        """Call the wrapped module with `args` and `kwargs`, and `parameters` in the order of `names`.
+
+        The call runs on a replica that shares everything with the wrapped module but holds `parameters`: other threads,
+        and a checkpoint that runs the module again in backward, see what they were given.
+        """
+        replicas = {id(module): _replica(module) for module in self.wrapped_module.modules()}
+        for replica in replicas.values():
+            children = vars(replica)["_modules"]
+            children.update({name: child and replicas[id(child)] for name, child in children.items()})
+        replica = replicas[id(self.wrapped_module)]
+        _assign(replica, self.names, parameters)
+        result = replica(*args, **kwargs)
+        for module in self.wrapped_module.modules():
+            _take_over(module, replicas[id(module)])
+        return result
 
     def fill(self, parameters: Sequence[Tensor]) -> None:
-        """Give the wrapped module parameters; a call of this part takes them away again."""
-        for names, parameter in zip(self.names, parameters, strict=True):
-            self._assign(names, parameter)
-        for recurrent in self._recurrent_layers():
-            recurrent._flat_weights = [getattr(recurrent, name, None) for name in recurrent._flat_weights_names]
-
-    def _empty(self) -> None:
-        for names in self.names:
-            self._assign(names, None)
-        for recurrent in self._recurrent_layers():
-            recurrent._flat_weights = [None] * len(recurrent._flat_weights_names)
-
-    def _assign(self, names: tuple[str, ...], parameter: Tensor | None) -> None:
-        for name in names:
-            owner, _, attribute = name.rpartition(".")
-            # Past nn.Module.__setattr__, which accepts nothing but an nn.Parameter under a parameter's name.
-            parameters: dict[str, Any] = self.wrapped_module.get_submodule(owner)._parameters
-            parameters[attribute] = parameter
-
-    def _recurrent_layers(self) -> Iterator[Any]:
-        """Recurrent layers read a list of weights that is made when they are built, not their parameters."""
-        return (module for module in self.wrapped_module.modules() if isinstance(module, nn.RNNBase))
+        """Give the wrapped module parameters of its own."""
+        _assign(self.wrapped_module, self.names, parameters)
 
     def extra_repr(self) -> str:
         """Why the part is opaque, for `repr`."""
         return f"reason={self.reason!r}"
+
+
+def _assign(module: nn.Module, names: Sequence[tuple[str, ...]], parameters: Sequence[Tensor | None]) -> None:
+    """Set each parameter under all of its names."""
+    for group, parameter in zip(names, parameters, strict=True):
+        for name in group:
+            owner, _, attribute = name.rpartition(".")
+            # Past nn.Module.__setattr__, which accepts nothing but an nn.Parameter under a parameter's name.
+            table: dict[str, Any] = module.get_submodule(owner)._parameters
+            table[attribute] = parameter
+    for recurrent in module.modules():
+        if isinstance(recurrent, nn.RNNBase):
+            # Recurrent layers read a list of weights that is made when they are built, not their parameters.
+            emptied = all(parameter is None for parameter in parameters)
+            weights: list[Any] = [
+                None if emptied else getattr(recurrent, name, None) for name in recurrent._flat_weights_names
+            ]
+            vars(recurrent)["_flat_weights"] = weights
+
+
+def _replica(module: nn.Module) -> nn.Module:
+    """The same module with tables of parameters, buffers and children of its own."""
+    replica = object.__new__(type(module))
+    vars(replica).update(vars(module))
+    for table in ("_parameters", "_buffers", "_modules"):
+        vars(replica)[table] = dict(vars(module)[table])
+    return replica
+
+
+def _take_over(module: nn.Module, replica: nn.Module) -> None:
+    """Give a module the buffers and attributes that a call assigned on its replica."""
+    vars(module)["_buffers"].update(vars(replica)["_buffers"])
+    for name, value in vars(replica).items():
+        computed = isinstance(value, Tensor) and not value.is_leaf
+        if name not in ("_parameters", "_buffers", "_modules", "_flat_weights") and not computed:
+            vars(module)[name] = value
 
 
 def original_name(name: str) -> str:

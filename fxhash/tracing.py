@@ -15,12 +15,14 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from fxhash.copying import copy_model
 from fxhash.errors import TransformError
+from fxhash.generator import find_generator
 from fxhash.parts import OPAQUE_PART, OpaquePart, TensorConstant, TrainingFlag
 from fxhash.selection import is_lazy, tied_groups
 
@@ -40,6 +42,8 @@ _TRACED_TORCH_MODULES = (
     nn.ModuleList,
     nn.ModuleDict,
 )
+
+_SPELLABLE_DEFAULTS = (type(None), bool, int, float, str, torch.dtype)
 
 
 def trace(model: nn.Module, expose: Collection[str] | None = None) -> fx.GraphModule:
@@ -66,11 +70,14 @@ def trace(model: nn.Module, expose: Collection[str] | None = None) -> fx.GraphMo
         >>> [node.op for node in traced.graph.nodes]
         ['placeholder', 'get_attr', 'get_attr', 'call_function', 'call_module', 'output']
     """
+    if find_generator(model) is not None:
+        raise TransformError("this model is transformed already: its weights are generated. Trace the original model")
     for names, (parameter, *_) in tied_groups(model):
         if is_lazy(parameter):
             raise TransformError(
                 f"parameter {names[0]!r} has no shape yet: run one batch through the lazy modules first"
             )
+    _check_names(model)
     exposed = set(_all_but_batch_norms(model) if expose is None else expose)
     structure = copy_model(model, shared=exposed)
     with _preserving_random_state(), torch.enable_grad():
@@ -78,6 +85,19 @@ def trace(model: nn.Module, expose: Collection[str] | None = None) -> fx.GraphMo
             return _Capture(structure, exposed).traced()
         except Exception as error:
             return _Capture(structure, exposed).opaque(_one_line(error))
+
+
+def _check_names(model: nn.Module) -> None:
+    """Raise TransformError for names that a graph module, or an opaque part in it, needs itself."""
+    if isinstance(model, fx.GraphModule):
+        return
+    for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers()):
+        first, *_ = atoms = name.split(".")
+        taken = (
+            hasattr(fx.GraphModule, first) and not hasattr(nn.Module, first) and not isinstance(model, fx.GraphModule)
+        )
+        if taken or {OPAQUE_PART, "wrapped_module"} & set(atoms):
+            raise TransformError(f"{name!r} has a name that a graph module uses itself: rename it in the model")
 
 
 def _all_but_batch_norms(model: nn.Module) -> Iterator[str]:
@@ -112,7 +132,9 @@ class _Capture:
         }
 
     def traced(self) -> fx.GraphModule:
-        reason = _never_traced_because(self.root) or (_has_hooks(self.root) and "it has forward hooks")
+        reason = _never_traced_because(self.root) or (_has_hooks(self.root) and "it has hooks")
+        if type(self.root).__call__ is not nn.Module.__call__ and not isinstance(self.root, fx.GraphModule):
+            reason = "it overrides __call__"
         if reason:
             raise _UntraceableError(reason)
         tracer = _ExposingTracer(self)
@@ -120,10 +142,10 @@ class _Capture:
             _restoring_attributes(self.root),
             _recording_training_flags(self, tracer),
             _refusing_autocast(),
-            _refusing_random_numbers(),
-            _refusing_new_buffers(*self.root.modules()),
+            _refusing_side_effects(*self.root.modules()),
         ):
             graph = tracer.trace(self.root)
+            self._check_optional_arguments(graph)
         modules = dict(tracer.modules)
         for target in {node.target for node in graph.nodes if node.op == "call_module"} - modules.keys():
             path = target.removesuffix(f".{OPAQUE_PART}")
@@ -132,6 +154,16 @@ class _Capture:
                 names = tuple(self.names_inside(path).values())
                 modules[target] = OpaquePart(module, names, tracer.opaque[path])
         return self._graph_module(graph, modules)
+
+    def _check_optional_arguments(self, graph: fx.Graph) -> None:
+        """Refuse a forward that asks whether an optional argument is None, which a trace can't see it ask."""
+        optional = [node.target for node in graph.nodes if node.op == "placeholder" and node.args == (None,)]
+        if optional:
+            absent = _ExposingTracer(self).trace(self.root, concrete_args=dict.fromkeys(optional))
+            if _operations(absent) != _operations(graph):
+                raise _UntraceableError(
+                    f"it does something else where an optional argument ({', '.join(optional)}) is None"
+                )
 
     def opaque(self, reason: str) -> fx.GraphModule:
         """The whole model as one opaque call."""
@@ -176,6 +208,7 @@ class _Capture:
         # A graph of its own, which doesn't refer to the tracer: unpickling would trace with it again.
         plain = fx.Graph()
         plain.output(plain.graph_copy(graph, val_map={}))
+        _check_defaults(plain)
         buffers = dict(self.root.named_buffers())
         attributes: dict[str, Any] = {}
         for node in plain.nodes:
@@ -192,6 +225,25 @@ class _Capture:
         return graph_module
 
 
+def _check_defaults(graph: fx.Graph) -> None:
+    """Raise TransformError for a default value that generated code can't spell."""
+    for node in graph.nodes:
+        if node.op == "placeholder" and node.args and not isinstance(node.args[0], _SPELLABLE_DEFAULTS):
+            raise TransformError(
+                f"argument {node.target!r} of forward has a {type(node.args[0]).__name__} as its default, which a "
+                "graph can't hold: let it be None, and choose inside forward"
+            )
+
+
+def _operations(graph: fx.Graph) -> list[tuple[str, Any]]:
+    """What a graph does, without its inputs and torch's checks of fixed arguments."""
+    return [
+        (node.op, node.target)
+        for node in graph.nodes
+        if node.op != "placeholder" and getattr(node.target, "__name__", "") != "_assert_is_none"
+    ]
+
+
 class _ExposingTracer(fx.Tracer):
     """Descends into the modules that hold an exposed parameter, and rolls back those that can't be traced."""
 
@@ -203,6 +255,12 @@ class _ExposingTracer(fx.Tracer):
         self.opaque: dict[str, str] = {}
         self.proxies: dict[str, fx.Proxy] = {}
         self.constants: dict[int, tuple[str, Tensor]] = {}
+        self.attributes = {
+            id(value)
+            for module in capture.root.modules()
+            for value in (*vars(module).values(), *module._buffers.values())
+            if isinstance(value, Tensor)
+        }
         for path, module in capture.root.named_modules():
             for name, buffer in module.named_buffers(recurse=False):
                 if name not in module._non_persistent_buffers_set:
@@ -224,7 +282,7 @@ class _ExposingTracer(fx.Tracer):
             last_node = next(iter(reversed(self.graph.nodes)))
             stack, calls = self.module_stack.copy(), self.num_calls.copy()
             try:
-                with _refusing_random_numbers(), _refusing_new_buffers(m):
+                with _refusing_side_effects(*m.modules()):
                     return super().call_module(m, forward, args, kwargs)
             except Exception as error:
                 reason = _one_line(error)
@@ -272,7 +330,7 @@ class _ExposingTracer(fx.Tracer):
         if tensor.requires_grad:
             raise _UntraceableError("it computes with parameters in a way that tracing would freeze into a constant")
         target, _ = self.constants.setdefault(id(tensor), (f"tensor_constant_{len(self.constants)}", tensor))
-        self.modules.setdefault(target, TensorConstant(tensor))
+        self.modules.setdefault(target, TensorConstant(tensor, fresh=id(tensor) not in self.attributes))
         return self._cached(
             target,
             lambda: self.create_proxy(
@@ -333,8 +391,8 @@ class _UntraceableError(Exception):
 def _never_traced_because(module: nn.Module) -> str:
     """Why a module is opaque whatever its forward does; an empty string if it may be traced."""
     kind = type_before_parametrizations(module)
-    if _has_hooks(module) and not any(True for _ in module.children()):
-        return "it has forward hooks"
+    if _has_hooks(module):
+        return "it has hooks"
     if getattr(module, "max_norm", None) is not None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "max_norm changes its weight in place"
     if kind.__module__.startswith("torch.nn.modules.") and not issubclass(kind, _TRACED_TORCH_MODULES):
@@ -343,7 +401,9 @@ def _never_traced_because(module: nn.Module) -> str:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 @contextmanager
@@ -374,11 +434,10 @@ def _recording_training_flags(capture: _Capture, tracer: _ExposingTracer) -> Ite
 def _restoring_attributes(root: nn.Module) -> Iterator[None]:
     """Undo what a traced forward leaves behind in its modules, such as a cached activation that is now a proxy."""
     tables = ("_parameters", "_buffers", "_modules")
-    before = [
-        (module, dict(vars(module)), {name: dict(vars(module)[name]) for name in tables})
-        for module in root.modules()
-        if not isinstance(module, torch.jit.ScriptModule)
-    ]
+    modules = [module for module in root.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    before = [(module, dict(vars(module)), {name: dict(vars(module)[name]) for name in tables}) for module in modules]
+    plain = [value for module in modules for value in vars(module).values() if isinstance(value, Tensor)]
+    values = [(tensor, tensor._version, tensor.detach().clone()) for tensor in plain]
     try:
         yield
     finally:
@@ -388,25 +447,71 @@ def _restoring_attributes(root: nn.Module) -> Iterator[None]:
             for name, content in contents.items():
                 vars(module)[name].clear()
                 vars(module)[name].update(content)
+        for tensor, version, value in values:
+            if tensor._version != version:
+                tensor.detach().copy_(value)
 
 
 @contextmanager
-def _refusing_random_numbers() -> Iterator[None]:
-    """Numbers drawn while tracing would be the same at every call."""
-    torch_state, python_state = torch.get_rng_state(), random.getstate()
-    yield
-    if not torch.equal(torch.get_rng_state(), torch_state) or random.getstate() != python_state:
-        raise _UntraceableError("its forward draws random numbers outside of any traced operation")
+def _refusing_side_effects(*modules: nn.Module) -> Iterator[None]:
+    """Refuse what would happen while tracing instead of at each call; on any error, undo it.
+
+    That is: random numbers that are drawn outside of any traced operation, buffers that are assigned anew, plain
+    attributes that count calls, and tensors that are changed in place.
+    """
+    random_state = _random_state()
+    before = [(module, _state_of(module)) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
+    try:
+        yield
+        if not _is_random_state(random_state):
+            raise _UntraceableError("its forward draws random numbers outside of any traced operation")
+        for module, state in before:
+            now = _state_of(module)
+            changed = [name for name, value in state.items() if name not in now or not _is_same(now[name], value)]
+            if changed:
+                raise _UntraceableError(f"its forward changes its attribute {changed[0]!r}")
+    except Exception:
+        _set_random_state(random_state)
+        for module, state in before:
+            module._buffers.update({name: value for name, (value, _) in state.items() if name in module._buffers})
+            vars(module).update({name: value for name, (value, _) in state.items() if name in vars(module)})
+        raise
 
 
-@contextmanager
-def _refusing_new_buffers(*modules: nn.Module) -> Iterator[None]:
-    """A buffer that forward assigns anew would keep its first value in the graph."""
-    before = [(module, dict(module._buffers)) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
-    yield
-    for module, buffers in before:
-        if any(module._buffers.get(name) is not buffer for name, buffer in buffers.items()):
-            raise _UntraceableError("its forward assigns a buffer")
+def _state_of(module: nn.Module) -> dict[str, tuple[Any, int]]:
+    """Buffers, plain tensors, and plain numbers and texts of a module, each with its version if it is a tensor."""
+    values = {**module._buffers, **vars(module)}
+    return {
+        name: (value, value._version if isinstance(value, Tensor) else 0)
+        for name, value in values.items()
+        if isinstance(value, (Tensor, bool, int, float, str)) or name in module._buffers
+    }
+
+
+def _is_same(now: tuple[Any, int], before: tuple[Any, int]) -> bool:
+    if isinstance(before[0], Tensor):
+        return now[0] is before[0] and now[1] == before[1]
+    return type(now[0]) is type(before[0]) and bool(now[0] == before[0])
+
+
+def _random_state() -> tuple[Tensor, object, Any]:
+    return torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)
+
+
+def _is_random_state(state: tuple[Tensor, object, Any]) -> bool:
+    torch_state, python_state, numpy_state = _random_state()
+    return (
+        torch.equal(torch_state, state[0])
+        and python_state == state[1]
+        and numpy_state["state"]["pos"] == state[2]["state"]["pos"]
+        and bool((numpy_state["state"]["key"] == state[2]["state"]["key"]).all())
+    )
+
+
+def _set_random_state(state: tuple[Tensor, Any, Any]) -> None:
+    torch.set_rng_state(state[0])
+    random.setstate(state[1])
+    np.random.set_state(state[2])
 
 
 @contextmanager
@@ -426,12 +531,11 @@ def _refusing_autocast() -> Iterator[None]:
 
 @contextmanager
 def _preserving_random_state() -> Iterator[None]:
-    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    state = _random_state()
     try:
         yield
     finally:
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
+        _set_random_state(state)
 
 
 def _one_line(error: Exception) -> str:

@@ -87,7 +87,7 @@ class RandomDag(nn.Module):
         if kind == "functional dropout":
             return F.dropout(one, 0.2, self.training)
         if kind == "use again":
-            return F.relu(layer(layer(one)))
+            return torch.tanh(layer(layer(one)))
         if kind == "tie":
             return F.linear(layer(one), layer.weight)
         if kind == "residual":

@@ -250,15 +250,16 @@ def test_forged_files_are_refused_before_anything_is_built(stored):
 
 
 def test_a_failed_save_leaves_the_old_file(stored, monkeypatch):
-    gm, path = stored
+    _, path = stored
     before = path.read_bytes()
 
     def fail(_):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
+    other = fxhash.transform(ResidualConvNet(), 0.3, seed=1)
     with pytest.raises(fxhash.CheckpointError, match="can't be written: no space left on device"):
-        fxhash.save(gm, path)
+        fxhash.save(other, path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -288,3 +289,55 @@ def test_state_that_is_no_tensor_is_refused(tmp_path):
     with pytest.raises(fxhash.CheckpointError, match=r"'1\._extra_state' in the state dict is a dict, not a tensor"):
         fxhash.save(gm, tmp_path / "model.safetensors")
     assert not any(tmp_path.iterdir())
+
+
+def rewritten(path, old, new):
+    """Replace bytes of a file by as many others."""
+    content = path.read_bytes()
+    assert len(old) == len(new)
+    assert content.count(old) >= 1
+    path.write_bytes(content.replace(old, new))
+
+
+def test_the_digest_covers_the_plan(stored):
+    _, path = stored
+    rewritten(path, b":0.3,", b":0.4,")
+    with pytest.raises(fxhash.CheckpointError, match="does not have the digest"):
+        fxhash.load(path, ResidualConvNet())
+
+
+def test_the_type_of_each_tensor_is_checked(stored):
+    _, path = stored
+    forged(path, **{"body.bias": torch.zeros(12, dtype=torch.float64)})
+    with pytest.raises(fxhash.CheckpointError, match=r"tensor 'body\.bias' is \(12,\) torch\.float64"):
+        fxhash.load(path, ResidualConvNet())
+
+
+def test_tied_dense_parameters_are_stored_once(tmp_path):
+    def build():
+        model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+        model[1].bias = model[0].bias
+        return model
+
+    gm = fxhash.transform(build(), 0.5, include="weight")
+    fxhash.save(gm, tmp_path / "model.safetensors")
+    assert len([name for name in load_file(tmp_path / "model.safetensors") if name.endswith("bias")]) == 1
+    loaded = fxhash.load(tmp_path / "model.safetensors", build())
+    assert_same_outputs(gm, loaded, torch.randn(2, 20), rtol=0)
+
+
+def test_a_link_stays_a_link(stored, tmp_path):
+    gm, path = stored
+    link = tmp_path / "latest.safetensors"
+    link.symlink_to(path)
+    fxhash.save(gm, link)
+    assert link.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask():
+    import os
+
+    current = os.umask(0)
+    os.umask(current)
+    return current

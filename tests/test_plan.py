@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxhash
-from fxhash.plan import CompressionPlan, ParameterPlan, plan_parameters
-from fxhash.selection import describe_parameters
+from fxhash.plan import CompressionPlan, ParameterPlan, _budget, plan_parameters
+from fxhash.selection import describe_parameters, tied_groups
 from tests.strategies import aspects, fractions, parameter_descriptions
 
 
@@ -285,3 +285,48 @@ def test_nothing_left_to_hash():
         fxhash.transform(nn.Linear(30, 30), 0.5, exclude=".")
     with pytest.raises(fxhash.PlanError, match="has no parameters that its forward uses"):
         fxhash.transform(nn.ReLU(), 0.5)
+
+
+def test_budget_is_exact_where_floating_point_is_not():
+    assert _budget(0.29, 100) == 29
+    assert _budget(0.09999999999999999, 10) == 0
+
+
+def test_frozen_parameters_are_not_charged():
+    model = nn.Sequential(nn.Linear(64, 640).requires_grad_(False), nn.Linear(640, 64))
+    plan = fxhash.transform(model, 0.1).smh_generator.plan
+    assert plan.trainable_before == 640 * 64 + 64
+    assert plan.trainable_after >= 0.95 * 0.1 * plan.trainable_before
+
+
+class TwoNames(nn.Module):
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+
+@pytest.mark.parametrize("other", ["transposed", "next", "frozen"])
+def test_only_the_same_view_of_a_storage_is_tied(other):
+    storage = torch.randn(2, 16, 16)
+    first = nn.Parameter(storage[0])
+    second = {
+        "transposed": nn.Parameter(storage[0].t()),
+        "next": nn.Parameter(storage[1]),
+        "frozen": nn.Parameter(storage[0], requires_grad=False),
+    }[other]
+    assert [names for names, _ in tied_groups(TwoNames(first, second))] == [["first"], ["second"]]
+    assert [names for names, _ in tied_groups(TwoNames(first, nn.Parameter(storage[0])))] == [["first", "second"]]
+
+
+def test_any_of_its_names_selects_a_tied_parameter():
+    weight = nn.Parameter(torch.randn(16, 16))
+    (described,) = describe_parameters(TwoNames(weight, weight), exclude="^second")
+    assert described.dense_because == "excluded"
+    (described,) = describe_parameters(TwoNames(weight, weight), include="^second")
+    assert described.hashed
+
+
+@pytest.mark.parametrize("seed", [2.5, "a"])
+def test_a_seed_that_is_none(seed):
+    with pytest.raises(fxhash.PlanError, match="is neither a whole number nor a torch"):
+        fxhash.transform(nn.Linear(30, 30), 0.5, seed=seed)
