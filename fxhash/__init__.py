@@ -10,7 +10,7 @@ torch.Size([5, 10])
 
 from fxhash.api import lower_for_deploy, materialize, transform
 from fxhash.checkpoint import load, save
-from fxhash.errors import BudgetError, CheckpointError, FxhashError, PlanError, TransformError
+from fxhash.errors import BudgetError, CheckpointError, FxhashError, MemoryBudgetError, PlanError, TransformError
 from fxhash.generator import SMHGenerator
 from fxhash.plan import CompressionPlan
 from fxhash.report import Summary, summary
@@ -22,6 +22,7 @@ __all__ = [
     "CheckpointError",
     "CompressionPlan",
     "FxhashError",
+    "MemoryBudgetError",
     "PlanError",
     "SMHGenerator",
     "Summary",

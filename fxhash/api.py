@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 
 from fxhash.copying import copy_model
-from fxhash.deployed import find_deployed
+from fxhash.deployed import choose_kept, find_deployed, read_bytes
 from fxhash.errors import PlanError, TransformError
 from fxhash.generator import SMHGenerator, find_generator
 from fxhash.parts import OPAQUE_PART, OpaquePart, original_name
@@ -83,7 +83,9 @@ def transform(
     return hash_parameters(traced, generator).graph_module
 
 
-def lower_for_deploy(gm: fx.GraphModule) -> fx.GraphModule:
+def lower_for_deploy(
+    gm: fx.GraphModule, *, memory_budget: int | str = 0, dtype: torch.dtype | None = None
+) -> fx.GraphModule:
     """Lay a trained model out for inference, layer by layer, with as little work and memory as can be.
 
     A linear layer, convolution or embedding multiplies by the factors in turn where that is less work than the dense
@@ -92,6 +94,9 @@ def lower_for_deploy(gm: fx.GraphModule) -> fx.GraphModule:
 
     Args:
         gm: a transformed model; it is left untouched and nothing is shared with it.
+        memory_budget: bytes for generated weights, or a text such as `"8MB"`. Within it, weights are generated once and
+            kept, those first that save most work a byte. With 0, none is.
+        dtype: floating-point type to convert the model to, such as `torch.bfloat16`.
 
     Returns:
         A graph module in eval mode whose parameters require no gradient. Its outputs equal those of `gm` in eval mode
@@ -99,10 +104,17 @@ def lower_for_deploy(gm: fx.GraphModule) -> fx.GraphModule:
 
     Raises:
         TransformError: if `gm` is not a transformed model.
+        MemoryBudgetError: if the budget is less than the weights take that are in use at a time; it names the least.
     """
     _require_transformed(gm)
-    deployed = copy_model(gm).eval().requires_grad_(False)
-    return lower_weights(deployed).graph_module
+    budget = read_bytes(memory_budget)
+    evaluated = copy_model(gm).eval().requires_grad_(False).to(dtype)
+    deployed = lower_weights(evaluated).graph_module
+    if budget:
+        factors = find_deployed(deployed)
+        assert factors is not None
+        deployed = lower_weights(evaluated, choose_kept(factors.plan, budget)).graph_module
+    return deployed
 
 
 def materialize(gm: fx.GraphModule) -> nn.Module:

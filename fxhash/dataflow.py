@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 
 import networkx as nx
 import torch
@@ -72,16 +71,3 @@ def live_ranges(graph: fx.Graph, values: set[fx.Node]) -> dict[fx.Node, tuple[in
         last = max(position[reader] for alias in aliases for reader in (alias, *flow.successors(alias)))
         ranges[value] = (position[value], last)
     return ranges
-
-
-def peak(ranges: Mapping[fx.Node, tuple[int, int]], size: Mapping[fx.Node, int]) -> int:
-    """The most that values of the given sizes take at any position."""
-    changes: dict[int, int] = {}
-    for value, (first, last) in ranges.items():
-        changes[first] = changes.get(first, 0) + size[value]
-        changes[last + 1] = changes.get(last + 1, 0) - size[value]
-    now = most = 0
-    for position in sorted(changes):
-        now += changes[position]
-        most = max(most, now)
-    return most

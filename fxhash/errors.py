@@ -30,6 +30,21 @@ class BudgetError(PlanError):
         return type(self), (str(self), self.smallest_compress)
 
 
+class MemoryBudgetError(PlanError):
+    """The memory budget is too small for the weights of this model.
+
+    Attributes:
+        smallest_budget: the least number of bytes that is enough.
+    """
+
+    def __init__(self, message: str, smallest_budget: int) -> None:
+        super().__init__(message)
+        self.smallest_budget = smallest_budget
+
+    def __reduce__(self) -> tuple[type[MemoryBudgetError], tuple[str, int]]:
+        return type(self), (str(self), self.smallest_budget)
+
+
 class TransformError(FxhashError, ValueError):
     """A model can't be transformed, or a pass was given a graph module that it can't work on."""
 

@@ -93,9 +93,7 @@ def _check_names(model: nn.Module) -> None:
         return
     for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers()):
         first, *_ = atoms = name.split(".")
-        taken = (
-            hasattr(fx.GraphModule, first) and not hasattr(nn.Module, first) and not isinstance(model, fx.GraphModule)
-        )
+        taken = hasattr(fx.GraphModule, first) and not hasattr(nn.Module, first)
         if taken or {OPAQUE_PART, "wrapped_module"} & set(atoms):
             raise TransformError(f"{name!r} has a name that a graph module uses itself: rename it in the model")
 

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -233,6 +234,77 @@ def test_threads_share_one_deployed_model():
     with ThreadPoolExecutor(8, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         parallel = list(pool.map(call, batches))
     assert all(torch.equal(one, other) for one, other in zip(serial, parallel, strict=True))
+
+
+@given(random_models(), st.floats(0, 1))
+def test_memory_budgets_are_kept(case, share):
+    model, x = case
+    gm = smallest_transform(model, 0.5, seed=0)
+    on_demand = fxhash.lower_for_deploy(gm).smh_factors.plan
+    everything = sum({use.fqn: use.weight_bytes for use in on_demand.uses}.values())
+    budget = on_demand.peak_bytes + int(share * everything)
+    assume(budget > 0)
+    deployed = fxhash.lower_for_deploy(gm, memory_budget=budget)
+    plan = deployed.smh_factors.plan
+    assert plan.peak_bytes <= budget
+    kept = {use.fqn for use in plan.uses if use.method == "keep"}
+    assert (not kept) == (plan == on_demand)
+    assert_same_outputs(gm.eval(), deployed, x)
+    stored = sum(deployed.smh_factors(fqn).numel() * deployed.smh_factors(fqn).element_size() for fqn in kept)
+    assert measured_peak(deployed, x) + stored <= budget
+
+
+def test_an_unlimited_budget_leaves_nothing_to_generate():
+    gm = fxhash.transform(ManyMatrices(), 0.3)
+    plan = fxhash.lower_for_deploy(gm, memory_budget="1GB").smh_factors.plan
+    assert {use.method for use in plan.uses} == {"keep"}
+
+
+def test_a_memory_budget_that_is_too_small_names_the_least():
+    gm = fxhash.transform(ManyMatrices(), 0.3)
+    with pytest.raises(fxhash.MemoryBudgetError, match="memory_budget=1,000 bytes is less than the") as caught:
+        fxhash.lower_for_deploy(gm, memory_budget="1kB")
+    least = caught.value.smallest_budget
+    assert fxhash.lower_for_deploy(gm, memory_budget=least).smh_factors.plan.peak_bytes <= least
+    with pytest.raises(fxhash.MemoryBudgetError):
+        fxhash.lower_for_deploy(gm, memory_budget=least - 1)
+
+
+@pytest.mark.parametrize("size", ["many", "8 parsecs", -1, "-1MB", None, True, ""])
+def test_sizes_that_are_none(size):
+    with pytest.raises(fxhash.PlanError, match="is no size"):
+        fxhash.lower_for_deploy(fxhash.transform(ManyMatrices(), 0.3), memory_budget=size)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_deployment_in_another_type(dtype):
+    gm = fxhash.transform(ResidualConvNet(), 0.3, seed=0).eval()
+    deployed = fxhash.lower_for_deploy(gm, dtype=dtype)
+    x = torch.randn(2, 3, 6, 6)
+    result = deployed(x.to(dtype))
+    assert result.dtype == dtype
+    tolerance = 1e-4 if dtype == torch.float64 else 5e-2
+    torch.testing.assert_close(result.float(), gm(x), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["ResidualConvNet", "TiedEmbedding", "ConvCalledTwice", "Buffers", "Conv1d"])
+def test_compiler_and_export(name):
+    gm, inputs = transformed(name)
+    deployed = fxhash.lower_for_deploy(gm)
+    with torch.no_grad():
+        expected = deployed(*inputs)
+        compiled = torch.compile(deployed, fullgraph=True, backend="eager")(*inputs)
+        exported = torch.export.export(deployed, inputs).module()(*inputs)
+    torch.testing.assert_close(compiled, expected)
+    torch.testing.assert_close(exported, expected)
+
+
+def test_channels_last():
+    gm = fxhash.transform(ResidualConvNet(), 0.3, seed=0).eval()
+    x = torch.randn(2, 3, 6, 6)
+    deployed = fxhash.lower_for_deploy(gm).to(memory_format=torch.channels_last)
+    actual = deployed(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(actual, gm(x), rtol=1e-4, atol=1e-5)
 
 
 def test_deployed_needs_no_gradient_and_shares_nothing():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from fxhash.dataflow import live_ranges, peak
-from fxhash.deployed import DeployedFactors, DeploymentPlan, LoweredUse
+from fxhash.dataflow import live_ranges
+from fxhash.deployed import DeployedFactors, DeploymentPlan, LoweredUse, peak_of
 from fxhash.factored import (
     conv_by_size,
     conv_in_turn,
@@ -206,18 +207,14 @@ class _Lowering:
         return None if value is None else operator.attrgetter(str(value.target))(self.graph_module).detach()
 
     def _plan(self) -> DeploymentPlan:
-        generated = {node for node, use in self.uses.items() if use.method == "generate"}
         position = {node: index for index, node in enumerate(self.graph.nodes)}
-        ranges = live_ranges(self.graph, generated)
-        ranges |= {node: (position[node], position[node]) for node, use in self.uses.items() if use.method == "by size"}
-        sizes = {node: use.weight_bytes for node, use in self.uses.items()}
-        kept = {use.fqn: use.weight_bytes for use in self.uses.values() if use.method == "keep"}
+        generated = {node for node, use in self.uses.items() if use.method == "generate"}
+        live = {node: (position[node], position[node]) for node in self.uses} | live_ranges(self.graph, generated)
+        uses = tuple(replace(self.uses[node], live=live[node]) for node in sorted(self.uses, key=position.__getitem__))
+        kept = {use.fqn: use.weight_bytes for use in uses if use.method == "keep"}
         tensors = [self.factors.right, *self.factors.tensors]
         factor_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors) - sum(kept.values())
-        ordered = sorted(self.uses, key=position.__getitem__)
-        return DeploymentPlan(
-            tuple(self.uses[node] for node in ordered), peak(ranges, sizes) + sum(kept.values()), factor_bytes
-        )
+        return DeploymentPlan(uses, peak_of(uses), factor_bytes)
 
 
 def _bind(layer: _Layer, node: fx.Node) -> dict[str, Any]:
