@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from fxhash.factored import (
     conv_by_size,
     conv_in_turn,
-    embedding_by_size,
     embedding_in_turn,
     linear_by_size,
     linear_in_turn,
@@ -43,7 +42,6 @@ _RETURN_NEW_MEMORY = {
     embedding_in_turn,
     linear_by_size,
     conv_by_size,
-    embedding_by_size,
 }
 
 

@@ -15,10 +15,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fxhash.product import generate, recorded
+
+# Elements of what a lookup computes at a time, and up to how many entries in a row of `W` it computes the whole row.
+_LARGEST_INTERMEDIATE = 2**20
+_FEW_PER_ROW = 8
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -116,7 +121,7 @@ def conv_in_turn(
 def embedding_in_turn(indices: Tensor, left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
     """`F.embedding(indices, weight)` for the table of `shape` `(count, size)` that `left @ right` stands for.
 
-    Only the rows that are looked up are generated.
+    Only the rows that are looked up are generated, a bounded number at a time.
 
     Args:
         indices: integers of any shape.
@@ -134,9 +139,18 @@ def embedding_in_turn(indices: Tensor, left: Tensor, right: Tensor, shape: Seque
         chosen = F.embedding(indices, left.view(count, -1)).unflatten(-1, (-1, rank))
         return (chosen @ right).flatten(-2)
     per_row = cols // size
-    rows = F.embedding(indices // per_row, left).unsqueeze(-2)
-    blocks = right.view(rank, per_row, size).transpose(0, 1)[indices % per_row]
-    return (rows @ blocks).squeeze(-2)
+    whole_rows = per_row <= _FEW_PER_ROW
+    most = max(_LARGEST_INTERMEDIATE // (cols if whole_rows else rank * size), 1)
+    blocks = right.view(rank, per_row, size).transpose(0, 1)
+    pieces = []
+    for piece in indices.reshape(-1).split(most):
+        rows, block = F.embedding(piece // per_row, left), piece % per_row
+        if whole_rows:
+            generated = (rows @ right).view(-1, per_row, size)
+            pieces.append(generated.take_along_dim(block.view(-1, 1, 1), dim=1).squeeze(1))
+        else:
+            pieces.append((rows.unsqueeze(1) @ blocks[block]).squeeze(1))
+    return torch.cat(pieces).view(*indices.shape, size)
 
 
 @recorded
@@ -165,11 +179,3 @@ def conv_by_size(
     if x.numel() // shape[1] <= most:
         return conv_in_turn(x, left, right, shape, bias, stride, padding, dilation)
     return _CONVOLUTIONS[len(shape) - 2](x, generate(left, right, shape), bias, stride, padding, dilation)
-
-
-@recorded
-def embedding_by_size(indices: Tensor, left: Tensor, right: Tensor, shape: Sequence[int], most: int) -> Tensor:
-    """`embedding_in_turn` for at most `most` indices; beyond, generating the table once is less work."""
-    if indices.numel() <= most:
-        return embedding_in_turn(indices, left, right, shape)
-    return F.embedding(indices, generate(left, right, shape))

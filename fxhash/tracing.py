@@ -80,7 +80,7 @@ def trace(model: nn.Module, expose: Collection[str] | None = None) -> fx.GraphMo
     _check_names(model)
     exposed = set(_all_but_batch_norms(model) if expose is None else expose)
     structure = copy_model(model, shared=exposed)
-    with _preserving_random_state(), torch.enable_grad():
+    with _preserving_random_state(), torch.inference_mode(False), torch.enable_grad():
         try:
             return _Capture(structure, exposed).traced()
         except Exception as error:
@@ -435,7 +435,7 @@ def _restoring_attributes(root: nn.Module) -> Iterator[None]:
     modules = [module for module in root.modules() if not isinstance(module, torch.jit.ScriptModule)]
     before = [(module, dict(vars(module)), {name: dict(vars(module)[name]) for name in tables}) for module in modules]
     plain = [value for module in modules for value in vars(module).values() if isinstance(value, Tensor)]
-    values = [(tensor, tensor._version, tensor.detach().clone()) for tensor in plain]
+    values = [(tensor, _version(tensor), tensor.detach().clone()) for tensor in plain]
     try:
         yield
     finally:
@@ -446,7 +446,7 @@ def _restoring_attributes(root: nn.Module) -> Iterator[None]:
                 vars(module)[name].clear()
                 vars(module)[name].update(content)
         for tensor, version, value in values:
-            if tensor._version != version:
+            if _version(tensor) != version:
                 tensor.detach().copy_(value)
 
 
@@ -480,10 +480,15 @@ def _state_of(module: nn.Module) -> dict[str, tuple[Any, int]]:
     """Buffers, plain tensors, and plain numbers and texts of a module, each with its version if it is a tensor."""
     values = {**module._buffers, **vars(module)}
     return {
-        name: (value, value._version if isinstance(value, Tensor) else 0)
+        name: (value, _version(value) if isinstance(value, Tensor) else 0)
         for name, value in values.items()
         if isinstance(value, (Tensor, bool, int, float, str)) or name in module._buffers
     }
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was changed in place; tensors that were made in inference mode don't count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _is_same(now: tuple[Any, int], before: tuple[Any, int]) -> bool:

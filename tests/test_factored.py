@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -64,6 +65,17 @@ def test_embedding(case, index_shape, data):
     shape, left, right = case
     indices = torch.randint(0, shape[0], index_shape)
     actual = embedding_in_turn(indices, left, right, shape)
+    torch.testing.assert_close(actual, F.embedding(indices, weight_of(shape, left, right)))
+
+
+@given(factors(st.integers(1, 20), sizes))
+def test_embedding_of_many_in_pieces(case):
+    shape, left, right = case
+    indices = torch.randint(0, shape[0], (50,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fxhash.factored._LARGEST_INTERMEDIATE", 64)
+        patch.setattr("fxhash.factored._FEW_PER_ROW", 2)
+        actual = embedding_in_turn(indices, left, right, shape)
     torch.testing.assert_close(actual, F.embedding(indices, weight_of(shape, left, right)))
 
 

@@ -113,6 +113,17 @@ def test_autocast_blocks_are_not_forgotten():
         assert fxhash.trace(nn.Linear(3, 3)) is not None
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_in_which_one_may_trace(mode):
+    with mode():
+        inside = ResidualConvNet().eval()
+        for model in (inside, ResidualConvNet().eval()):
+            gm = fxhash.transform(model, 0.3, seed=0)
+            assert not reasons(gm)
+            x = torch.randn(2, 3, 6, 6)
+            torch.testing.assert_close(fxhash.lower_for_deploy(gm)(x), gm(x), rtol=1e-4, atol=1e-5)
+
+
 def test_hooks_run():
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
     model[0].register_forward_hook(lambda module, inputs, output: output + 1)

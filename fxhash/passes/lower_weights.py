@@ -15,7 +15,6 @@ from fxhash.deployed import DeployedFactors, DeploymentPlan, LoweredUse, peak_of
 from fxhash.factored import (
     conv_by_size,
     conv_in_turn,
-    embedding_by_size,
     embedding_in_turn,
     linear_by_size,
     linear_in_turn,
@@ -34,7 +33,7 @@ class _Layer(NamedTuple):
 
     names: tuple[str, ...]
     in_turn: Callable[..., Tensor]
-    by_size: Callable[..., Tensor]
+    by_size: Callable[..., Tensor] | None
 
 
 _CONVOLUTION = _Layer(
@@ -45,7 +44,7 @@ _LAYERS: dict[Any, _Layer] = {
     F.conv1d: _CONVOLUTION,
     F.conv2d: _CONVOLUTION,
     F.conv3d: _CONVOLUTION,
-    F.embedding: _Layer(("input", "weight", "padding_idx", "max_norm"), embedding_in_turn, embedding_by_size),
+    F.embedding: _Layer(("input", "weight", "padding_idx", "max_norm"), embedding_in_turn, None),
 }
 _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "max_norm": None}
 
@@ -117,8 +116,9 @@ class _Lowering:
         if layer is None or shift is not None or not self._may_be_factored(call, user, arguments, parameter):
             return
         cols = self.factors.right.shape[1]
-        in_turn = operations_in_turn(parameter.shape, left.shape[1], cols)
-        dense = parameter.numel if user.target is not F.embedding else 0
+        in_turn, dense = operations_in_turn(parameter.shape, left.shape[1], cols), parameter.numel
+        if user.target is F.embedding:
+            in_turn, dense = left.shape[1] * parameter.shape[1], 0
         work = parameter.numel * left.shape[1]
         norm = batch_norm_after(self.graph_module, user)
         channel_rows = rows_per_channel(parameter.shape, cols)
@@ -130,9 +130,7 @@ class _Lowering:
             folded = norm.node.name
             norm.node.replace_all_uses_with(user)
             self.graph.erase_node(norm.node)
-        most = _most_positions(in_turn, dense, work)
-        if user.target is F.embedding:
-            in_turn, most = parameter.shape[1] * left.shape[1], max(parameter.shape[0] // left.shape[1], 1)
+        most = _most_positions(in_turn, dense, work) if layer.by_size is not None else None
         with self.graph.inserting_before(user):
             left_node = self._store(user, fqn, left)
             right = self._right()
@@ -140,8 +138,10 @@ class _Lowering:
             if user.target is not F.embedding:
                 args = (*args, bias)
             args = (*args, *(arguments[name] for name in ("stride", "padding", "dilation") if name in arguments))
-            function = layer.in_turn if most is None else layer.by_size
-            lowered = self.graph.call_function(function, args if most is None else (*args, most))
+            if most is None or layer.by_size is None:
+                lowered = self.graph.call_function(layer.in_turn, args)
+            else:
+                lowered = self.graph.call_function(layer.by_size, (*args, most))
         user.replace_all_uses_with(lowered)
         self.graph.erase_node(user)
         size = 0 if most is None else self._generated_bytes(parameter, left)

@@ -1,0 +1,317 @@
+"""Latency and memory of deployed models, beside what else one could deploy.
+
+Every candidate is called in turn in one process, and what is reported is the median of the ratios of neighbouring calls
+to the dense model in eager mode, so that a drift of the machine's speed hits all of them alike. Run it on an otherwise
+idle machine.
+
+    python benchmarks/deploy.py --output benchmarks/results/deploy.json
+    python benchmarks/deploy.py --models resnet34 --feathermap DIR --output FILE
+
+Candidates: the dense model; dense with batch norms folded; dense compiled (`--compile`, which takes minutes);
+`torch.nn.utils.parametrize` with the same factors; FeatherMap's own deployment (`--feathermap`, a path to a checkout);
+and fxhash at each compression and aspect.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+import fxhash
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    record = {
+        "command": " ".join(["python", "benchmarks/deploy.py", *sys.argv[1:]]).replace(
+            str(arguments.feathermap), "DIR"
+        ),
+        "commit": commit(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {processor()}",
+        "threads": arguments.threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "matmul_gflops": round(measure_matmul(), 1),
+        "results": [],
+    }
+    with torch.inference_mode():
+        for name in arguments.models:
+            for result in measure(name, *MODELS[name], arguments):
+                record["results"].append(result)
+                print(json.dumps(result), flush=True)
+            arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--compress", type=float, nargs="+", default=[0.01, 0.02, 0.05, 0.1, 0.25])
+    parser.add_argument("--aspects", type=float, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 100])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=3, help="time for each candidate and batch size")
+    parser.add_argument("--compile", action="store_true", help="also measure the dense model under torch.compile")
+    parser.add_argument("--feathermap", type=Path, help="path to a checkout of FeatherMap")
+    parser.add_argument("--output", type=Path, required=True)
+    return parser.parse_args()
+
+
+# Models
+
+
+def resnet34() -> nn.Module:
+    """ResNet-34 with the stem for CIFAR's small images."""
+    from torchvision.models import resnet34
+
+    model = resnet34(num_classes=10)
+    model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    return model
+
+
+def from_torchvision(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import torchvision
+
+        return torchvision.models.get_model(name, weights=None)
+
+    return build
+
+
+class EncoderLayer(nn.Module):
+    """A transformer layer of BERT's size, written with linear layers."""
+
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(size, size) for _ in range(4))
+        self.up, self.down = nn.Linear(size, 4 * size), nn.Linear(4 * size, size)
+        self.norm1, self.norm2 = nn.LayerNorm(size), nn.LayerNorm(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            layer(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        x = self.norm1(x + self.out(attended))
+        return self.norm2(x + self.down(F.gelu(self.up(x))))
+
+
+class Encoder(nn.Module):
+    """Six such layers over an embedding of 30,522 tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(30_522, 768)
+        self.layers = nn.Sequential(*(EncoderLayer(768, 12) for _ in range(6)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.layers(self.embedding(tokens))
+
+
+class Recommender(nn.Module):
+    """Two large tables and a small network: almost all of its weights are embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users, self.items = nn.Embedding(400_000, 64), nn.Embedding(200_000, 64)
+        self.head = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 1))
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        return self.head(torch.cat([self.users(pairs[:, 0]), self.items(pairs[:, 1])], dim=1))
+
+
+def images(side: int) -> Callable[[int], Tensor]:
+    return lambda batch: torch.randn(batch, 3, side, side)
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
+    "resnet34": (resnet34, images(32)),
+    "resnet50": (from_torchvision("resnet50"), images(224)),
+    "vit_b_16": (from_torchvision("vit_b_16"), images(224)),
+    "mobilenet_v3_large": (from_torchvision("mobilenet_v3_large"), images(224)),
+    "encoder": (Encoder, lambda batch: torch.randint(0, 30_522, (batch, 64))),
+    "recommender": (Recommender, lambda batch: torch.randint(0, 200_000, (batch, 2))),
+}
+
+
+# Candidates
+
+
+class Generated(nn.Module):
+    """A parametrization that computes the weight from the same factors at each access."""
+
+    def __init__(self, generator: fxhash.SMHGenerator, fqn: str) -> None:
+        super().__init__()
+        self.generator, self.fqn = [generator], fqn
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.generator[0](self.fqn)
+
+
+def parametrized(model: nn.Module, generator: fxhash.SMHGenerator) -> nn.Module:
+    """The dense model with every hashed parameter computed by `torch.nn.utils.parametrize`."""
+    for parameter in generator.plan.hashed:
+        owner, _, attribute = parameter.fqn.rpartition(".")
+        module = model.get_submodule(owner)
+        parametrize.register_parametrization(module, attribute, Generated(generator, parameter.fqn), unsafe=True)
+    return model
+
+
+def folded(model: nn.Module) -> nn.Module | None:
+    from torch.fx.experimental.optimization import fuse
+
+    try:
+        return fuse(model)
+    except Exception:
+        return None
+
+
+@contextmanager
+def pretended_terminal() -> Iterator[None]:
+    """FeatherMap asks the terminal for its width while it is imported, and fails without one."""
+    popen = os.popen
+    os.popen = lambda *_: StringIO("24 80")  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os.popen = popen
+
+
+def feathermap(model: nn.Module, compress: float, checkout: Path) -> nn.Module:
+    sys.path.insert(0, str(checkout))
+    with pretended_terminal():
+        from feathermap.feathernet import FeatherNet
+    net = FeatherNet(model, compress=compress)
+    net.deploy()
+    return net.eval()
+
+
+def measure(
+    name: str, build: Callable[[], nn.Module], inputs: Callable[[int], Tensor], arguments: argparse.Namespace
+) -> Iterator[dict[str, object]]:
+    """One result for each candidate and batch size."""
+    dense = build().eval()
+    weights = sum(parameter.numel() for parameter in dense.parameters())
+    candidates: dict[str, nn.Module] = {"dense": dense}
+    facts: dict[str, dict[str, object]] = {"dense": {"weight_bytes": 4 * weights}}
+    fused = folded(build().eval())
+    if fused is not None:
+        candidates["dense, norms folded"] = fused
+    if arguments.compile:
+        candidates["dense, compiled"] = torch.compile(build().eval())
+    for compress in arguments.compress:
+        for aspect in arguments.aspects:
+            label = f"fxhash {compress:.0%} aspect {aspect:g}"
+            try:
+                gm = fxhash.transform(dense, compress, aspect=aspect, seed=0).eval()
+            except fxhash.BudgetError as error:
+                print(f"{name} {label}: {error}", file=sys.stderr)
+                continue
+            candidates[label] = fxhash.lower_for_deploy(gm)
+            facts[label] = describe(candidates[label])
+            x = inputs(2)
+            difference = (candidates[label](x) - gm(x)).abs().max() / gm(x).abs().max()
+            assert difference < 1e-3, f"{name} {label}: the deployed model differs by {difference}"
+        candidates[f"parametrize {compress:.0%}"] = parametrized(build().eval(), gm.smh_generator)
+        if arguments.feathermap is not None:
+            try:
+                candidates[f"FeatherMap {compress:.0%}"] = feathermap(build().eval(), compress, arguments.feathermap)
+            except Exception as error:
+                print(f"{name} FeatherMap: {type(error).__name__}: {error}", file=sys.stderr)
+    for batch in arguments.batches:
+        times = interleaved(candidates, inputs(batch), arguments.seconds)
+        for label, seconds in times.items():
+            yield {
+                "model": name,
+                "batch": batch,
+                "candidate": label,
+                "milliseconds": round(1e3 * statistics.median(seconds), 3),
+                "ratio_to_dense": ratio(seconds, times["dense"]),
+                "ratio_to_folded": ratio(seconds, times.get("dense, norms folded")),
+                "calls": len(seconds),
+                **facts.get(label, {}),
+            }
+
+
+def interleaved(candidates: dict[str, nn.Module], x: Tensor, seconds: float) -> dict[str, list[float]]:
+    """Call all candidates in turn, after a warm-up, until the slowest had about `seconds`; at least three rounds."""
+    times: dict[str, list[float]] = {label: [] for label in candidates}
+    for model in candidates.values():
+        model(x)
+    started = time.perf_counter()
+    rounds = 0
+    while rounds < 3 or (time.perf_counter() - started < seconds * len(candidates) and rounds < 300):
+        for label, model in candidates.items():
+            before = time.perf_counter()
+            model(x)
+            times[label].append(time.perf_counter() - before)
+        rounds += 1
+    return times
+
+
+def ratio(seconds: list[float], reference: list[float] | None) -> float | None:
+    if reference is None:
+        return None
+    return round(statistics.median(one / other for one, other in zip(seconds, reference, strict=True)), 3)
+
+
+def describe(deployed: nn.Module) -> dict[str, object]:
+    """What a deployed model holds, and how its weights come about."""
+    factors = deployed.smh_factors
+    methods = Counter(use.method for use in factors.plan.uses)
+    resident = sum(tensor.numel() * tensor.element_size() for tensor in (*deployed.parameters(), *deployed.buffers()))
+    return {
+        "rank": factors.compression.layout.rank,
+        "cols": factors.compression.layout.cols,
+        "weight_bytes": resident + factors.plan.peak_bytes,
+        "peak_generated_bytes": factors.plan.peak_bytes,
+        "generating_gflop": round(2 * sum(use.operations for use in factors.plan.uses) / 1e9, 3),
+        "methods": dict(sorted(methods.items())),
+    }
+
+
+def measure_matmul(size: int = 1024, repeats: int = 20) -> float:
+    """Rate of a square matrix product in GFLOP/s, for comparing with the work of generating."""
+    left, right = torch.randn(size, size), torch.randn(size, size)
+    times = []
+    for _ in range(repeats):
+        before = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - before)
+    return 2 * size**3 / statistics.median(times) / 1e9
+
+
+def commit() -> str:
+    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return run.stdout.strip()
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")
+
+
+if __name__ == "__main__":
+    main()
