@@ -62,7 +62,9 @@ def live_ranges(graph: fx.Graph, values: set[fx.Node]) -> dict[fx.Node, tuple[in
     """First and last position in the graph at which the memory of each of `values` is in use."""
     flow = dataflow(graph)
     position = nx.get_node_attributes(flow, "position")
-    aliasing = nx.subgraph_view(flow, filter_edge=lambda value, reader: flow.edges[value, reader]["may_alias"])
+    aliasing = nx.DiGraph()
+    aliasing.add_nodes_from(flow)
+    aliasing.add_edges_from(edge for edge in flow.edges if flow.edges[edge]["may_alias"])
     ranges = {}
     for value in values:
         aliases = {value, *nx.descendants(aliasing, value)}

@@ -41,8 +41,10 @@ class SMHGenerator(nn.Module):
         self.plan = plan
         self._hashed = {parameter.fqn: (index, parameter) for index, parameter in enumerate(plan.hashed)}
 
+        factor_type = factor_dtype(plan)
+
         def room(*shape: int) -> Tensor:
-            return torch.empty(*shape, dtype=factor_dtype(plan), device=device)
+            return torch.empty(*shape, dtype=factor_type, device=device)
 
         self.left = nn.ParameterList(
             nn.Parameter(room(plan.rows_of(parameter), parameter.rank or 0)) for parameter in plan.hashed

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import ROUND_CEILING, Context
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ class CompressionPlan:
     def __post_init__(self) -> None:
         _check_plan(self)
 
-    @property
+    @cached_property
     def hashed(self) -> tuple[ParameterPlan, ...]:
         """The parameters whose values are generated, in order of their rows."""
         return tuple(parameter for parameter in self.parameters if parameter.hashed)

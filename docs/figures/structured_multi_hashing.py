@@ -8,15 +8,15 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 ROWS, COLS, RANK = 8, 12, 2
 CELL, KERNEL_CELL = 30.0, 23.0
 TIMES = "\N{MULTIPLICATION SIGN}"
 INK, MUTED, PANEL = "#1f2933", "#52606d", "#f5f7fa"
 TRAINED = "#334e68"
-# Name, number of elements and colour of each run, in the order in which they fill the matrix.
-RUNS = (("conv1", 18, "#8ecae6"), ("conv2", 36, "#f6ad6b"), ("…", 22, "#d9e2ec"), ("fc", 20, "#cdb4db"))
+# Name, number of elements and colour of each run, in the order in which they fill the matrix, each from its own row.
+RUNS = (("conv1", 18, "#8ecae6"), ("conv2", 36, "#f6ad6b"), ("…", 12, "#d9e2ec"), ("fc", 20, "#cdb4db"))
 # Of the four runs this one is followed to its layer: its kernel has 2 output and 2 input channels of 3x3.
 FOLLOWED, OUT, IN, KERNEL = 1, 2, 2, 3
 
@@ -41,7 +41,7 @@ def draw_title(axes: Axes) -> None:
         axes,
         50,
         613,
-        "The weights of all layers are runs of one matrix W, the product of two small factors.",
+        "The weights of each layer are rows of one matrix W, the product of two small factors.",
         align="left",
     )
     for x, colours, label in (
@@ -70,7 +70,7 @@ def draw_product(axes: Axes, bottom: float) -> None:
         draw_run(axes, matrix_x, bottom, start, numel, colour, outlined=index == FOLLOWED)
         x, y = label_position(start, numel)
         write(axes, matrix_x + x * CELL, bottom + y * CELL, name, weight="bold")
-        start += numel
+        start += -(-numel // COLS) * COLS
 
 
 def draw_kernel(axes: Axes, x: float, middle: float) -> None:
@@ -126,34 +126,24 @@ def draw_cell(axes: Axes, x: float, y: float, colour: str, cell: float = CELL) -
 
 
 def draw_run(axes: Axes, x: float, bottom: float, start: int, numel: int, colour: str, outlined: bool) -> None:
-    """Draw the elements `start` to `start + numel` of W, row by row from the top left."""
+    """Draw the elements `start` to `start + numel` of W, row by row from the top left, and leave the last row empty."""
+    for element in range(start + numel, -(-(start + numel) // COLS) * COLS):
+        row, col = divmod(element, COLS)
+        draw_cell(axes, x + col * CELL, bottom + (ROWS - 1 - row) * CELL, PANEL)
     for element in range(start, start + numel):
         row, col = divmod(element, COLS)
         draw_cell(axes, x + col * CELL, bottom + (ROWS - 1 - row) * CELL, colour)
     if outlined:
-        corners = [(x + col * CELL, bottom + (ROWS - row) * CELL) for row, col in outline(start, start + numel)]
-        axes.add_patch(Polygon(corners, closed=True, fill=False, edgecolor=INK, linewidth=2.5, zorder=3))
-
-
-def outline(start: int, end: int) -> list[tuple[int, int]]:
-    """Corners, as (row, column), of a run that begins and ends inside a row."""
-    (first, begin), (last, stop) = divmod(start, COLS), divmod(end, COLS)
-    return [
-        (first, begin),
-        (first, COLS),
-        (last, COLS),
-        (last, stop),
-        (last + 1, stop),
-        (last + 1, 0),
-        (first + 1, 0),
-        (first + 1, begin),
-    ]
+        first, end = start // COLS, -(-(start + numel) // COLS)
+        place = (x, bottom + (ROWS - end) * CELL)
+        size = (COLS * CELL, (end - first) * CELL)
+        axes.add_patch(Rectangle(place, *size, fill=False, edgecolor=INK, linewidth=2.5, zorder=3))
 
 
 def label_position(start: int, numel: int) -> tuple[float, float]:
-    """Centre, in cells from the bottom left of W, of the rows that a run fills whole."""
-    first_full, end_full = -(-start // COLS), (start + numel) // COLS
-    return COLS / 2, ROWS - (first_full + end_full) / 2
+    """Centre, in cells from the bottom left of W, of the rows that a run takes."""
+    first, end = start // COLS, -(-(start + numel) // COLS)
+    return COLS / 2, ROWS - (first + end) / 2
 
 
 def label_above(axes: Axes, x: float, top: float, name: str, detail: str) -> None:

@@ -84,6 +84,7 @@ class _Lowering:
             self.name += "_"
         graph_module.add_submodule(self.name, self.factors)
         self.uses: dict[fx.Node, LoweredUse] = {}
+        self.position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
 
     def run(self, calls: list[fx.Node], keep: frozenset[str]) -> None:
         for call in calls:
@@ -142,6 +143,7 @@ class _Lowering:
                 lowered = self.graph.call_function(layer.in_turn, args)
             else:
                 lowered = self.graph.call_function(layer.by_size, (*args, most))
+        self.position[lowered] = self.position[user]
         user.replace_all_uses_with(lowered)
         self.graph.erase_node(user)
         size = 0 if most is None else self._generated_bytes(parameter, left)
@@ -165,8 +167,7 @@ class _Lowering:
     def _generate(self, call: fx.Node, fqn: str) -> None:
         """Generate the weight right before its first remaining use."""
         parameter, left, shift = self._values(fqn)
-        position = {node: index for index, node in enumerate(self.graph.nodes)}
-        with self.graph.inserting_before(min(call.users, key=position.__getitem__)):
+        with self.graph.inserting_before(min(call.users, key=self.position.__getitem__)):
             left_node = self._store(call, fqn, left)
             weight = self.graph.call_function(generate, (left_node, self._right(), parameter.shape))
             if shift is not None:
