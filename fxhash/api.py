@@ -14,7 +14,7 @@ from fxhash.errors import PlanError, TransformError
 from fxhash.generator import SMHGenerator, find_generator
 from fxhash.parts import OPAQUE_PART, OpaquePart, original_name
 from fxhash.passes import hash_parameters, lower_weights, restore_parameters, restore_training_flags
-from fxhash.plan import CompressionPlan, plan_parameters
+from fxhash.plan import DEFAULT_ASPECT, CompressionPlan, plan_parameters
 from fxhash.selection import Selector, describe_parameters, tied_groups
 from fxhash.tracing import trace
 
@@ -25,7 +25,7 @@ def transform(
     *,
     include: Selector | None = None,
     exclude: Selector | None = None,
-    aspect: float = 1.0,
+    aspect: float = DEFAULT_ASPECT,
     seed: int | torch.Generator | None = None,
 ) -> fx.GraphModule:
     """Shrink a model to a fraction of its trainable parameters, with its architecture unchanged.
@@ -41,7 +41,8 @@ def transform(
         include: which parameters to hash: regular expressions found in the fully qualified name, or a predicate
             `(fqn, parameter) -> bool`; those of two or more dimensions where left out.
         exclude: which of them to keep dense after all, in the same form.
-        aspect: rows over columns of the matrix: 1 as in the paper; more makes generating cheaper.
+        aspect: rows over columns of the matrix: 1 is the square of the paper; a taller one has a smaller rank for the
+            same budget, which makes deployment faster.
         seed: an integer or a CPU `torch.Generator` for the initial factors; torch's global one where left out.
 
     Returns:

@@ -88,7 +88,7 @@ def create_app() -> "typer.Typer":
         ] = None,
         aspect: Annotated[
             float | None,
-            typer.Option(help="Rows over columns of the global matrix; 1 if left out."),
+            typer.Option(help="Rows over columns of the global matrix; 16 if left out."),
         ] = None,
         include: Annotated[
             list[str] | None,

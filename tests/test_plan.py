@@ -88,7 +88,7 @@ def test_budget_error_names_the_smallest_that_can(described, compress, aspect):
 def test_budget_error_says_what_to_do():
     described = [ParameterPlan("fc.weight", (100, 100), "float32")]
     with pytest.raises(fxhash.BudgetError) as caught:
-        plan_parameters(described, 0.01)
+        plan_parameters(described, 0.01, aspect=1)
     assert str(caught.value) == (
         "compress=0.01 of 10,000 trainable parameters allows 100, but the least that this model can have is 201: "
         "0 stay dense, 1 scales, and 200 in factors of rank 1. Use compress=0.0201 or more, or hash more of it with "
@@ -110,7 +110,7 @@ def test_aspect_out_of_range(aspect):
 
 def test_square_and_tall_layouts():
     described = [ParameterPlan("fc.weight", (1000, 1000), "float32")]
-    square, tall = plan_parameters(described, 0.1), plan_parameters(described, 0.1, aspect=16)
+    square, tall = plan_parameters(described, 0.1, aspect=1), plan_parameters(described, 0.1, aspect=16)
     assert 0.7 < square.layout.rows / square.layout.cols < 1.4
     assert 11 < tall.layout.rows / tall.layout.cols < 23
     assert tall.layout.rank < square.layout.rank / 1.9
