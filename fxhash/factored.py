@@ -67,8 +67,10 @@ def linear_in_turn(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int],
     if cols <= features:
         parts = F.linear(x.unflatten(-1, (features // cols, cols)), right)
         return F.linear(parts.flatten(-2), left.view(out, -1), bias)
-    parts = F.linear(x, right.reshape(-1, features)).unflatten(-1, (rank, cols // features))
-    mixed = (left @ parts).flatten(-2)[..., :out]
+    # Ordered such that mixing is one large product; the copy is of the size of `right`.
+    kernels = right.view(rank, cols // features, features).transpose(0, 1).reshape(-1, features)
+    parts = F.linear(x, kernels).unflatten(-1, (cols // features, rank))
+    mixed = F.linear(parts, left).transpose(-1, -2).flatten(-2)[..., :out]
     return mixed if bias is None else mixed + bias
 
 
