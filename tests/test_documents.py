@@ -54,5 +54,38 @@ def test_readme_table_is_the_recorded_demo():
         assert expected in README
 
 
+def measured(model, candidate, batch):
+    """The recorded ratio to the dense model, of the file that holds this model."""
+    for file in sorted((ROOT / "benchmarks" / "results").glob("deploy_*.json")):
+        for result in json.loads(file.read_text())["results"]:
+            if (result["model"], result["candidate"], result["batch"]) == (model, candidate, batch):
+                return result
+    raise AssertionError(f"no record of {model}, {candidate}, batch {batch}")
+
+
+DEPLOYED = ["resnet34", "resnet50", "vit_b_16", "mobilenet_v3_large", "encoder"]
+
+
+@pytest.mark.parametrize("model", DEPLOYED)
+def test_readme_deployment_table_is_the_recorded_benchmark(model):
+    cells = [
+        f"{measured(model, f'fxhash {compress} aspect 16', batch)['ratio_to_dense']:.2f}"
+        for compress in ("2%", "10%")
+        for batch in (1, 8)
+    ]
+    memory = measured(model, "fxhash 2% aspect 16", 1)["weight_bytes"] / measured(model, "dense", 1)["weight_bytes"]
+    assert f" | {' | '.join(cells)} | {memory:.1%} |" in README
+
+
+@pytest.mark.parametrize("candidate", ["fxhash {} aspect 16", "parametrize {}", "FeatherMap {}"])
+def test_readme_comparison_is_the_recorded_benchmark(candidate):
+    cells = [
+        f"{measured('resnet34', candidate.format(compress), batch)['ratio_to_dense']:.2f}"
+        for compress in ("2%", "10%")
+        for batch in (1, 100)
+    ]
+    assert f" | {' | '.join(cells)} |" in README
+
+
 def test_changelog_has_the_version():
     assert f"## {fxhash.__version__}" in (ROOT / "CHANGELOG.md").read_text()
