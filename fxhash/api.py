@@ -59,7 +59,7 @@ def transform(
         >>> dense = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 10))
         >>> small = transform(dense, compress=0.1)
         >>> sum(parameter.numel() for parameter in small.parameters())
-        2132
+        2172
         >>> small(torch.zeros(5, 100)).shape
         torch.Size([5, 10])
     """

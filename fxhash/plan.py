@@ -105,7 +105,7 @@ class CompressionPlan:
     Example:
         >>> plan = plan_parameters([ParameterPlan("fc.weight", (100, 100), "float32")], compress=0.1)
         >>> plan.trainable_before, plan.trainable_after, plan.layout
-        (10000, 961, Layout(rows=186, cols=54, rank=4))
+        (10000, 955, Layout(rows=455, cols=22, rank=2))
         >>> CompressionPlan.from_json(plan.to_json()) == plan
         True
     """
