@@ -84,7 +84,7 @@ def test_one_untraceable_block_does_not_make_the_model_opaque():
         ("BranchesOnMode", "control flow"),
         ("RandomControlFlow", "draws random numbers"),
         ("NoGradBlock", "switches gradients off"),
-        ("CountsCalls", "changes its attribute 'calls'"),
+        ("CountsCalls", "'calls'"),
         ("LSTM", "torch.nn.LSTM branches on its inputs or mode"),
         ("MaxNormEmbedding", "max_norm changes its weight in place"),
         ("HookedWeightNorm", "it has hooks"),
