@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fxhash.errors import TransformError
 from fxhash.parts import original_name
@@ -27,6 +28,8 @@ class SMHGenerator(nn.Module):
     Attributes:
         plan: what lies where in `W`.
         left: the left factor, as one block of shape `(rows_p, rank_p)` a hashed parameter, in the order of the plan.
+        more_left: the last column of a block whose first rows use one row of `right` more than the others; shape
+            `(more_rows, 1)`. There is one such block at most.
         right: the right factor, shared by all; shape `(rank, cols)`.
         scales: one trained scale a hashed parameter; shape `(hashed,)`.
         shifts: one constant a hashed parameter; shape `(hashed,)`.
@@ -49,6 +52,13 @@ class SMHGenerator(nn.Module):
         self.left = nn.ParameterList(
             nn.Parameter(room(plan.rows_of(parameter), parameter.rank or 0)) for parameter in plan.hashed
         )
+        self.more_left = nn.ParameterList(
+            nn.Parameter(room(parameter.more_rows, 1)) for parameter in plan.hashed if parameter.more_rows
+        )
+        self._more = {
+            parameter.fqn: index
+            for index, parameter in enumerate(parameter for parameter in plan.hashed if parameter.more_rows)
+        }
         self.right = nn.Parameter(room(plan.layout.rank, plan.layout.cols))
         self.scales = nn.Parameter(room(len(self._hashed)))
         self.register_buffer("shifts", room(len(self._hashed)))
@@ -76,6 +86,8 @@ class SMHGenerator(nn.Module):
         for fqn, (index, parameter) in self._hashed.items():
             rows, own_rank = self.left[index].shape
             self.left[index].copy_(standard_normal(rows, own_rank, rank, seed))
+            if fqn in self._more:
+                self.more_left[self._more[fqn]].copy_(standard_normal(parameter.more_rows, 1, rank, seed))
             std, mean = _std_and_mean(originals[fqn])
             if not math.isfinite(std) or not math.isfinite(mean):
                 raise TransformError(f"parameter {parameter.fqn!r} holds NaN or infinity: its spread can't be matched")
@@ -91,9 +103,17 @@ class SMHGenerator(nn.Module):
         """
         index, parameter = self._hashed[name]
         with _full_precision(self.right.device.type):
-            left = self.left[index] * self.scales[index]
-            weight = generate(left, self.right, parameter.shape, self.shifts[index])
+            weight = generate(self.scaled_left(name), self.right, parameter.shape, self.shifts[index])
         return weight.to(self.dtype_of(parameter))
+
+    def scaled_left(self, name: str) -> Tensor:
+        """The rows of `left` of one parameter, times its scale; zero where a row uses fewer rows of `right`."""
+        index, parameter = self._hashed[name]
+        left: Tensor = self.left[index]
+        if parameter.more_rows:
+            more = self.more_left[self._more[name]]
+            left = torch.cat([left, F.pad(more, (0, 0, 0, left.shape[0] - parameter.more_rows))], dim=1)
+        return left * self.scales[index]
 
     def dtype_of(self, parameter: ParameterPlan) -> torch.dtype:
         """The type that a weight has by now: the original's, unless `.to(dtype)` or the like converted the model."""

@@ -47,7 +47,8 @@ class ParameterPlan:
         dtype: the parameter's type without the `torch.` prefix, such as `"float32"`.
         trainable: whether it required a gradient.
         first_row: the row of `W` where it starts; None for a dense parameter.
-        rank: how many rows of `right` it uses, the layout's rank or one less; None for a dense parameter.
+        rank: how many rows of `right` all of its rows use, the layout's rank or one less; None for a dense parameter.
+        more_rows: how many of its first rows use one row of `right` more.
         dense_because: why it stays dense; empty for a hashed parameter.
         aliases: further names of the same parameter.
 
@@ -62,6 +63,7 @@ class ParameterPlan:
     trainable: bool = True
     first_row: int | None = None
     rank: int | None = None
+    more_rows: int = 0
     dense_because: str = ""
     aliases: tuple[str, ...] = ()
 
@@ -80,7 +82,7 @@ class ParameterPlan:
 class Layout:
     """Shape of the factors: `left` is `(rows, rank)`, `right` is `(rank, cols)`.
 
-    The rank is a whole number and a budget rarely a multiple of it: some parameters may use one row of `right` less.
+    The rank is a whole number and a budget rarely a multiple of it: some rows may use one row of `right` less.
     """
 
     rows: int
@@ -105,7 +107,7 @@ class CompressionPlan:
     Example:
         >>> plan = plan_parameters([ParameterPlan("fc.weight", (100, 100), "float32")], compress=0.1)
         >>> plan.trainable_before, plan.trainable_after, plan.layout
-        (10000, 955, Layout(rows=455, cols=22, rank=2))
+        (10000, 1000, Layout(rows=400, cols=25, rank=3))
         >>> CompressionPlan.from_json(plan.to_json()) == plan
         True
     """
@@ -152,7 +154,7 @@ class CompressionPlan:
     @property
     def factor_parameters(self) -> int:
         """Number of elements of both factors."""
-        left = sum(self.rows_of(parameter) * (parameter.rank or 0) for parameter in self.hashed)
+        left = sum(self.rows_of(parameter) * (parameter.rank or 0) + parameter.more_rows for parameter in self.hashed)
         return left + self.layout.rank * self.layout.cols
 
     @property
@@ -212,6 +214,7 @@ class CompressionPlan:
             if parameter.first_row is not None:
                 last_row = parameter.first_row + self.rows_of(parameter) - 1
                 kept, where, rank = "hashed", f"{parameter.first_row}..{last_row}", str(parameter.rank)
+                rank += f" ({parameter.more_rows} rows {self.layout.rank})" if parameter.more_rows else ""
             names = " = ".join((parameter.fqn, *parameter.aliases))
             rows.append((names, "x".join(map(str, parameter.shape)) or "scalar", kept, where, rank))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -241,6 +244,7 @@ _DEFAULTS: dict[str, Any] = {
     "trainable": True,
     "first_row": None,
     "rank": None,
+    "more_rows": 0,
     "dense_because": "",
     "aliases": (),
 }
@@ -290,10 +294,10 @@ def plan_parameters(
 
 @dataclass(frozen=True)
 class _FilledLayout:
-    """A layout, and which hashed parameters use its whole rank."""
+    """A layout, and how many rows of each hashed parameter use its whole rank."""
 
     shape: Layout
-    whole_rank: tuple[bool, ...]
+    whole_rank: tuple[int, ...]
     parameters: int
 
 
@@ -302,11 +306,14 @@ def _with_places(parameters: Sequence[ParameterPlan], layout: _FilledLayout) -> 
     whole_rank = iter(layout.whole_rank)
     for parameter in parameters:
         if parameter.hashed:
-            rank = layout.shape.rank if next(whole_rank) else layout.shape.rank - 1
-            yield replace(parameter, first_row=row, rank=rank)
-            row += rows_for(parameter.numel, layout.shape.cols)
+            rows, more = rows_for(parameter.numel, layout.shape.cols), next(whole_rank)
+            if more == rows:
+                yield replace(parameter, first_row=row, rank=layout.shape.rank, more_rows=0)
+            else:
+                yield replace(parameter, first_row=row, rank=layout.shape.rank - 1, more_rows=more)
+            row += rows
         else:
-            yield replace(parameter, first_row=None, rank=None)
+            yield replace(parameter, first_row=None, rank=None, more_rows=0)
 
 
 def _check_fraction(compress: float) -> None:
@@ -400,19 +407,18 @@ def _choose_layout(
 
 
 def _fill(rows: Sequence[int], cols: int, budget: int) -> _FilledLayout | None:
-    """The highest rank that the budget allows, first for all parameters, then one more for as many as it still can."""
+    """The highest rank that the budget allows for all rows, and one more for as many rows as it still can."""
     one_rank = sum(rows) + cols
     rank = budget // one_rank
     if rank <= 0:
         return None
     left_over = budget - rank * one_rank - cols
-    more = [False] * len(rows)
+    if left_over <= 0:
+        return _FilledLayout(Layout(sum(rows), cols, rank), tuple(rows), rank * one_rank)
+    more = [0] * len(rows)
     for index in sorted(range(len(rows)), key=lambda index: -rows[index]):
-        if rows[index] <= left_over:
-            more[index] = True
-            left_over -= rows[index]
-    if not any(more):
-        return _FilledLayout(Layout(sum(rows), cols, rank), (True,) * len(rows), rank * one_rank)
+        more[index] = min(rows[index], left_over)
+        left_over -= more[index]
     return _FilledLayout(Layout(sum(rows), cols, rank + 1), tuple(more), budget - left_over)
 
 
@@ -467,6 +473,10 @@ def _check_plan(plan: CompressionPlan) -> None:
                 )
             if parameter.rank not in (plan.layout.rank, plan.layout.rank - 1) or parameter.rank == 0:
                 raise PlanError(f"{parameter.fqn!r} has rank {parameter.rank!r} in a layout of rank {plan.layout.rank}")
+            if parameter.more_rows and not (
+                parameter.rank < plan.layout.rank and parameter.more_rows < plan.rows_of(parameter)
+            ):
+                raise PlanError(f"{parameter.fqn!r} can't have {parameter.more_rows} rows of a higher rank")
             row += plan.rows_of(parameter)
     if plan.layout.rows != row or not row:
         raise PlanError(f"the hashed parameters take {row} rows, not {plan.layout.rows}")
@@ -481,12 +491,13 @@ def _check_parameter(parameter: ParameterPlan) -> None:
         and isinstance(getattr(torch, parameter.dtype, None), torch.dtype)
         and isinstance(parameter.trainable, bool)
         and isinstance(parameter.dense_because, str)
+        and _is_count(parameter.more_rows)
         and all(isinstance(alias, str) and alias for alias in parameter.aliases)
     )
     if not well_typed:
         raise PlanError(f"a parameter is described wrongly: {parameter!r}")
     if not parameter.hashed:
-        if parameter.first_row is not None or parameter.rank is not None:
+        if parameter.first_row is not None or parameter.rank is not None or parameter.more_rows:
             raise PlanError(f"{parameter.fqn!r} is dense, but has a place in W")
     elif (
         parameter.dtype not in HASHABLE_DTYPES

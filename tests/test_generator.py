@@ -113,4 +113,4 @@ def test_autocast_leaves_the_product_in_full_precision():
 
 
 def test_repr_says_what_it_is():
-    assert "rows=200, cols=8, rank=2, parameters=1" in repr(fxhash.transform(nn.Linear(40, 40), 0.3).smh_generator)
+    assert "rows=160, cols=10, rank=3, parameters=1" in repr(fxhash.transform(nn.Linear(40, 40), 0.3).smh_generator)

@@ -190,7 +190,7 @@ class TwoNorms(nn.Module):
 
 
 def test_a_module_called_twice_folds_each_norm_into_its_own_call():
-    gm = fxhash.transform(TwoNorms(), 0.4, aspect=1, seed=0)
+    gm = fxhash.transform(TwoNorms(), 0.4, seed=0)
     gm(torch.randn(8, 8, 6, 6) * 2 + 1)
     perturb(gm)
     deployed = fxhash.lower_for_deploy(gm)
@@ -201,7 +201,7 @@ def test_a_module_called_twice_folds_each_norm_into_its_own_call():
 
 def test_a_table_is_never_built_to_look_up_a_few_rows():
     model = nn.Sequential(nn.Embedding(50_000, 64), nn.Linear(64, 64))
-    gm = fxhash.transform(model, 0.01, aspect=1, seed=0).eval()
+    gm = fxhash.transform(model, 0.01, seed=0).eval()
     deployed = fxhash.lower_for_deploy(gm)
     tokens = torch.randint(0, 50_000, (100,))
     largest = 0

@@ -29,7 +29,7 @@ def plan_or_smallest(described, compress, aspect):
 def test_never_exceeds_the_budget(described, compress, aspect):
     plan = plan_or_smallest(described, compress, aspect)
     assert plan.trainable_after / plan.trainable_before <= plan.compress
-    left = sum(plan.rows_of(parameter) * parameter.rank for parameter in plan.hashed)
+    left = sum(plan.rows_of(parameter) * parameter.rank + parameter.more_rows for parameter in plan.hashed)
     counted = left + plan.layout.cols * plan.layout.rank + len(plan.hashed) + plan.dense_trainable
     assert plan.trainable_after == counted
 
@@ -45,7 +45,8 @@ def test_runs_are_disjoint_and_cover_every_row(described, compress, aspect):
             assert owner[row] is None
             owner[row] = parameter.fqn
     assert None not in owner
-    assert max(parameter.rank for parameter in plan.hashed) == plan.layout.rank
+    assert max(parameter.rank + bool(parameter.more_rows) for parameter in plan.hashed) == plan.layout.rank
+    assert sum(bool(parameter.more_rows) for parameter in plan.hashed) <= 1
     assert min(parameter.rank for parameter in plan.hashed) >= max(plan.layout.rank - 1, 1)
 
 
@@ -192,6 +193,9 @@ def damaged(**changes):
         damaged(parameters__0__dtype="nn"),
         damaged(parameters__1__first_row=3),
         damaged(parameters__1__first_row=None),
+        damaged(parameters__0__more_rows=10**9),
+        damaged(parameters__0__more_rows=-1),
+        damaged(parameters__0__more_rows="1"),
         damaged(parameters__0__rank=0),
         damaged(parameters__0__rank=100),
         damaged(parameters__0__rank=None),

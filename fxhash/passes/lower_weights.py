@@ -181,8 +181,7 @@ class _Lowering:
 
     def _values(self, fqn: str) -> tuple[ParameterPlan, Tensor, float | None]:
         index, parameter = self.generator._hashed[fqn]
-        left = self.generator.left[index].detach() * self.generator.scales[index].detach()
-        return parameter, left, self.generator.shifts[index].item() or None
+        return parameter, self.generator.scaled_left(fqn).detach(), self.generator.shifts[index].item() or None
 
     def _generated_bytes(self, parameter: ParameterPlan, left: Tensor) -> int:
         return left.shape[0] * self.factors.right.shape[1] * left.element_size()
