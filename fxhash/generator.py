@@ -15,6 +15,7 @@ from fxhash.errors import TransformError
 from fxhash.parts import original_name
 from fxhash.plan import CompressionPlan, ParameterPlan
 from fxhash.product import generate, standard_normal
+from fxhash.selection import dtype_name
 
 
 class SMHGenerator(nn.Module):
@@ -176,5 +177,5 @@ def current_plan(gm: nn.Module) -> CompressionPlan:
     parameters = []
     for parameter in generator.plan.parameters:
         dtype = generator.dtype_of(parameter) if parameter.hashed else dense[parameter.fqn].dtype
-        parameters.append(replace(parameter, dtype=str(dtype).removeprefix("torch.")))
+        parameters.append(replace(parameter, dtype=dtype_name(dtype)))
     return replace(generator.plan, parameters=tuple(parameters))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 # Where an opaque part lies below the path of the module that it wraps. Beside it lie the parameters that it is
 # handed: they can't lie on the part or the module, which would then keep them.
 OPAQUE_PART = "opaque_part"
-_WRAPPED = "wrapped_module"
+WRAPPED_MODULE = "wrapped_module"
 
 
 class TrainingFlag(nn.Module):
@@ -129,6 +129,13 @@ def _take_over(module: nn.Module, replica: nn.Module) -> None:
             vars(module)[name] = value
 
 
+def free_name(module: nn.Module, name: str) -> str:
+    """`name`, with underscores behind it until `module` has no such attribute."""
+    while hasattr(module, name):
+        name += "_"
+    return name
+
+
 def original_name(name: str) -> str:
     """The name in the original model of a parameter or buffer of a traced one.
 
@@ -136,4 +143,4 @@ def original_name(name: str) -> str:
         >>> original_name("encoder.attention.opaque_part.wrapped_module.bias")
         'encoder.attention.bias'
     """
-    return ".".join(atom for atom in name.split(".") if atom not in (OPAQUE_PART, _WRAPPED))
+    return ".".join(atom for atom in name.split(".") if atom not in (OPAQUE_PART, WRAPPED_MODULE))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from fxhash.errors import PlanError, TransformError
@@ -32,7 +32,7 @@ def describe_parameters(
         exclude: the same.
 
     Returns:
-        One entry a parameter, without offsets, in the order of `named_parameters()`; tied names share one.
+        One entry a parameter, without places in `W`, in the order of `named_parameters()`; tied names share one.
 
     Raises:
         TransformError: if a parameter is not initialised yet.
@@ -40,6 +40,7 @@ def describe_parameters(
     """
     included = None if include is None else _as_predicate("include", include)
     excluded = None if exclude is None else _as_predicate("exclude", exclude)
+    refuse_lazy(model)
     scripted = {
         id(parameter)
         for module in model.modules()
@@ -48,15 +49,11 @@ def describe_parameters(
     }
     described = []
     for names, (parameter, *_) in tied_groups(model):
-        if is_lazy(parameter):
-            raise TransformError(
-                f"parameter {names[0]!r} has no shape yet: run one batch through the lazy modules first"
-            )
         described.append(
             ParameterPlan(
                 fqn=names[0],
                 shape=tuple(parameter.shape),
-                dtype=dtype_name(parameter),
+                dtype=dtype_name(parameter.dtype),
                 trainable=parameter.requires_grad,
                 dense_because=(
                     "inside a script module"
@@ -69,14 +66,21 @@ def describe_parameters(
     return described
 
 
-def dtype_name(tensor: Tensor) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """The type's name without its prefix, such as `"float32"`."""
-    return str(tensor.dtype).removeprefix("torch.")
+    return str(dtype).removeprefix("torch.")
 
 
 def is_lazy(parameter: nn.Parameter) -> bool:
     """Whether a lazy module still has to learn this parameter's shape."""
     return isinstance(parameter, UninitializedParameter)
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Raise TransformError if a lazy module still has to learn the shape of a parameter."""
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise TransformError(f"parameter {name!r} has no shape yet: run one batch through the lazy modules first")
 
 
 def tied_groups(model: nn.Module) -> list[tuple[list[str], list[nn.Parameter]]]:
@@ -103,8 +107,8 @@ def _dense_because(
     names: list[str], parameter: nn.Parameter, included: Predicate | None, excluded: Predicate | None
 ) -> str:
     """Why a parameter stays dense; an empty string if it is hashed."""
-    if dtype_name(parameter) not in HASHABLE_DTYPES:
-        return f"type {dtype_name(parameter)}"
+    if dtype_name(parameter.dtype) not in HASHABLE_DTYPES:
+        return f"type {dtype_name(parameter.dtype)}"
     if not parameter.requires_grad:
         return "frozen"
     if parameter.numel() == 0:

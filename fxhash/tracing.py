@@ -23,8 +23,8 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from fxhash.copying import copy_model
 from fxhash.errors import TransformError
 from fxhash.generator import find_generator
-from fxhash.parts import OPAQUE_PART, OpaquePart, TensorConstant, TrainingFlag
-from fxhash.selection import is_lazy, tied_groups
+from fxhash.parts import OPAQUE_PART, WRAPPED_MODULE, OpaquePart, TensorConstant, TrainingFlag, free_name
+from fxhash.selection import refuse_lazy, tied_groups
 
 # Of torch's own modules, those whose forward is plain arithmetic on their parameters. The others stay whole: they
 # branch on their inputs (attention, recurrent layers) or on their mode (batch norm).
@@ -72,11 +72,7 @@ def trace(model: nn.Module, expose: Collection[str] | None = None) -> fx.GraphMo
     """
     if find_generator(model) is not None:
         raise TransformError("this model is transformed already: its weights are generated. Trace the original model")
-    for names, (parameter, *_) in tied_groups(model):
-        if is_lazy(parameter):
-            raise TransformError(
-                f"parameter {names[0]!r} has no shape yet: run one batch through the lazy modules first"
-            )
+    refuse_lazy(model)
     _check_names(model)
     exposed = set(_all_but_batch_norms(model) if expose is None else expose)
     structure = copy_model(model, shared=exposed)
@@ -94,7 +90,7 @@ def _check_names(model: nn.Module) -> None:
     for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers()):
         first, *_ = atoms = name.split(".")
         taken = hasattr(fx.GraphModule, first) and not hasattr(nn.Module, first)
-        if taken or {OPAQUE_PART, "wrapped_module"} & set(atoms):
+        if taken or {OPAQUE_PART, WRAPPED_MODULE} & set(atoms):
             raise TransformError(f"{name!r} has a name that a graph module uses itself: rename it in the model")
 
 
@@ -309,9 +305,7 @@ class _ExposingTracer(fx.Tracer):
     def training_flag(self, module: nn.Module) -> fx.Proxy:
         """What a traced `self.training` evaluates to."""
         path = self.path_of_module(module)
-        name = "training_flag"
-        while hasattr(module, name):
-            name += "_"
+        name = free_name(module, "training_flag")
         target = f"{path}.{name}" if path else name
         self.modules.setdefault(target, TrainingFlag(vars(module)["training"]))
         return self._cached(target, lambda: self.create_proxy("call_module", target, (), {}))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import fx, nn
+from torch import fx
 from torch.nn import functional as F
 
 from fxhash.generator import SMHGenerator
+from fxhash.parts import free_name
 from fxhash.passes.contract import graph_pass
 
 
@@ -19,7 +20,7 @@ def hash_parameters(graph_module: fx.GraphModule, generator: SMHGenerator) -> bo
     nodes = [node for node in graph_module.graph.nodes if node.op == "get_attr" and node.target in hashed]
     if not nodes:
         return False
-    name = _free_name(graph_module, "smh_generator")
+    name = free_name(graph_module, "smh_generator")
     graph_module.add_submodule(name, generator)
     for node in nodes:
         with graph_module.graph.inserting_before(node):
@@ -34,9 +35,3 @@ def _ask_for_dense_gradient(user: fx.Node) -> None:
     """A generated weight has no sparse gradient: the factors' gradient is dense whatever the rows that were read."""
     if user.target in (F.embedding, F.embedding_bag) and "sparse" in user.kwargs:
         user.kwargs = {**user.kwargs, "sparse": False}
-
-
-def _free_name(module: nn.Module, name: str) -> str:
-    while hasattr(module, name):
-        name += "_"
-    return name

@@ -22,6 +22,7 @@ from fxhash.factored import (
     rows_per_channel,
 )
 from fxhash.generator import SMHGenerator
+from fxhash.parts import free_name
 from fxhash.passes.contract import graph_pass
 from fxhash.passes.fold_batch_norm import batch_norm_after, folded_bias, norm_scale
 from fxhash.plan import ParameterPlan
@@ -79,9 +80,7 @@ class _Lowering:
         self.graph = graph_module.graph
         self.generator = generator
         self.factors = DeployedFactors(generator.plan, generator.right.detach())
-        self.name = "smh_factors"
-        while hasattr(graph_module, self.name):
-            self.name += "_"
+        self.name = free_name(graph_module, "smh_factors")
         graph_module.add_submodule(self.name, self.factors)
         self.uses: dict[fx.Node, LoweredUse] = {}
         self.position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
@@ -146,7 +145,7 @@ class _Lowering:
         self.position[lowered] = self.position[user]
         user.replace_all_uses_with(lowered)
         self.graph.erase_node(user)
-        size = 0 if most is None else self._generated_bytes(parameter, left)
+        size = 0 if most is None else self._generated_bytes(left)
         method = "in turn" if most is None else "by size"
         self.uses[lowered] = LoweredUse(lowered.name, fqn, method, size, work if size else 0, in_turn, dense, folded)
 
@@ -176,14 +175,14 @@ class _Lowering:
             if dtype != self.factors.right.dtype:
                 weight = self.graph.call_method("to", (weight, dtype))
         call.replace_all_uses_with(weight)
-        size = self._generated_bytes(parameter, left)
+        size = self._generated_bytes(left)
         self.uses[weight] = LoweredUse(weight.name, fqn, "generate", size, parameter.numel * left.shape[1])
 
     def _values(self, fqn: str) -> tuple[ParameterPlan, Tensor, float | None]:
         index, parameter = self.generator._hashed[fqn]
         return parameter, self.generator.scaled_left(fqn).detach(), self.generator.shifts[index].item() or None
 
-    def _generated_bytes(self, parameter: ParameterPlan, left: Tensor) -> int:
+    def _generated_bytes(self, left: Tensor) -> int:
         return left.shape[0] * self.factors.right.shape[1] * left.element_size()
 
     def _store(self, before: fx.Node, key: str, tensor: Tensor) -> fx.Node:

@@ -6,7 +6,7 @@ import inspect
 
 from torch import fx
 
-from fxhash.parts import TrainingFlag
+from fxhash.parts import TrainingFlag, free_name
 from fxhash.passes.contract import graph_pass
 
 
@@ -20,9 +20,7 @@ def restore_training_flags(graph_module: fx.GraphModule) -> bool:
     frozen = [node for node in graph_module.graph.nodes if _frozen_argument(node, graph_module.training) is not None]
     if not frozen:
         return False
-    name = "training_flag"
-    while hasattr(graph_module, name):
-        name += "_"
+    name = free_name(graph_module, "training_flag")
     graph_module.add_submodule(name, TrainingFlag(graph_module.training))
     with graph_module.graph.inserting_before(frozen[0]):
         flag = graph_module.graph.call_module(name)
