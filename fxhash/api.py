@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import fx, nn
 
 from fxhash.copying import copy_model
-from fxhash.deployed import choose_kept, find_deployed, read_bytes
+from fxhash.deployed import find_deployed
+from fxhash.deployment import DeploymentPlan, choose_kept, read_bytes, read_methods
 from fxhash.errors import PlanError, TransformError
-from fxhash.generator import SMHGenerator, find_generator
+from fxhash.generator import SMHGenerator, current_plan, find_generator
 from fxhash.parts import OPAQUE_PART, OpaquePart, original_name
 from fxhash.passes import hash_parameters, lower_weights, restore_parameters, restore_training_flags
 from fxhash.plan import DEFAULT_ASPECT, CompressionPlan, plan_parameters
@@ -85,19 +86,28 @@ def transform(
 
 
 def lower_for_deploy(
-    gm: fx.GraphModule, *, memory_budget: int | str = 0, dtype: torch.dtype | None = None
+    gm: fx.GraphModule,
+    *,
+    memory_budget: int | str = 0,
+    dtype: torch.dtype | None = None,
+    methods: Mapping[str, str] | None = None,
 ) -> fx.GraphModule:
     """Lay a trained model out for inference, layer by layer, with as little work and memory as can be.
 
     A linear layer, convolution or embedding multiplies by the factors in turn where that is less work than the dense
-    layer; then its weight is never built. Any other weight is generated right before its first use and freed after its
-    last. Batch norms fold into the factors.
+    layer; then its weight is never built. Any other weight is generated right before its first use, into a scratch slot
+    that it shares with weights that are not in use at the same time. Batch norms fold into the factors.
+
+    The result may be called from several threads at once. Call it in `torch.inference_mode()` or `torch.no_grad()`:
+    while gradients are recorded, each generated weight takes memory of its own.
 
     Args:
         gm: a transformed model; it is left untouched and nothing is shared with it.
-        memory_budget: bytes for generated weights, or a text such as `"8MB"`. Within it, weights are generated once and
-            kept, those first that save most work a byte. With 0, none is.
+        memory_budget: bytes for weights, scratch included, or a text such as `"8MB"`. Within it, weights are generated
+            once and kept, those first that save most work a byte. With 0, none is, unless `methods` says so.
         dtype: floating-point type to convert the model to, such as `torch.bfloat16`.
+        methods: overrides the choice by counted operations: `"in turn"`, `"generate"` or `"keep"` for each regular
+            expression that is found in a parameter's name, such as `{r"^head\\.": "keep"}`; the last one found counts.
 
     Returns:
         A graph module in eval mode whose parameters require no gradient. Its outputs equal those of `gm` in eval mode
@@ -106,16 +116,25 @@ def lower_for_deploy(
     Raises:
         TransformError: if `gm` is not a transformed model.
         MemoryBudgetError: if the budget is less than the weights take that are in use at a time; it names the least.
+        PlanError: for a method that is unknown or impossible for a parameter, or an expression found in no name.
     """
     _require_transformed(gm)
     budget = read_bytes(memory_budget)
+    hashed = [parameter.fqn for parameter in current_plan(gm).hashed]
+    chosen = read_methods(methods or {}, hashed)
     evaluated = copy_model(gm).eval().requires_grad_(False).to(dtype)
-    deployed = lower_weights(evaluated).graph_module
+    deployed = lower_weights(evaluated, chosen).graph_module
     if budget:
-        factors = find_deployed(deployed)
-        assert factors is not None
-        deployed = lower_weights(evaluated, choose_kept(factors.plan, budget)).graph_module
+        kept = choose_kept(_plan_of(deployed), budget, set(hashed) - chosen.keys())
+        deployed = lower_weights(evaluated, chosen | dict.fromkeys(kept, "keep")).graph_module
+        assert _plan_of(deployed).peak_bytes <= budget, "a memory budget is exceeded"
     return deployed
+
+
+def _plan_of(deployed: fx.GraphModule) -> DeploymentPlan:
+    factors = find_deployed(deployed)
+    assert factors is not None
+    return factors.plan
 
 
 def materialize(gm: fx.GraphModule) -> nn.Module:

@@ -34,19 +34,6 @@ def rows_per_channel(shape: Sequence[int], cols: int) -> int | None:
     return channel // cols if channel % cols == 0 else None
 
 
-def operations_in_turn(shape: Sequence[int], rank: int, cols: int) -> int:
-    """Multiply-adds at each position (row of a batch, or output pixel) when multiplying by the factors in turn.
-
-    Example:
-        >>> operations_in_turn((512, 512, 3, 3), rank=11, cols=576), 512 * 512 * 9
-        (95744, 2359296)
-    """
-    channel = math.prod(shape[1:])
-    if cols % channel == 0:
-        return rank * (cols + shape[0])
-    return rank * (channel + shape[0] * (channel // cols))
-
-
 @recorded
 def linear_in_turn(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int], bias: Tensor | None = None) -> Tensor:
     """`F.linear(x, weight, bias)` for the weight of `shape` `(out, in)` that `left @ right` stands for.
@@ -157,12 +144,18 @@ def embedding_in_turn(indices: Tensor, left: Tensor, right: Tensor, shape: Seque
 
 @recorded
 def linear_by_size(
-    x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int], bias: Tensor | None, most: int
+    x: Tensor,
+    left: Tensor,
+    right: Tensor,
+    shape: Sequence[int],
+    bias: Tensor | None,
+    most: int,
+    scratch: Tensor | None = None,
 ) -> Tensor:
     """`linear_in_turn` for at most `most` rows of input; beyond, generating the weight once is less work."""
     if x.numel() // shape[1] <= most:
         return linear_in_turn(x, left, right, shape, bias)
-    return F.linear(x, generate(left, right, shape), bias)
+    return F.linear(x, generate(left, right, shape, scratch=scratch), bias)
 
 
 @recorded
@@ -176,8 +169,10 @@ def conv_by_size(
     padding: Any,
     dilation: Any,
     most: int,
+    scratch: Tensor | None = None,
 ) -> Tensor:
     """`conv_in_turn` for at most `most` pixels of input; beyond, generating the weight once is less work."""
     if x.numel() // shape[1] <= most:
         return conv_in_turn(x, left, right, shape, bias, stride, padding, dilation)
-    return _CONVOLUTIONS[len(shape) - 2](x, generate(left, right, shape), bias, stride, padding, dilation)
+    weight = generate(left, right, shape, scratch=scratch)
+    return _CONVOLUTIONS[len(shape) - 2](x, weight, bias, stride, padding, dilation)

@@ -56,14 +56,23 @@ def recorded(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tenso
 
 
 @recorded
-def generate(left: Tensor, right: Tensor, shape: Sequence[int], shift: Tensor | None = None) -> Tensor:
-    """One weight: `(left @ right[:rank] + shift).flatten()[:numel].view(shape)`.
+def generate(
+    left: Tensor,
+    right: Tensor,
+    shape: Sequence[int],
+    shift: Tensor | None = None,
+    channel_scale: Tensor | None = None,
+    scratch: Tensor | None = None,
+) -> Tensor:
+    """One weight: `channel_scale * (left @ right[:rank] + shift).flatten()[:numel].view(shape)`.
 
     Args:
         left: the parameter's own rows of the left factor, scaled; shape `(rows, rank)`.
         right: the shared right factor, of shape `(at least rank, cols)`.
         shape: the weight's shape, of more than `(rows - 1) * cols` and at most `rows * cols` elements.
         shift: a constant to add, of shape `()`; nothing where left out.
+        channel_scale: a factor for each output channel, of shape `(shape[0],)`; one where left out.
+        scratch: memory to write to, of shape `(at least rows * cols,)`; new memory where left out.
 
     Returns:
         A contiguous tensor of `shape`.
@@ -74,8 +83,13 @@ def generate(left: Tensor, right: Tensor, shape: Sequence[int], shift: Tensor | 
         [[1.0, 2.0], [3.0, 2.0]]
     """
     right = right[: left.shape[1]]
-    rows = left @ right if shift is None else torch.addmm(shift, left, right)
-    return rows.flatten()[: math.prod(shape)].view(tuple(shape))
+    size = (left.shape[0], right.shape[1])
+    room = None if scratch is None else scratch[: math.prod(size)].view(size)
+    rows = torch.mm(left, right, out=room) if shift is None else torch.addmm(shift, left, right, out=room)
+    weight = rows.flatten()[: math.prod(shape)].view(tuple(shape))
+    if channel_scale is not None:
+        weight.view(shape[0], -1).mul_(channel_scale.unsqueeze(1))
+    return weight
 
 
 def standard_normal(rows: int, cols: int, rank: int, generator: torch.Generator | None = None) -> Tensor:

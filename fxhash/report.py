@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fxhash.deployed import DeploymentPlan, find_deployed
+from fxhash.deployed import find_deployed
+from fxhash.deployment import DeploymentPlan
 from fxhash.generator import current_plan
 from fxhash.parts import OpaquePart, original_name
 from fxhash.plan import CompressionPlan

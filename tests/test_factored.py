@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fxhash.factored import conv_in_turn, embedding_in_turn, linear_in_turn, operations_in_turn
+from fxhash.factored import conv_in_turn, embedding_in_turn, linear_in_turn
 from fxhash.product import fits, generate, rows_for
 
 sizes = st.integers(1, 6)
@@ -77,12 +77,3 @@ def test_embedding_of_many_in_pieces(case):
         patch.setattr("fxhash.factored._FEW_PER_ROW", 2)
         actual = embedding_in_turn(indices, left, right, shape)
     torch.testing.assert_close(actual, F.embedding(indices, weight_of(shape, left, right)))
-
-
-@given(factors(st.integers(1, 40), st.integers(1, 40)))
-def test_operations_are_those_of_the_two_layers(case):
-    (out, features), left, right = case
-    rank, cols = left.shape[1], right.shape[1]
-    first = rank * max(cols, features)
-    second = left.numel() if cols <= features else rank * out
-    assert operations_in_turn((out, features), rank, cols) == first + second

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from fxhash.costs import Costs, layer_costs, lookup_costs
 from fxhash.dataflow import live_ranges
-from fxhash.deployed import DeployedFactors, DeploymentPlan, LoweredUse, peak_of
+from fxhash.deployed import DeployedFactors, ScratchSlots
+from fxhash.deployment import DeploymentPlan, LoweredUse, assign_slots, peak_of
+from fxhash.errors import PlanError
 from fxhash.factored import (
     conv_by_size,
     conv_in_turn,
     embedding_in_turn,
     linear_by_size,
     linear_in_turn,
-    operations_in_turn,
     rows_per_channel,
 )
 from fxhash.generator import SMHGenerator
-from fxhash.parts import free_name
+from fxhash.parts import OpaquePart, free_name
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.fold_batch_norm import batch_norm_after, folded_bias, norm_scale
+from fxhash.passes.fold_batch_norm import FoundNorm, batch_norm_after, folded_bias, norm_scale
 from fxhash.plan import ParameterPlan
 from fxhash.product import fits, generate
 
@@ -51,15 +53,20 @@ _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1
 
 
 @graph_pass
-def lower_weights(graph_module: fx.GraphModule, keep: frozenset[str] = frozenset()) -> bool:
+def lower_weights(graph_module: fx.GraphModule, methods: Mapping[str, str] | None = None) -> bool:
     """Lower every use of every generated weight, and fold batch norms into the factors.
 
     A linear layer, convolution or embedding whose weight fits the columns multiplies by the factors in turn where that
-    is fewer operations. Any other use gets its weight generated right before the first use; it is freed after the last.
+    is fewer operations. Any other use gets its weight generated right before the first use, into a scratch slot that
+    weights share whose live ranges don't overlap.
 
     Args:
         graph_module: a transformed model in eval mode, whose values are final. Batch norms that are folded are read.
-        keep: names of parameters to generate now, once and for all.
+        methods: how to compute the parameters of these names: `"in turn"`, `"generate"`, or `"keep"` for a weight that
+            is generated now, once and for all. The cost model chooses for all others.
+
+    Raises:
+        PlanError: if a parameter can't be multiplied by in turn that is to be.
     """
     calls = [
         node
@@ -70,7 +77,7 @@ def lower_weights(graph_module: fx.GraphModule, keep: frozenset[str] = frozenset
         return False
     generator = graph_module.get_submodule(str(calls[0].target))
     assert isinstance(generator, SMHGenerator)
-    _Lowering(graph_module, generator).run(calls, keep)
+    _Lowering(graph_module, generator).run(calls, methods or {})
     return True
 
 
@@ -85,73 +92,58 @@ class _Lowering:
         self.uses: dict[fx.Node, LoweredUse] = {}
         self.position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
 
-    def run(self, calls: list[fx.Node], keep: frozenset[str]) -> None:
+    def run(self, calls: list[fx.Node], methods: Mapping[str, str]) -> None:
         for call in calls:
             fqn = str(call.args[0])
-            if fqn in keep:
+            method = methods.get(fqn)
+            if method in (None, "in turn"):
+                for user in list(call.users):
+                    self._lower_layer(call, fqn, user, always=method is not None)
+            if call.users and method == "in turn":
+                raise PlanError(
+                    f"methods: {fqn!r} can't be multiplied by in turn where {next(iter(call.users)).name!r} uses it: "
+                    "that is no plain linear layer, convolution or embedding whose channels nest with the columns of "
+                    "W. Give it 'generate' or 'keep'"
+                )
+            if call.users and method == "keep":
                 self._keep(call, fqn)
-                continue
-            for user in list(call.users):
-                self._lower_layer(call, fqn, user)
-            if call.users:
+            elif call.users:
                 self._generate(call, fqn)
             self.graph.erase_node(call)
         self._share_right()
         self.factors.plan = self._plan()
+        self._insert_scratch()
 
-    def _keep(self, call: fx.Node, fqn: str) -> None:
-        weight = self.generator(fqn).detach()
-        with self.graph.inserting_before(call):
-            kept = self.graph.call_module(self.name, (self.factors.store(fqn, weight),))
-        call.replace_all_uses_with(kept)
-        for user in kept.users:
-            self.uses[user] = LoweredUse(user.name, fqn, "keep", weight.numel() * weight.element_size())
-        self.graph.erase_node(call)
-
-    def _lower_layer(self, call: fx.Node, fqn: str, user: fx.Node) -> None:
+    def _lower_layer(self, call: fx.Node, fqn: str, user: fx.Node, always: bool) -> None:
         """Let a layer multiply in turn, if it can and should; fold the batch norm after it, if there is one."""
-        parameter, left, shift = self._values(fqn)
-        layer = _LAYERS.get(user.target)
-        arguments = _bind(layer, user) if layer is not None else {}
-        if layer is None or shift is not None or not self._may_be_factored(call, user, arguments, parameter):
+        if not self._may_be_factored(call, user):
             return
-        cols = self.factors.right.shape[1]
-        in_turn, dense = operations_in_turn(parameter.shape, left.shape[1], cols), parameter.numel
-        if user.target is F.embedding:
-            in_turn, dense = left.shape[1] * parameter.shape[1], 0
-        work = parameter.numel * left.shape[1]
-        norm = batch_norm_after(self.graph_module, user)
-        channel_rows = rows_per_channel(parameter.shape, cols)
-        bias = arguments.get("bias")
-        folded = ""
-        if norm is not None and channel_rows is not None and self._is_constant(bias):
+        layer, parameter, left = _LAYERS[user.target], self._parameter(fqn), self._left(fqn)
+        costs = self._costs(call, user)
+        # A table is never generated to look up rows of it: its memory is why it is compressed.
+        by_size = None if always or costs.method == "in turn" else layer.by_size
+        channel_rows = rows_per_channel(parameter.shape, self.factors.right.shape[1])
+        norm = None if channel_rows is None else self._fold_norm(fqn, user)
+        if norm is not None and channel_rows is not None:
             left = left * norm_scale(norm.module).repeat_interleave(channel_rows).unsqueeze(1).to(left)
-            bias = self._store(user, f"{fqn}, bias", folded_bias(norm.module, self._constant(bias)))
-            folded = norm.node.name
-            norm.node.replace_all_uses_with(user)
-            self.graph.erase_node(norm.node)
-        most = _most_positions(in_turn, dense, work) if layer.by_size is not None else None
+        arguments = _bind(user)
+        given = [arguments[name] for name in ("bias", "stride", "padding", "dilation") if name in arguments]
         with self.graph.inserting_before(user):
-            left_node = self._store(user, fqn, left)
-            right = self._right()
-            args: tuple[Any, ...] = (arguments["input"], left_node, right, parameter.shape)
-            if user.target is not F.embedding:
-                args = (*args, bias)
-            args = (*args, *(arguments[name] for name in ("stride", "padding", "dilation") if name in arguments))
-            if most is None or layer.by_size is None:
+            args = (arguments["input"], self._store(user, fqn, left), self._right(), parameter.shape, *given)
+            if by_size is None:
                 lowered = self.graph.call_function(layer.in_turn, args)
             else:
-                lowered = self.graph.call_function(layer.by_size, (*args, most))
+                lowered = self.graph.call_function(by_size, (*args, costs.most_positions))
         self.position[lowered] = self.position[user]
         user.replace_all_uses_with(lowered)
         self.graph.erase_node(user)
-        size = 0 if most is None else self._generated_bytes(left)
-        method = "in turn" if most is None else "by size"
-        self.uses[lowered] = LoweredUse(lowered.name, fqn, method, size, work if size else 0, in_turn, dense, folded)
+        method, memory = ("in turn", 0) if by_size is None else ("by size", self._generated_bytes(left))
+        self.uses[lowered] = self._use(lowered, fqn, method, costs, norm, memory)
 
-    def _may_be_factored(
-        self, call: fx.Node, user: fx.Node, arguments: dict[str, Any], parameter: ParameterPlan
-    ) -> bool:
+    def _may_be_factored(self, call: fx.Node, user: fx.Node) -> bool:
+        if user.target not in _LAYERS:
+            return False
+        parameter, arguments = self._parameter(str(call.args[0])), _bind(user)
         others = [value for name, value in arguments.items() if name != "weight"]
         return (
             arguments["weight"] is call
@@ -161,26 +153,98 @@ class _Lowering:
             and len(parameter.shape) >= 2
             and fits(parameter.shape, self.factors.right.shape[1])
             and self.generator.dtype_of(parameter) == self.factors.right.dtype
+            and self._shift(parameter.fqn) is None
         )
+
+    def _keep(self, call: fx.Node, fqn: str) -> None:
+        """Generate the weight now and store it."""
+        weight = self.generator(fqn).detach()
+        costs = {user: self._costs(call, user) for user in call.users}
+        norm = self._fold_into_only_user(call, fqn)
+        if norm is not None:
+            weight = (weight.flatten(1) * norm_scale(norm.module).unsqueeze(1).to(weight)).view(weight.shape)
+        call.replace_all_uses_with(self._store(call, fqn, weight))
+        for user, cost in costs.items():
+            self.uses[user] = self._use(user, fqn, "keep", cost, norm)
 
     def _generate(self, call: fx.Node, fqn: str) -> None:
         """Generate the weight right before its first remaining use."""
-        parameter, left, shift = self._values(fqn)
-        with self.graph.inserting_before(min(call.users, key=self.position.__getitem__)):
-            left_node = self._store(call, fqn, left)
-            weight = self.graph.call_function(generate, (left_node, self._right(), parameter.shape))
-            if shift is not None:
-                weight = self.graph.call_function(operator.add, (weight, shift))
+        parameter, left, shift = self._parameter(fqn), self._left(fqn), self._shift(fqn)
+        first_user = min(call.users, key=self.position.__getitem__)
+        costs = self._costs(call, first_user)
+        norm = self._fold_into_only_user(call, fqn)
+        options: dict[str, Any] = {}
+        if shift is not None:
+            options["shift"] = self._store(first_user, f"{fqn}, shift", shift)
+        if norm is not None:
+            scale = norm_scale(norm.module).to(left)
+            channel_rows = rows_per_channel(parameter.shape, self.factors.right.shape[1])
+            if channel_rows is None or shift is not None:
+                options["channel_scale"] = self._store(first_user, f"{fqn}, scale", scale)
+            else:
+                left = left * scale.repeat_interleave(channel_rows).unsqueeze(1)
+        memory = self._generated_bytes(left)
+        with self.graph.inserting_before(first_user):
+            args = (self._store(first_user, fqn, left), self._right(), parameter.shape)
+            weight = self.graph.call_function(generate, args, options)
             dtype = self.generator.dtype_of(parameter)
             if dtype != self.factors.right.dtype:
                 weight = self.graph.call_method("to", (weight, dtype))
+                memory += parameter.numel * dtype.itemsize
         call.replace_all_uses_with(weight)
-        size = self._generated_bytes(left)
-        self.uses[weight] = LoweredUse(weight.name, fqn, "generate", size, parameter.numel * left.shape[1])
+        self.uses[weight] = self._use(weight, fqn, "generate", costs, norm, memory)
 
-    def _values(self, fqn: str) -> tuple[ParameterPlan, Tensor, float | None]:
-        index, parameter = self.generator._hashed[fqn]
-        return parameter, self.generator.scaled_left(fqn).detach(), self.generator.shifts[index].item() or None
+    def _use(
+        self, node: fx.Node, fqn: str, method: str, costs: Costs, norm: FoundNorm | None, memory: int = 0
+    ) -> LoweredUse:
+        parameter = self._parameter(fqn)
+        size = parameter.numel * self.generator.dtype_of(parameter).itemsize
+        return LoweredUse(
+            node.name, fqn, method, size, costs, memory, folded_norm="" if norm is None else norm.node.name
+        )
+
+    def _costs(self, call: fx.Node, user: fx.Node) -> Costs:
+        """Of this use; a layer of an unknown kind counts none of its own work."""
+        parameter = self._parameter(str(call.args[0]))
+        rank = self._rank(parameter)
+        if not self._may_be_factored(call, user):
+            return Costs(parameter.numel * rank, parameter.numel if user.target in _LAYERS else 0)
+        if user.target is F.embedding:
+            return lookup_costs(parameter.shape, rank)
+        return layer_costs(parameter.shape, rank, self.factors.right.shape[1])
+
+    def _fold_norm(self, fqn: str, user: fx.Node) -> FoundNorm | None:
+        """Take the batch norm after a convolution out of the graph and give the convolution the bias for both."""
+        norm = batch_norm_after(self.graph_module, user)
+        if norm is None:
+            return None
+        bias = _bind(user)["bias"]
+        if bias is not None and not (isinstance(bias, fx.Node) and bias.op == "get_attr"):
+            return None
+        value = None if bias is None else operator.attrgetter(str(bias.target))(self.graph_module).detach()
+        _set_bias(user, self._store(user, f"{fqn}, bias", folded_bias(norm.module, value)))
+        norm.node.replace_all_uses_with(user)
+        self.graph.erase_node(norm.node)
+        return norm
+
+    def _fold_into_only_user(self, call: fx.Node, fqn: str) -> FoundNorm | None:
+        """The batch norm that was folded, if the weight is that of one convolution and nothing else."""
+        (user, *others) = call.users
+        alone = not others and user.target in _LAYERS and _bind(user)["weight"] is call
+        return self._fold_norm(fqn, user) if alone and user.all_input_nodes.count(call) == 1 else None
+
+    def _parameter(self, fqn: str) -> ParameterPlan:
+        return self.generator._hashed[fqn][1]
+
+    def _rank(self, parameter: ParameterPlan) -> int:
+        return (parameter.rank or 0) + bool(parameter.more_rows)
+
+    def _left(self, fqn: str) -> Tensor:
+        return self.generator.scaled_left(fqn).detach()
+
+    def _shift(self, fqn: str) -> Tensor | None:
+        shift = self.generator.shifts[self.generator._hashed[fqn][0]]
+        return shift.clone() if shift.item() else None
 
     def _generated_bytes(self, left: Tensor) -> int:
         return left.shape[0] * self.factors.right.shape[1] * left.element_size()
@@ -199,28 +263,71 @@ class _Lowering:
             node.replace_all_uses_with(first)
             self.graph.erase_node(node)
 
-    def _is_constant(self, value: Any) -> bool:
-        return value is None or (isinstance(value, fx.Node) and value.op == "get_attr")
-
-    def _constant(self, value: fx.Node | None) -> Tensor | None:
-        return None if value is None else operator.attrgetter(str(value.target))(self.graph_module).detach()
-
     def _plan(self) -> DeploymentPlan:
-        position = {node: index for index, node in enumerate(self.graph.nodes)}
+        nodes = list(self.graph.nodes)
+        position = {node: index for index, node in enumerate(nodes)}
         generated = {node for node, use in self.uses.items() if use.method == "generate"}
         live = {node: (position[node], position[node]) for node in self.uses} | live_ranges(self.graph, generated)
-        uses = tuple(replace(self.uses[node], live=live[node]) for node in sorted(self.uses, key=position.__getitem__))
-        kept = {use.fqn: use.weight_bytes for use in uses if use.method == "keep"}
+        uses = []
+        for node in sorted(self.uses, key=position.__getitem__):
+            last = nodes[live[node][1]]
+            # Whatever may outlive the call has memory of its own: the slots are the next call's then.
+            takes_slot = (
+                node.target in (generate, linear_by_size, conv_by_size)
+                and last.op != "output"
+                and not any(self._may_store(user) for user in node.users)
+            )
+            use = replace(self.uses[node], live=live[node], until=last.name, slot=0 if takes_slot else None)
+            uses.append(use)
+        assigned, slot_bytes = assign_slots(uses)
+        kept = {use.fqn: use.weight_bytes for use in assigned if use.method == "keep"}
         tensors = [self.factors.right, *self.factors.tensors]
         factor_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors) - sum(kept.values())
-        return DeploymentPlan(uses, peak_of(uses), factor_bytes)
+        return DeploymentPlan(assigned, slot_bytes, peak_of(assigned, slot_bytes), factor_bytes)
+
+    def _may_store(self, user: fx.Node) -> bool:
+        """Whether a module may keep what it is given as an attribute; those of torch don't."""
+        if user.op != "call_module":
+            return False
+        part = self.graph_module.get_submodule(str(user.target))
+        modules = part.wrapped_module.modules() if isinstance(part, OpaquePart) else part.modules()
+        return not all(type(module).__module__.startswith("torch.nn.") for module in modules)
+
+    def _insert_scratch(self) -> None:
+        """Borrow the slots before the first weight, and give them back at the end."""
+        plan = self.factors.plan
+        if not plan.slot_bytes:
+            return
+        name = free_name(self.graph_module, "smh_scratch")
+        element_size = self.factors.right.element_size()
+        sizes = tuple(size // element_size for size in plan.slot_bytes)
+        self.graph_module.add_submodule(name, ScratchSlots(sizes))
+        (right,) = [node for node in self.graph.nodes if node.target == self.name and not node.args]
+        with self.graph.inserting_after(right):
+            borrowed = self.graph.call_module(name, (right,))
+        slots: dict[int, fx.Node] = {}
+        by_name = {use.node: use for use in plan.uses}
+        for node in list(self.graph.nodes):
+            use = by_name.get(node.name)
+            if use is not None and use.slot is not None:
+                if use.slot not in slots:
+                    with self.graph.inserting_before(node):
+                        slots[use.slot] = self.graph.call_function(operator.getitem, (borrowed, use.slot))
+                node.update_kwarg("scratch", slots[use.slot])
+        with self.graph.inserting_before(next(iter(reversed(self.graph.nodes)))):
+            self.graph.call_module(name, (right, borrowed))
 
 
-def _bind(layer: _Layer, node: fx.Node) -> dict[str, Any]:
-    given = dict(zip(layer.names, node.args, strict=False)) | dict(node.kwargs)
-    return {name: given.get(name, _DEFAULTS.get(name)) for name in layer.names}
+def _bind(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a layer's call by their names."""
+    names = _LAYERS[node.target].names
+    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    return {name: given.get(name, _DEFAULTS.get(name)) for name in names}
 
 
-def _most_positions(in_turn: int, dense: int, generating: int) -> int | None:
-    """Up to how many positions multiplying in turn is less work than generating and multiplying; None if always."""
-    return None if in_turn <= dense else generating // (in_turn - dense)
+def _set_bias(node: fx.Node, bias: fx.Node) -> None:
+    index = _LAYERS[node.target].names.index("bias")
+    if index < len(node.args):
+        node.update_arg(index, bias)
+    else:
+        node.update_kwarg("bias", bias)
