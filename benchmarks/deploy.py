@@ -287,7 +287,7 @@ def describe(deployed: nn.Module) -> dict[str, object]:
         "cols": factors.compression.layout.cols,
         "weight_bytes": resident + factors.plan.peak_bytes,
         "peak_generated_bytes": factors.plan.peak_bytes,
-        "generating_gflop": round(2 * sum(use.operations for use in factors.plan.uses) / 1e9, 3),
+        "generating_gflop": round(2 * sum(use.costs.generate for use in factors.plan.uses) / 1e9, 3),
         "methods": dict(sorted(methods.items())),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxhash.deployment import DeploymentPlan
+from fxhash.parts import free_name
 from fxhash.plan import CompressionPlan
 
 
@@ -28,22 +30,21 @@ class DeployedFactors(nn.Module):
         super().__init__()
         self.compression = compression
         self.right = nn.Parameter(right, requires_grad=False)
-        self.tensors = nn.ParameterList()
-        self._index: dict[str, int] = {}
+        self._attributes: dict[str, str] = {}
 
     def store(self, key: str, tensor: Tensor) -> str:
         """Keep a tensor; returns the key that gives it back, which is `key` unless that is taken."""
         unique, count = key, 1
-        while unique in self._index:
+        while unique in self._attributes:
             count += 1
             unique = f"{key}#{count}"
-        self._index[unique] = len(self.tensors)
-        self.tensors.append(nn.Parameter(tensor, requires_grad=False))
+        self._attributes[unique] = attribute = free_name(self, re.sub(r"\W+", "_", unique))
+        self.register_parameter(attribute, nn.Parameter(tensor, requires_grad=False))
         return unique
 
     def forward(self, key: str | None = None) -> Tensor:
         """`right`, or the tensor under `key`."""
-        return self.right if key is None else self.tensors[self._index[key]]
+        return self.right if key is None else getattr(self, self._attributes[key])
 
 
 Slots = tuple[Tensor | None, ...]

@@ -54,11 +54,12 @@ def linear_in_turn(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int],
     if cols <= features:
         parts = F.linear(x.unflatten(-1, (features // cols, cols)), right)
         return F.linear(parts.flatten(-2), left.view(out, -1), bias)
-    # Ordered such that mixing is one large product; the copy is of the size of `right`.
-    kernels = right.view(rank, cols // features, features).transpose(0, 1).reshape(-1, features)
-    parts = F.linear(x, kernels).unflatten(-1, (cols // features, rank))
-    mixed = F.linear(parts, left).transpose(-1, -2).flatten(-2)[..., :out]
-    return mixed if bias is None else mixed + bias
+    # Positions come last until the end, so that mixing is one large product and only the result is transposed.
+    parts = right.reshape(-1, features) @ x.reshape(-1, features).t()
+    mixed = (left @ parts.view(rank, -1)).view(-1, parts.shape[1])[:out]
+    if bias is not None:
+        mixed += bias.unsqueeze(1)
+    return mixed.t().reshape(*x.shape[:-1], out)
 
 
 @recorded
@@ -130,16 +131,19 @@ def embedding_in_turn(indices: Tensor, left: Tensor, right: Tensor, shape: Seque
     per_row = cols // size
     whole_rows = per_row <= _FEW_PER_ROW
     most = max(_LARGEST_INTERMEDIATE // (cols if whole_rows else rank * size), 1)
-    blocks = right.view(rank, per_row, size).transpose(0, 1)
+    blocks = right.view(rank, per_row, size).transpose(0, 1).reshape(per_row, -1)
     pieces = []
     for piece in indices.reshape(-1).split(most):
         rows, block = F.embedding(piece // per_row, left), piece % per_row
         if whole_rows:
-            generated = (rows @ right).view(-1, per_row, size)
-            pieces.append(generated.take_along_dim(block.view(-1, 1, 1), dim=1).squeeze(1))
+            generated = (rows @ right).view(-1, size)
+            first = torch.arange(0, generated.shape[0], per_row, device=block.device)
+            pieces.append(F.embedding(first + block, generated))
         else:
-            pieces.append((rows.unsqueeze(1) @ blocks[block]).squeeze(1))
-    return torch.cat(pieces).view(*indices.shape, size)
+            chosen = F.embedding(block, blocks).view(-1, rank, size)
+            pieces.append(torch.bmm(rows.unsqueeze(1), chosen).squeeze(1))
+    looked_up = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    return looked_up.view(*indices.shape, size)
 
 
 @recorded

@@ -281,8 +281,8 @@ class _Lowering:
             uses.append(use)
         assigned, slot_bytes = assign_slots(uses)
         kept = {use.fqn: use.weight_bytes for use in assigned if use.method == "keep"}
-        tensors = [self.factors.right, *self.factors.tensors]
-        factor_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors) - sum(kept.values())
+        stored = sum(tensor.numel() * tensor.element_size() for tensor in self.factors.parameters())
+        factor_bytes = stored - sum(kept.values())
         return DeploymentPlan(assigned, slot_bytes, peak_of(assigned, slot_bytes), factor_bytes)
 
     def _may_store(self, user: fx.Node) -> bool:
