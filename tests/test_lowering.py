@@ -536,24 +536,44 @@ def test_deployment_in_another_type(dtype):
     torch.testing.assert_close(result.float(), gm(x), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["ResidualConvNet", "TiedEmbedding", "ConvCalledTwice", "Buffers", "Conv1d"])
+COMPILED = [
+    "ResidualConvNet",
+    "TiedEmbedding",
+    "ConvCalledTwice",
+    "Buffers",
+    "Conv1d",
+    "Attention",
+    "LSTM",
+    "WeightNorm",
+]
+
+
+@pytest.mark.parametrize("name", COMPILED)
 def test_compiler_and_export(name):
     gm, inputs = transformed(name)
     deployed = fxhash.lower_for_deploy(gm)
-    with torch.no_grad():
+    # Whole recurrent layers are compiled only where one asks for it, also those of the original model.
+    with torch.no_grad(), torch._dynamo.config.patch(allow_rnn=True):
         expected = deployed(*inputs)
         compiled = torch.compile(deployed, fullgraph=True, backend="eager")(*inputs)
-        exported = torch.export.export(deployed, inputs).module()(*inputs)
+        exported = torch.export.export(deployed, inputs)
     torch.testing.assert_close(compiled, expected)
-    torch.testing.assert_close(exported, expected)
+    torch.testing.assert_close(exported.module()(*inputs), expected)
+    weights = {parameter.numel() for parameter in deployed.parameters()}
+    assert {tensor.numel() for tensor in exported.state_dict.values()} <= weights | {
+        buffer.numel() for buffer in deployed.buffers()
+    }, "the exported program holds a generated weight"
 
 
-def test_channels_last():
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"methods": {"": "generate"}}, {"memory_budget": "1GB"}])
+def test_compiled_to_machine_code(options):
     gm = fxhash.transform(ResidualConvNet(), 0.3, seed=0).eval()
+    deployed = fxhash.lower_for_deploy(gm, **options)
     x = torch.randn(2, 3, 6, 6)
-    deployed = fxhash.lower_for_deploy(gm).to(memory_format=torch.channels_last)
-    actual = deployed(x.to(memory_format=torch.channels_last))
-    torch.testing.assert_close(actual, gm(x), rtol=1e-4, atol=1e-5)
+    with torch.inference_mode():
+        compiled = torch.compile(deployed, fullgraph=True)(x)
+        torch.testing.assert_close(compiled, gm(x), rtol=1e-4, atol=1e-5)
 
 
 def test_deployed_needs_no_gradient_and_shares_nothing():
