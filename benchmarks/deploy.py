@@ -7,9 +7,17 @@ idle machine.
     python benchmarks/deploy.py --output benchmarks/results/deploy.json
     python benchmarks/deploy.py --models resnet34 --feathermap DIR --output FILE
 
-Candidates: the dense model; dense with batch norms folded; dense compiled (`--compile`, which takes minutes);
-`torch.nn.utils.parametrize` with the same factors; FeatherMap's own deployment (`--feathermap`, a path to a checkout);
-and fxhash at each compression and aspect.
+Candidates: the dense model; dense with batch norms folded; `torch.nn.utils.parametrize` with the same factors;
+FeatherMap's own deployment (`--feathermap`, a path to a checkout); fxhash at each compression and aspect, and with an
+unlimited memory budget; with `--compile`, which takes minutes, the dense model and fxhash compiled.
+
+Of each candidate it reports, beside the ratios:
+
+- `weight_bytes`: what is resident for weights: factors, buffers, whatever is dense, and scratch for generated weights;
+- `peak_call_bytes`: the most that one call allocates beyond that, as torch's profiler counts it: activations, mostly;
+- `floor_ratio`: what the dense call would take relative to itself if every weight were generated first, at 2 x rank x
+  weights FLOP and this machine's measured rate of matrix products;
+- `ratio_to_floor`: how far above that floor the candidate is; under 1 where weights need not be built.
 """
 
 from __future__ import annotations
@@ -26,12 +34,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import StringIO
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
+from torch.profiler import ProfilerActivity, profile
 
 import fxhash
 
@@ -54,7 +64,7 @@ def main() -> None:
     }
     with torch.inference_mode():
         for name in arguments.models:
-            for result in measure(name, *MODELS[name], arguments):
+            for result in measure(name, *MODELS[name], arguments, record["matmul_gflops"]):
                 record["results"].append(result)
                 print(json.dumps(result), flush=True)
             arguments.output.write_text(json.dumps(record, indent=1) + "\n")
@@ -68,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 100])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=3, help="time for each candidate and batch size")
-    parser.add_argument("--compile", action="store_true", help="also measure the dense model under torch.compile")
+    parser.add_argument("--compile", action="store_true", help="also measure dense and fxhash under torch.compile")
     parser.add_argument("--feathermap", type=Path, help="path to a checkout of FeatherMap")
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()
@@ -206,19 +216,24 @@ def feathermap(model: nn.Module, compress: float, checkout: Path) -> nn.Module:
 
 
 def measure(
-    name: str, build: Callable[[], nn.Module], inputs: Callable[[int], Tensor], arguments: argparse.Namespace
+    name: str,
+    build: Callable[[], nn.Module],
+    inputs: Callable[[int], Tensor],
+    arguments: argparse.Namespace,
+    gflops: float,
 ) -> Iterator[dict[str, object]]:
     """One result for each candidate and batch size."""
     dense = build().eval()
-    weights = sum(parameter.numel() for parameter in dense.parameters())
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in (*dense.parameters(), *dense.buffers()))
     candidates: dict[str, nn.Module] = {"dense": dense}
-    facts: dict[str, dict[str, object]] = {"dense": {"weight_bytes": 4 * weights}}
+    facts: dict[str, dict[str, object]] = {"dense": {"weight_bytes": weights}}
     fused = folded(build().eval())
     if fused is not None:
         candidates["dense, norms folded"] = fused
     if arguments.compile:
-        candidates["dense, compiled"] = torch.compile(build().eval())
+        candidates["dense, compiled"] = torch.compile(build().eval(), dynamic=False)
     for compress in arguments.compress:
+        gm = None
         for aspect in arguments.aspects:
             label = f"fxhash {compress:.0%} aspect {aspect:g}"
             try:
@@ -226,24 +241,29 @@ def measure(
             except fxhash.BudgetError as error:
                 print(f"{name} {label}: {error}", file=sys.stderr)
                 continue
-            candidates[label] = fxhash.lower_for_deploy(gm)
-            facts[label] = describe(candidates[label])
+            versions = {label: fxhash.lower_for_deploy(gm)}
+            if aspect == arguments.aspects[-1]:
+                versions[f"{label}, unlimited memory"] = fxhash.lower_for_deploy(gm, memory_budget="1000GB")
             x = inputs(2)
-            expected = gm(x)
-            difference = (candidates[label](x) - expected).abs().max()
-            assert difference <= 1e-3 * expected.abs().max() + 1e-6, (
-                f"{name} {label}: the deployed model differs by {difference}"
-            )
-        candidates[f"parametrize {compress:.0%}"] = parametrized(build().eval(), gm.smh_generator)
+            for version, deployed in versions.items():
+                facts[version] = describe(deployed)
+                assert_same(f"{name} {version}", deployed(x), gm(x))
+            candidates |= versions
+            if arguments.compile and aspect == arguments.aspects[-1]:
+                candidates[f"{label}, compiled"] = torch.compile(versions[label], dynamic=False)
+        if gm is not None:
+            candidates[f"parametrize {compress:.0%}"] = parametrized(build().eval(), gm.smh_generator)
         if arguments.feathermap is not None:
             try:
                 candidates[f"FeatherMap {compress:.0%}"] = feathermap(build().eval(), compress, arguments.feathermap)
             except Exception as error:
                 print(f"{name} FeatherMap: {type(error).__name__}: {error}", file=sys.stderr)
     for batch in arguments.batches:
-        times = interleaved(candidates, inputs(batch), arguments.seconds)
+        x = inputs(batch)
+        times = interleaved(candidates, x, arguments.seconds)
+        dense_seconds = statistics.median(times["dense"])
         for label, seconds in times.items():
-            yield {
+            result = {
                 "model": name,
                 "batch": batch,
                 "candidate": label,
@@ -251,8 +271,26 @@ def measure(
                 "ratio_to_dense": ratio(seconds, times["dense"]),
                 "ratio_to_folded": ratio(seconds, times.get("dense, norms folded")),
                 "calls": len(seconds),
+                "peak_call_bytes": peak_of_one_call(candidates[label], x),
                 **facts.get(label, {}),
             }
+            if "generating_gflop" in result:
+                result["floor_ratio"] = round(1 + result["generating_gflop"] / gflops / dense_seconds, 3)
+                result["ratio_to_floor"] = round(result["ratio_to_dense"] / result["floor_ratio"], 3)
+            yield result
+
+
+def assert_same(label: str, actual: Tensor, expected: Tensor) -> None:
+    difference = (actual - expected).abs().max()
+    assert difference <= 1e-3 * expected.abs().max() + 1e-6, f"{label}: the deployed model differs by {difference}"
+
+
+def peak_of_one_call(model: nn.Module, x: Tensor) -> int:
+    """Most bytes that one call allocates, activations included."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        model(x)
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
 def interleaved(candidates: dict[str, nn.Module], x: Tensor, seconds: float) -> dict[str, list[float]]:
@@ -285,9 +323,9 @@ def describe(deployed: nn.Module) -> dict[str, object]:
     return {
         "rank": factors.compression.layout.rank,
         "cols": factors.compression.layout.cols,
-        "weight_bytes": resident + factors.plan.peak_bytes,
+        "weight_bytes": resident + factors.plan.peak_bytes - factors.plan.kept_bytes,
         "peak_generated_bytes": factors.plan.peak_bytes,
-        "generating_gflop": round(2 * sum(use.costs.generate for use in factors.plan.uses) / 1e9, 3),
+        "generating_gflop": 2 * sum({use.fqn: use.costs.generate for use in factors.plan.uses}.values()) / 1e9,
         "methods": dict(sorted(methods.items())),
     }
 

@@ -60,6 +60,11 @@ class DeploymentPlan:
     peak_bytes: int
     factor_bytes: int
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the weights that are kept."""
+        return kept_bytes(self.uses)
+
     def __str__(self) -> str:
         rows = [
             ("use", "parameter", "method", "exists until", "slot", "kB", "generate", "in turn", "dense", "norm folded")
@@ -129,9 +134,13 @@ def slot_sizes(slots: Mapping[str, int], sizes: Mapping[str, int]) -> tuple[int,
     return tuple(largest)
 
 
+def kept_bytes(uses: Sequence[LoweredUse]) -> int:
+    """Bytes of the weights that are kept, each counted once."""
+    return sum({use.fqn: use.weight_bytes for use in uses if use.method == "keep"}.values())
+
+
 def peak_of(uses: Sequence[LoweredUse], slot_bytes: Sequence[int]) -> int:
     """Most bytes of weights at any time, for uses whose slots have these sizes."""
-    kept = {use.fqn: use.weight_bytes for use in uses if use.method == "keep"}
     changes: dict[int, int] = {}
     for use in uses:
         if use.slot is None and use.method != "keep":
@@ -142,7 +151,7 @@ def peak_of(uses: Sequence[LoweredUse], slot_bytes: Sequence[int]) -> int:
     for position in sorted(changes):
         now += changes[position]
         most = max(most, now)
-    return sum(kept.values()) + sum(slot_bytes) + most
+    return kept_bytes(uses) + sum(slot_bytes) + most
 
 
 def choose_kept(plan: DeploymentPlan, budget: int, candidates: Collection[str]) -> frozenset[str]:
@@ -181,7 +190,7 @@ def choose_kept(plan: DeploymentPlan, budget: int, candidates: Collection[str]) 
 def _peak_if_kept(plan: DeploymentPlan, kept: Collection[str], budget: int) -> int:
     """What the peak would be; only a lower bound where the kept weights alone are over the budget."""
     uses = [replace(use, method="keep", slot=None) if use.fqn in kept else use for use in plan.uses]
-    at_least = sum({use.fqn: use.weight_bytes for use in uses if use.method == "keep"}.values())
+    at_least = kept_bytes(uses)
     return at_least if at_least > budget else peak_of(*assign_slots(uses))
 
 

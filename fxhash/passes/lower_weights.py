@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fxhash.costs import Costs, layer_costs, lookup_costs
 from fxhash.dataflow import live_ranges
 from fxhash.deployed import DeployedFactors, ScratchSlots
-from fxhash.deployment import DeploymentPlan, LoweredUse, assign_slots, peak_of
+from fxhash.deployment import DeploymentPlan, LoweredUse, assign_slots, kept_bytes, peak_of
 from fxhash.errors import PlanError
 from fxhash.factored import (
     conv_by_size,
@@ -280,9 +280,8 @@ class _Lowering:
             use = replace(self.uses[node], live=live[node], until=last.name, slot=0 if takes_slot else None)
             uses.append(use)
         assigned, slot_bytes = assign_slots(uses)
-        kept = {use.fqn: use.weight_bytes for use in assigned if use.method == "keep"}
         stored = sum(tensor.numel() * tensor.element_size() for tensor in self.factors.parameters())
-        factor_bytes = stored - sum(kept.values())
+        factor_bytes = stored - kept_bytes(assigned)
         return DeploymentPlan(assigned, slot_bytes, peak_of(assigned, slot_bytes), factor_bytes)
 
     def _may_store(self, user: fx.Node) -> bool:
