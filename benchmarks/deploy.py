@@ -55,7 +55,7 @@ def main() -> None:
             str(arguments.feathermap), "DIR"
         ),
         "commit": commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {processor()}",
+        "machine": machine(),
         "threads": arguments.threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -344,6 +344,10 @@ def measure_matmul(size: int = 1024, repeats: int = 20) -> float:
 def commit() -> str:
     run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return run.stdout.strip()
+
+
+def machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores, {processor()}"
 
 
 def processor() -> str:

@@ -62,6 +62,6 @@ def test_where_multiplying_in_turn_is_impossible_the_weight_is_generated():
 def test_keeping_saves_generating_or_the_extra_work_of_a_position():
     assert Costs(600, 30, 50).saved_by_keeping("by size") == 600
     assert Costs(600, 30).saved_by_keeping("generate") == 600
-    assert Costs(600, 30, 20).saved_by_keeping("in turn") == 10
-    assert Costs(600, 30, 15).saved_by_keeping("in turn") == 0
-    assert lookup_costs((1000, 64), rank=3).saved_by_keeping("in turn") == 2 * 3 * 64
+    assert Costs(600, 30, 24).saved_by_keeping("in turn") == 6
+    assert Costs(600, 30, 20).saved_by_keeping("in turn") == 0
+    assert lookup_costs((1000, 64), rank=3).saved_by_keeping("in turn") == 1.5 * 3 * 64
