@@ -19,7 +19,7 @@ ORDER = [
     {"product"},
     {"plan"},
     {"selection"},
-    {"factored", "dataflow", "costs"},
+    {"factored", "factored_weight", "dataflow", "costs"},
     {"copying", "deployment", "deployed", "generator", "parts"},
     {"tracing", "passes"},
     {"api"},

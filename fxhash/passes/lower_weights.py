@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxhash.costs import Costs, layer_costs, lookup_costs
@@ -23,6 +23,7 @@ from fxhash.factored import (
     linear_in_turn,
     rows_per_channel,
 )
+from fxhash.factored_weight import hand_over
 from fxhash.generator import SMHGenerator
 from fxhash.parts import OpaquePart, free_name
 from fxhash.passes.contract import graph_pass
@@ -49,6 +50,19 @@ _LAYERS: dict[Any, _Layer] = {
     F.conv3d: _CONVOLUTION,
     F.embedding: _Layer(("input", "weight", "padding_idx", "max_norm"), embedding_in_turn, None),
 }
+# Layers of torch that multiply by their matrices and do nothing else with them.
+_ATTENTION = (
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.Transformer,
+    nn.ModuleList,
+    nn.Linear,
+    nn.modules.linear.NonDynamicallyQuantizableLinear,
+    nn.LayerNorm,
+)
 _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "max_norm": None}
 
 
@@ -99,6 +113,7 @@ class _Lowering:
             if method in (None, "in turn"):
                 for user in list(call.users):
                     self._lower_layer(call, fqn, user, always=method is not None)
+                    self._lower_attention(call, fqn, user, always=method is not None)
             if call.users and method == "in turn":
                 raise PlanError(
                     f"methods: {fqn!r} can't be multiplied by in turn where {next(iter(call.users)).name!r} uses it: "
@@ -116,7 +131,7 @@ class _Lowering:
 
     def _lower_layer(self, call: fx.Node, fqn: str, user: fx.Node, always: bool) -> None:
         """Let a layer multiply in turn, if it can and should; fold the batch norm after it, if there is one."""
-        if not self._may_be_factored(call, user):
+        if user.target not in _LAYERS or not self._may_be_factored(call, user):
             return
         layer, parameter, left = _LAYERS[user.target], self._parameter(fqn), self._left(fqn)
         costs = self._costs(call, user)
@@ -140,21 +155,45 @@ class _Lowering:
         method, memory = ("in turn", 0) if by_size is None else ("by size", self._generated_bytes(left))
         self.uses[lowered] = self._use(lowered, fqn, method, costs, norm, memory)
 
+    def _lower_attention(self, call: fx.Node, fqn: str, user: fx.Node, always: bool) -> None:
+        """Hand an attention layer its weight unbuilt, to multiply by it in turn, if that is less work."""
+        if user not in call.users or not self._is_attention(user) or not self._may_be_factored(call, user):
+            return
+        costs = self._costs(call, user)
+        if not always and costs.method != "in turn":
+            return
+        with self.graph.inserting_before(user):
+            args = (self._store(user, fqn, self._left(fqn)), self._right(), self._parameter(fqn).shape)
+            weight = self.graph.call_function(hand_over, args)
+        user.replace_input_with(call, weight)
+        self.uses[weight] = self._use(weight, fqn, "in turn", costs, None)
+
+    def _is_attention(self, user: fx.Node) -> bool:
+        part = self.graph_module.get_submodule(str(user.target)) if user.op == "call_module" else None
+        return isinstance(part, OpaquePart) and all(
+            (type(module) in _ATTENTION or (_is_of_torch(module) and not module._parameters))
+            and not (module._forward_pre_hooks or module._forward_hooks)
+            for module in part.wrapped_module.modules()
+        )
+
     def _may_be_factored(self, call: fx.Node, user: fx.Node) -> bool:
-        if user.target not in _LAYERS:
-            return False
-        parameter, arguments = self._parameter(str(call.args[0])), _bind(user)
-        others = [value for name, value in arguments.items() if name != "weight"]
+        parameter = self._parameter(str(call.args[0]))
         return (
-            arguments["weight"] is call
-            and call not in others
-            and arguments.get("groups", 1) == 1
-            and arguments.get("max_norm") is None
+            ((self._is_attention(user) and len(parameter.shape) == 2) or self._is_plain_layer(call, user))
             and len(parameter.shape) >= 2
             and fits(parameter.shape, self.factors.right.shape[1])
             and self.generator.dtype_of(parameter) == self.factors.right.dtype
             and self._shift(parameter.fqn) is None
         )
+
+    def _is_plain_layer(self, call: fx.Node, user: fx.Node) -> bool:
+        """Whether the parameter is the weight of a layer that can multiply in turn, and nothing else of it."""
+        if user.target not in _LAYERS:
+            return False
+        arguments = _bind(user)
+        others = [value for name, value in arguments.items() if name != "weight"]
+        plain = arguments.get("groups", 1) == 1 and arguments.get("max_norm") is None
+        return plain and arguments["weight"] is call and call not in others
 
     def _keep(self, call: fx.Node, fqn: str) -> None:
         """Generate the weight now and store it."""
@@ -290,7 +329,7 @@ class _Lowering:
             return False
         part = self.graph_module.get_submodule(str(user.target))
         modules = part.wrapped_module.modules() if isinstance(part, OpaquePart) else part.modules()
-        return not all(type(module).__module__.startswith("torch.nn.") for module in modules)
+        return not all(_is_of_torch(module) for module in modules)
 
     def _insert_scratch(self) -> None:
         """Borrow the slots before the first weight, and give them back at the end."""
@@ -315,6 +354,10 @@ class _Lowering:
                 node.update_kwarg("scratch", slots[use.slot])
         with self.graph.inserting_before(next(iter(reversed(self.graph.nodes)))):
             self.graph.call_module(name, (right, borrowed))
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
 
 
 def _bind(node: fx.Node) -> dict[str, Any]:
