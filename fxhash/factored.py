@@ -54,12 +54,11 @@ def linear_in_turn(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int],
     if cols <= features:
         parts = F.linear(x.unflatten(-1, (features // cols, cols)), right)
         return F.linear(parts.flatten(-2), left.view(out, -1), bias)
-    # Positions come last until the end, so that mixing is one large product and only the result is transposed.
-    parts = right.reshape(-1, features) @ x.reshape(-1, features).t()
-    mixed = (left @ parts.view(rank, -1)).view(-1, parts.shape[1])[:out]
-    if bias is not None:
-        mixed += bias.unsqueeze(1)
-    return mixed.t().reshape(*x.shape[:-1], out)
+    # Ordered such that mixing is one large product; the copy is of the size of `right`.
+    kernels = right.view(rank, cols // features, features).transpose(0, 1).reshape(-1, features)
+    parts = F.linear(x, kernels).unflatten(-1, (cols // features, rank))
+    mixed = F.linear(parts, left).transpose(-1, -2).flatten(-2)[..., :out]
+    return mixed if bias is None else mixed + bias
 
 
 @recorded
