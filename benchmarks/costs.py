@@ -70,7 +70,7 @@ def main() -> None:
         "torch": torch.__version__,
         "cases": len(results),
         "regret_mean": round(statistics.geometric_mean(regrets), 4),
-        "regret_worst": round(max(regrets), 3),
+        "regret_worst": round(max(regrets), 2),
         "thin_products_cost_median": round(statistics.median(thin), 2),
         "results": results,
     }

@@ -30,6 +30,7 @@ class LoweredUse:
         until: name of the last node that reads it, or what may share its memory.
         slot: index of the scratch slot that it is generated into; None if it has memory of its own.
         folded_norm: name of the batch norm node that was folded in; empty if none.
+        inside: whether a layer inside of the node's part does it, one layer at a time.
     """
 
     node: str
@@ -42,6 +43,7 @@ class LoweredUse:
     until: str = ""
     slot: int | None = None
     folded_norm: str = ""
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,11 @@ def kept_bytes(uses: Sequence[LoweredUse]) -> int:
 def peak_of(uses: Sequence[LoweredUse], slot_bytes: Sequence[int]) -> int:
     """Most bytes of weights at any time, for uses whose slots have these sizes."""
     changes: dict[int, int] = {}
+    inside: dict[str, LoweredUse] = {}
     for use in uses:
+        if use.inside and use.method != "keep" and use.memory_bytes > getattr(inside.get(use.node), "memory_bytes", -1):
+            inside[use.node] = use
+    for use in (*(use for use in uses if not use.inside), *inside.values()):
         if use.slot is None and use.method != "keep":
             first, last = use.live
             changes[first] = changes.get(first, 0) + use.memory_bytes

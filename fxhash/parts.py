@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,15 +74,27 @@ class OpaquePart(nn.Module):
         and a checkpoint that runs the module again in backward, see what they were given.
         """
         replicas = {id(module): _replica(module) for module in self.wrapped_module.modules()}
-        for replica in replicas.values():
-            children = vars(replica)["_modules"]
-            children.update({name: child and replicas[id(child)] for name, child in children.items()})
+        _connect(replicas)
         replica = replicas[id(self.wrapped_module)]
         _assign(replica, self.names, parameters)
         result = replica(*args, **kwargs)
         for module in self.wrapped_module.modules():
             _take_over(module, replicas[id(module)])
         return result
+
+    def replacing(self, layers: Mapping[nn.Module, nn.Module], names: Sequence[tuple[str, ...]]) -> OpaquePart:
+        """The same part with other layers in place of some; this one is left untouched.
+
+        Args:
+            layers: the new layer for each that is replaced.
+            names: for each parameter that `forward` of the new part will be given, its names inside of it.
+        """
+        replicas = {
+            id(module): layers[module] if module in layers else _replica(module)
+            for module in self.wrapped_module.modules()
+        }
+        _connect(replicas)
+        return OpaquePart(replicas[id(self.wrapped_module)], names, self.reason)
 
     def fill(self, parameters: Sequence[Tensor]) -> None:
         """Give the wrapped module parameters of its own."""
@@ -118,6 +130,13 @@ def _replica(module: nn.Module) -> nn.Module:
     for table in ("_parameters", "_buffers", "_modules"):
         vars(replica)[table] = dict(vars(module)[table])
     return replica
+
+
+def _connect(replicas: Mapping[int, nn.Module]) -> None:
+    """Give each replica the replicas of its module's children as its own."""
+    for replica in replicas.values():
+        children = vars(replica)["_modules"]
+        children.update({name: child and replicas[id(child)] for name, child in children.items()})
 
 
 def _take_over(module: nn.Module, replica: nn.Module) -> None:

@@ -40,7 +40,7 @@ class Summary:
     def __str__(self) -> str:
         lines = [str(self.plan)]
         if self.opaque_parts:
-            lines.append("called as a whole (all of its weights are generated before the call):")
+            lines.append("called as a whole, because it can't be traced:")
             lines.extend(f"  {path}: {reason}" for path, reason in self.opaque_parts)
         if self.deployment is not None:
             lines.extend(["", str(self.deployment)])

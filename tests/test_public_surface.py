@@ -20,7 +20,7 @@ ORDER = [
     {"plan"},
     {"selection"},
     {"factored", "factored_weight", "dataflow", "costs"},
-    {"copying", "deployment", "deployed", "generator", "parts"},
+    {"copying", "deployment", "deployed", "generator", "lowered_layers", "parts"},
     {"tracing", "passes"},
     {"api"},
     {"checkpoint", "report"},

@@ -25,6 +25,7 @@ from fxhash.factored import (
 )
 from fxhash.factored_weight import hand_over
 from fxhash.generator import SMHGenerator
+from fxhash.lowered_layers import can_be_lowered, can_multiply_in_turn, lower_layer
 from fxhash.parts import OpaquePart, free_name
 from fxhash.passes.contract import graph_pass
 from fxhash.passes.fold_batch_norm import FoundNorm, batch_norm_after, folded_bias, norm_scale
@@ -104,9 +105,11 @@ class _Lowering:
         self.name = free_name(graph_module, "smh_factors")
         graph_module.add_submodule(self.name, self.factors)
         self.uses: dict[fx.Node, LoweredUse] = {}
+        self.uses_inside: list[tuple[fx.Node, LoweredUse]] = []
         self.position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
 
     def run(self, calls: list[fx.Node], methods: Mapping[str, str]) -> None:
+        self._lower_parts(methods)
         for call in calls:
             fqn = str(call.args[0])
             method = methods.get(fqn)
@@ -128,6 +131,60 @@ class _Lowering:
         self._share_right()
         self.factors.plan = self._plan()
         self._insert_scratch()
+
+    def _lower_parts(self, methods: Mapping[str, str]) -> None:
+        """Let layers inside of opaque parts come by their weights when they are called."""
+        nodes: dict[str, list[fx.Node]] = {}
+        for node in self.graph.nodes:
+            if node.op == "call_module" and not self._is_attention(node):
+                nodes.setdefault(str(node.target), []).append(node)
+        for target, callers in nodes.items():
+            part = self.graph_module.get_submodule(target)
+            if isinstance(part, OpaquePart):
+                self._lower_part(target, part, callers, methods)
+
+    def _lower_part(self, target: str, part: OpaquePart, callers: list[fx.Node], methods: Mapping[str, str]) -> None:
+        layers: dict[nn.Module, nn.Module] = {}
+        remaining: list[tuple[fx.Node, tuple[str, ...]]] = []
+        weights: Any = callers[0].args[0]
+        for call, names in zip(weights, part.names, strict=True):
+            owners = [part.wrapped_module.get_submodule(name.rpartition(".")[0]) for name in names]
+            fqn = str(call.args[0])
+            costs = self._costs_inside(call, owners)
+            is_lookup = isinstance(owners[0], nn.Embedding) and costs.in_turn is not None
+            method = methods.get(fqn) or ("in turn" if is_lookup else costs.method)
+            by_layers = all(map(can_be_lowered, owners)) and all(name.rpartition(".")[2] == "weight" for name in names)
+            possible = method != "keep" and (method == "generate" or costs.in_turn is not None)
+            if not by_layers or not possible or not self._has_type_of_factors(fqn) or self._shift(fqn) is not None:
+                remaining.append((call, names))
+                continue
+            left, most = self._left(fqn), costs.most_positions if method == "by size" else 0
+            key, shape = self.factors.store(fqn, left), self._parameter(fqn).shape
+            layers |= {owner: lower_layer(owner, self.factors, key, shape, method, most) for owner in owners}
+            memory = 0 if method == "in turn" else self._generated_bytes(left)
+            for caller in callers:
+                use = replace(self._use(caller, fqn, method, costs, None, memory), inside=True)
+                self.uses_inside.append((caller, use))
+        if not layers:
+            return
+        # The factors are one more value that the part is given: under no name, but the graph shows that it needs them.
+        self.graph_module.set_submodule(target, part.replacing(layers, [*(names for _, names in remaining), ()]))
+        for caller in callers:
+            with self.graph.inserting_before(caller):
+                right = self._right()
+            caller.update_arg(0, (*(call for call, _ in remaining), right))
+
+    def _costs_inside(self, call: fx.Node, owners: list[nn.Module]) -> Costs:
+        parameter = self._parameter(str(call.args[0]))
+        rank, cols = self._rank(parameter), self.factors.right.shape[1]
+        if not all(map(can_multiply_in_turn, owners)) or not fits(parameter.shape, cols):
+            return Costs(parameter.numel * rank)
+        if isinstance(owners[0], nn.Embedding):
+            return lookup_costs(parameter.shape, rank)
+        return layer_costs(parameter.shape, rank, cols)
+
+    def _has_type_of_factors(self, fqn: str) -> bool:
+        return self.generator.dtype_of(self._parameter(fqn)) == self.factors.right.dtype
 
     def _lower_layer(self, call: fx.Node, fqn: str, user: fx.Node, always: bool) -> None:
         """Let a layer multiply in turn, if it can and should; fold the batch norm after it, if there is one."""
@@ -182,7 +239,7 @@ class _Lowering:
             ((self._is_attention(user) and len(parameter.shape) == 2) or self._is_plain_layer(call, user))
             and len(parameter.shape) >= 2
             and fits(parameter.shape, self.factors.right.shape[1])
-            and self.generator.dtype_of(parameter) == self.factors.right.dtype
+            and self._has_type_of_factors(parameter.fqn)
             and self._shift(parameter.fqn) is None
         )
 
@@ -318,6 +375,9 @@ class _Lowering:
             )
             use = replace(self.uses[node], live=live[node], until=last.name, slot=0 if takes_slot else None)
             uses.append(use)
+        for node, use in self.uses_inside:
+            uses.append(replace(use, live=(position[node], position[node]), until=node.name))
+        uses.sort(key=lambda use: use.live)
         assigned, slot_bytes = assign_slots(uses)
         stored = sum(tensor.numel() * tensor.element_size() for tensor in self.factors.parameters())
         factor_bytes = stored - kept_bytes(assigned)

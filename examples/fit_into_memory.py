@@ -1,0 +1,32 @@
+"""Fit a deployed model into the memory that one has, see how each weight comes about, and overrule the choice."""
+
+import torch
+
+import fxhash
+from fxhash import zoo
+
+
+def main() -> None:
+    gm = fxhash.transform(zoo.create("resnet20", width=64), compress=0.1)
+    image = torch.zeros(1, 3, 32, 32)
+
+    for budget in (0, "200kB", "100MB"):
+        deployed = fxhash.lower_for_deploy(gm, memory_budget=budget)
+        plan = deployed.smh_factors.plan
+        kept = sum(use.method == "keep" for use in plan.uses)
+        print(f"budget {budget}: {kept} of {len(plan.uses)} weights kept, {plan.peak_bytes / 1e3:.0f} kB at most")
+
+    try:
+        fxhash.lower_for_deploy(gm, memory_budget="1kB")
+    except fxhash.MemoryBudgetError as error:
+        print(f"too small: {error}")
+
+    # Names are regular expressions; "in turn", "generate" and "keep" are the methods.
+    deployed = fxhash.lower_for_deploy(gm, methods={r"^fc\.": "keep", r"^layer3\.": "generate"})
+    fxhash.summary(deployed)
+    with torch.inference_mode():
+        print(deployed(image).shape)
+
+
+if __name__ == "__main__":
+    main()

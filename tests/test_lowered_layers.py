@@ -1,0 +1,129 @@
+"""Layers inside of parts that can't be traced come by their weights one by one."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fxhash
+from fxhash.parts import OpaquePart
+from tests.helpers import assert_same_outputs
+from tests.test_lowering import perturb
+
+
+class Untraceable(nn.Module):
+    """Layers of many kinds below a forward that branches on its input; one is called twice, one's weight is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(50, 32)
+        self.conv = nn.Conv1d(32, 64, 1)
+        self.grouped = nn.Conv1d(64, 64, 3, groups=4, bias=False)
+        self.circular = nn.Conv1d(64, 32, 3, padding=1, padding_mode="circular")
+        self.blocks = nn.ModuleList([nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, 32)])
+        self.twice = nn.Linear(32, 32)
+        self.shared = self.twice
+        self.read = nn.Linear(32, 32)
+        self.raw = nn.Parameter(torch.randn(32, 32))
+
+    def forward(self, tokens):
+        x = self.embedding(tokens).transpose(1, 2)
+        x = self.circular(self.grouped(self.conv(x))).transpose(1, 2)
+        if x.sum() > 0:
+            x = x + 1
+        for block in self.blocks:
+            x = block(x)
+        x = torch.tanh(self.shared(torch.tanh(self.twice(x))))
+        return x @ self.raw + self.read(x) * self.read.weight.abs().mean()
+
+
+def deployed_untraceable(compress=0.3, **options):
+    torch.manual_seed(0)
+    gm = fxhash.transform(Untraceable(), compress, seed=0)
+    perturb(gm)
+    return gm.eval(), fxhash.lower_for_deploy(gm, **options)
+
+
+def tokens(*shape):
+    return torch.randint(0, 50, shape)
+
+
+@pytest.mark.parametrize("compress", [0.05, 0.3, 0.8])
+@pytest.mark.parametrize(
+    "options", [{}, {"methods": {"": "generate"}}, {"methods": {"": "keep"}}, {"memory_budget": "1GB"}]
+)
+def test_deployed_equals_transformed(compress, options):
+    gm, deployed = deployed_untraceable(compress, **options)
+    for x in (tokens(2, 9), tokens(1, 5), tokens(8, 40)):
+        assert_same_outputs(gm, deployed, x)
+    assert_same_outputs(gm, copy.deepcopy(deployed), tokens(2, 9))
+    assert_same_outputs(gm, pickle.loads(pickle.dumps(deployed)), tokens(2, 9))
+
+
+def test_each_layer_has_a_method_of_its_own():
+    _, deployed = deployed_untraceable()
+    uses = {use.fqn: use for use in deployed.smh_factors.plan.uses}
+    assert uses["embedding.weight"].method == "in turn"
+    assert uses["conv.weight"].method == "in turn"
+    assert uses["grouped.weight"].method == uses["circular.weight"].method == "generate"
+    assert not uses["raw"].inside
+    assert all(use.inside for fqn, use in uses.items() if fqn != "raw")
+    (part,) = [module for module in deployed.modules() if isinstance(module, OpaquePart)]
+    assert not [name for name, _ in part.named_parameters() if name.endswith("weight")]
+    assert isinstance(part.wrapped_module.conv, nn.Conv1d)
+    assert part.wrapped_module.twice is part.wrapped_module.shared
+
+
+def test_only_one_weight_inside_exists_at_a_time():
+    _, deployed = deployed_untraceable(methods={"": "generate"})
+    plan = deployed.smh_factors.plan
+    sizes = {use.fqn: use.memory_bytes for use in plan.uses}
+    largest = max(size for fqn, size in sizes.items() if fqn != "raw")
+    assert plan.peak_bytes == sizes["raw"] + largest
+
+
+def test_a_table_inside_is_never_built():
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(20_000, 64)
+
+        def forward(self, x):
+            return self.table(x) if x.sum() >= 0 else None
+
+    largest = 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            largest = max(largest, result.numel() if isinstance(result, torch.Tensor) else 0)
+            return result
+
+    gm = fxhash.transform(Looks(), 0.01, seed=0).eval()
+    deployed = fxhash.lower_for_deploy(gm)
+    with torch.inference_mode(), Largest():
+        deployed(torch.arange(10))
+    assert 0 < largest < 20_000 * 64 // 50
+    assert_same_outputs(gm, deployed, torch.arange(10))
+
+
+def test_lowering_leaves_the_transformed_model_as_it_is():
+    gm, _ = deployed_untraceable()
+    (part,) = [module for module in gm.modules() if isinstance(module, OpaquePart)]
+    assert type(part.wrapped_module.conv) is nn.Conv1d
+    x = tokens(2, 9)
+    before = gm(x)
+    fxhash.lower_for_deploy(gm, memory_budget="40kB")
+    assert torch.equal(gm(x), before)
+
+
+def test_a_deployed_model_moves_and_converts_as_one():
+    gm, deployed = deployed_untraceable()
+    x = tokens(2, 9)
+    torch.testing.assert_close(deployed.double()(x).float(), gm(x), rtol=1e-3, atol=1e-4)
