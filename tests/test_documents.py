@@ -119,5 +119,14 @@ def test_readme_figures_in_the_text_are_the_recorded_ones():
     assert f"{small['weight_bytes'] / dense['weight_bytes']:.1%} of the bytes" in text
 
 
+def test_readme_figures_under_the_compiler_are_the_recorded_ones():
+    record = json.loads((ROOT / "benchmarks" / "results" / "compiled_resnet34.json").read_text())
+    ratios = {result["candidate"]: result["ratio_to_dense"] for result in record["results"] if result["batch"] == 1}
+    two, ten = (ratios[f"fxhash {compress} aspect 16, compiled"] for compress in ("2%", "10%"))
+    text = " ".join(README.split())
+    assert f"takes {two:.2f} of the dense (eager) latency at 2 %, batch 1, and {ten:.2f} at 10 %" in text
+    assert f"the dense model compiled takes {ratios['dense, compiled']:.2f} " in text
+
+
 def test_changelog_has_the_version():
     assert f"## {fxhash.__version__}" in (ROOT / "CHANGELOG.md").read_text()
