@@ -287,7 +287,7 @@ def assert_same(label: str, actual: Tensor, expected: Tensor) -> None:
 
 def peak_of_one_call(model: nn.Module, x: Tensor) -> int:
     """Most bytes that one call allocates, activations included."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
         model(x)
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))

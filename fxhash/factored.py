@@ -96,13 +96,15 @@ def conv_in_turn(
     together = cols // math.prod(kernel)
     if together <= channels:
         groups = channels // together
-        grouped = x.reshape(-1, together, *x.shape[2:])
+        grouped = x.reshape(x.shape[0] * groups, together, *x.shape[2:])
         parts = convolution(grouped, right.view(rank, together, *kernel), None, stride, padding, dilation)
         parts = parts.reshape(x.shape[0], groups * rank, *parts.shape[2:])
         return convolution(parts, left.view(out, groups * rank, *[1] * len(kernel)), bias)
     kernels = right.reshape(-1, channels, *kernel)
     parts = convolution(x, kernels, None, stride, padding, dilation)
-    mixed = (left @ parts.reshape(x.shape[0], rank, -1)).reshape(x.shape[0], -1, *parts.shape[2:])[:, :out]
+    per_row = cols // math.prod(shape[1:])
+    mixed = left @ parts.reshape(x.shape[0], rank, per_row * math.prod(parts.shape[2:]))
+    mixed = mixed.reshape(x.shape[0], left.shape[0] * per_row, *parts.shape[2:])[:, :out]
     return mixed if bias is None else mixed + bias.view(-1, *[1] * len(kernel))
 
 
@@ -135,11 +137,11 @@ def embedding_in_turn(indices: Tensor, left: Tensor, right: Tensor, shape: Seque
     for piece in indices.reshape(-1).split(most):
         rows, block = F.embedding(piece // per_row, left), piece % per_row
         if whole_rows:
-            generated = (rows @ right).view(-1, size)
+            generated = (rows @ right).view(rows.shape[0] * per_row, size)
             first = torch.arange(0, generated.shape[0], per_row, device=block.device)
             pieces.append(F.embedding(first + block, generated))
         else:
-            chosen = F.embedding(block, blocks).view(-1, rank, size)
+            chosen = F.embedding(block, blocks).view(block.shape[0], rank, size)
             pieces.append(torch.bmm(rows.unsqueeze(1), chosen).squeeze(1))
     looked_up = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     return looked_up.view(*indices.shape, size)

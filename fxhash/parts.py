@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # Where an opaque part lies below the path of the module that it wraps. Beside it lie the parameters that it is
@@ -73,6 +74,11 @@ class OpaquePart(nn.Module):
         The call runs on a replica that shares everything with the wrapped module but holds `parameters`: other threads,
         and a checkpoint that runs the module again in backward, see what they were given.
         """
+        recurrent = any(isinstance(module, nn.RNNBase) for module in self.wrapped_module.modules())
+        if torch.compiler.is_compiling() and not recurrent:
+            # Older compilers can't follow replicas; calls don't meet in compiled code.
+            named = {name: weight for names, weight in zip(self.names, parameters, strict=True) for name in names}
+            return torch.func.functional_call(self.wrapped_module, named, args, kwargs)
         replicas = {id(module): _replica(module) for module in self.wrapped_module.modules()}
         _connect(replicas)
         replica = replicas[id(self.wrapped_module)]

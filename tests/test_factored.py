@@ -14,6 +14,8 @@ from fxhash.factored import conv_in_turn, embedding_in_turn, linear_in_turn
 from fxhash.product import fits, generate, rows_for
 
 sizes = st.integers(1, 6)
+# Detectors call layers with no box at all.
+batches = st.integers(0, 6)
 
 
 @st.composite
@@ -33,7 +35,7 @@ def weight_of(shape, left, right):
     return generate(left, right, shape)
 
 
-@given(factors(sizes, st.integers(1, 12)), st.lists(sizes, max_size=2), st.booleans())
+@given(factors(sizes, st.integers(1, 12)), st.lists(batches, max_size=2), st.booleans())
 def test_linear(case, batch, with_bias):
     shape, left, right = case
     x = torch.randn(*batch, shape[1], dtype=torch.float64)
@@ -51,7 +53,7 @@ def test_convolutions(data, dimensions, with_bias, batched):
         "padding": data.draw(st.integers(0, 1)),
         "dilation": data.draw(st.integers(1, 2)),
     }
-    batch = [data.draw(sizes)] if batched else []
+    batch = [data.draw(batches)] if batched else []
     x = torch.randn(*batch, shape[1], *[7 - dimensions] * dimensions, dtype=torch.float64)
     assume(all(7 - dimensions + 2 * options["padding"] > options["dilation"] * (k - 1) for k in shape[2:]))
     bias = torch.randn(shape[0], dtype=torch.float64) if with_bias else None
@@ -60,7 +62,7 @@ def test_convolutions(data, dimensions, with_bias, batched):
     torch.testing.assert_close(actual, convolution(x, weight_of(shape, left, right), bias, **options))
 
 
-@given(factors(st.integers(1, 20), sizes), st.lists(sizes, max_size=2), st.data())
+@given(factors(st.integers(1, 20), sizes), st.lists(batches, max_size=2), st.data())
 def test_embedding(case, index_shape, data):
     shape, left, right = case
     indices = torch.randint(0, shape[0], index_shape)

@@ -72,7 +72,7 @@ def inputs_of(name: str) -> tuple[Any, ...]:
         return images(1, 3, 128, 128), images(1, 3, 128, 128)
     if name.startswith("vit_"):
         return (images(2, 3, *[2 * int(name.rpartition("_")[2])] * 2),)
-    side = 224 if "maxvit" in name else 96 if "inception" in name else 64
+    side = 224 if "maxvit" in name else 299 if "inception" in name else 64
     return (images(2, 3, side, side),)
 
 
