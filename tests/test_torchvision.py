@@ -1,6 +1,6 @@
 """Every model of torchvision: captured exactly, trained through the factors, deployed with the same answers.
 
-`make test` runs a few that differ in kind; `make test-all` runs all of them (about a quarter of an hour).
+`make test` runs a few that differ in kind; `make test-all` runs all of them, which takes a while.
 """
 
 from __future__ import annotations
