@@ -6,14 +6,16 @@ import operator
 from collections.abc import Collection, Mapping
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from fxhash.copying import copy_model
 from fxhash.deployed import find_deployed
 from fxhash.deployment import DeploymentPlan, choose_kept, read_bytes, read_methods
 from fxhash.errors import PlanError, TransformError
+from fxhash.exported import Model, as_module
 from fxhash.generator import SMHGenerator, current_plan, find_generator
-from fxhash.parts import OPAQUE_PART, OpaquePart, original_name
+from fxhash.initial import InitialValues, materialize_
+from fxhash.parts import CAPTURED, OPAQUE_PART, OpaquePart, original_name
 from fxhash.passes import hash_parameters, lower_weights, restore_parameters, restore_training_flags
 from fxhash.plan import DEFAULT_ASPECT, CompressionPlan, plan_parameters
 from fxhash.selection import Selector, describe_parameters, tied_groups
@@ -21,13 +23,14 @@ from fxhash.tracing import trace
 
 
 def transform(
-    traced_model: nn.Module,
+    traced_model: Model,
     compress: float = 0.1,
     *,
     include: Selector | None = None,
     exclude: Selector | None = None,
     aspect: float = DEFAULT_ASPECT,
     seed: int | torch.Generator | None = None,
+    device: torch.device | str | None = None,
 ) -> fx.GraphModule:
     """Shrink a model to a fraction of its trainable parameters, with its architecture unchanged.
 
@@ -36,8 +39,8 @@ def transform(
     dense are trained. The weights start at random, with the spread of the model's own: train the result.
 
     Args:
-        traced_model: a `GraphModule` of `torch.fx.symbolic_trace`, or, better, the plain module: `symbolic_trace`
-            freezes what depends on `self.training`. It is left untouched.
+        traced_model: a `GraphModule` of `torch.fx.symbolic_trace`, an `ExportedProgram` of `torch.export`, or, better,
+            the plain module: the others freeze what depends on `self.training`. It is left untouched.
         compress: trainable parameters after over before, everything counted, in (0, 1].
         include: which parameters to hash: regular expressions found in the fully qualified name, or a predicate
             `(fqn, parameter) -> bool`; those of two or more dimensions where left out.
@@ -45,16 +48,20 @@ def transform(
         aspect: rows over columns of the matrix: 1 is the square of the paper; a taller one has a smaller rank for the
             same budget, which makes deployment faster.
         seed: an integer or a CPU `torch.Generator` for the initial factors; torch's global one where left out.
+        device: where the result is to be; the model's own where left out. A model on the meta device gets its start
+            there: of each module in turn, `reset_parameters` makes the values whose spread is matched, so that no more
+            memory is taken than by the result and one module.
 
     Returns:
         A graph module with the calling convention and outputs' shapes of the model, on its device and in its mode.
         Its submodule `smh_generator` holds the factors and the `CompressionPlan`. A model on the meta device gives
-        a result on the meta device.
+        a result on the meta device, unless `device` names another one.
 
     Raises:
         BudgetError: if `compress` is too small; it names the smallest that is enough.
         PlanError: for arguments out of range or if nothing is left to hash.
-        TransformError: if the model can't be taken: it is transformed already, lazy, or can't be copied.
+        TransformError: if the model can't be taken: it is transformed already, lazy, can't be copied, or is on the
+            meta device and has no `reset_parameters` for some of its values.
 
     Example:
         >>> dense = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 10))
@@ -64,6 +71,7 @@ def transform(
         >>> small(torch.zeros(5, 100)).shape
         torch.Size([5, 10])
     """
+    traced_model = as_module(traced_model)
     refuse_transformed(traced_model)
     described = describe_parameters(traced_model, include, exclude)
     traced = _expose(traced_model, {parameter.fqn for parameter in described if parameter.hashed})
@@ -72,17 +80,23 @@ def transform(
     unused = [parameter.fqn for parameter in described if not names_in_use & {parameter.fqn, *parameter.aliases}]
     plan = plan_parameters(used, compress, aspect, unused)
 
-    originals = {names[0]: parameters[0] for names, parameters in tied_groups(traced_model)}
+    originals: Mapping[str, Tensor] = {names[0]: same[0] for names, same in tied_groups(traced_model)}
     devices = sorted({str(originals[parameter.fqn].device) for parameter in plan.hashed})
     if len(devices) > 1:
         raise TransformError(
             f"the parameters to hash are on several devices ({', '.join(devices)}), but one generator makes them "
             "all: move the model to one device first"
         )
-    generator = SMHGenerator(plan, devices[0])
-    if devices != ["meta"]:
+    target = torch.device(devices[0] if device is None else device)
+    if devices == ["meta"]:
+        originals = InitialValues(traced_model, target)
+    generator = SMHGenerator(plan, target)
+    if target.type != "meta":
         generator.initialise_(originals, _random_generator(seed))
-    return hash_parameters(traced, generator).graph_module
+    gm = hash_parameters(traced, generator).graph_module
+    if target.type != "meta" and isinstance(originals, InitialValues):
+        materialize_(gm, originals)
+    return gm if device is None else gm.to(target)
 
 
 def lower_for_deploy(
@@ -161,8 +175,9 @@ def materialize(gm: fx.GraphModule) -> nn.Module:
     return whole_model
 
 
-def rebuild(model: nn.Module, plan: CompressionPlan) -> fx.GraphModule:
+def rebuild(model: Model, plan: CompressionPlan) -> fx.GraphModule:
     """What `transform` would return for `model` with this plan, with the generator's tensors still unset."""
+    model = as_module(model)
     refuse_transformed(model)
     traced = _expose(model, {parameter.fqn for parameter in plan.hashed})
     device = model.get_parameter(plan.hashed[0].fqn).device
@@ -171,7 +186,7 @@ def rebuild(model: nn.Module, plan: CompressionPlan) -> fx.GraphModule:
 
 def _expose(model: nn.Module, names: Collection[str]) -> fx.GraphModule:
     traced = trace(model, expose=names)
-    if isinstance(model, fx.GraphModule) and "fxhash.traced" not in model.meta:
+    if isinstance(model, fx.GraphModule) and CAPTURED not in model.meta:
         return restore_training_flags(traced).graph_module
     return traced
 

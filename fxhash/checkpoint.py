@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from fxhash.api import rebuild, refuse_transformed
 from fxhash.deployed import find_deployed
 from fxhash.errors import CheckpointError, PlanError, TransformError
+from fxhash.exported import Model, as_module
 from fxhash.generator import current_plan
 from fxhash.plan import CompressionPlan, ParameterPlan
 from fxhash.selection import describe_parameters
@@ -52,13 +53,13 @@ def save(gm: fx.GraphModule, path: PathLike) -> None:
     _write_atomically(Path(path).resolve(), to_safetensors(tensors, metadata))
 
 
-def load(path: PathLike, model: nn.Module) -> fx.GraphModule:
+def load(path: PathLike, model: Model) -> fx.GraphModule:
     """Rebuild a transformed model from a file and the code of the model that it was made of.
 
     Args:
         path: a file that `save` wrote.
-        model: the original model, freshly built; its values don't matter and it is left untouched. It may be on
-            the meta device, which saves allocating its dense weights: the result is then on the CPU.
+        model: the original model, freshly built or exported; its values don't matter and it is left untouched. It may
+            be on the meta device, which saves allocating its dense weights: the result is then on the CPU.
 
     Returns:
         The transformed model, on the device and in the mode of `model`.
@@ -67,6 +68,7 @@ def load(path: PathLike, model: nn.Module) -> fx.GraphModule:
         CheckpointError: if the file can't be read, is damaged, or doesn't fit the model; the message names the
             first parameter that differs.
     """
+    model = as_module(model)
     refuse_transformed(model)
     plan, tensors = _read(Path(path))
     _check_fit(plan, model, path)

@@ -58,6 +58,22 @@ def dataflow(graph: fx.Graph) -> nx.DiGraph:
     return flow
 
 
+def is_changed_in_place(value: fx.Node) -> bool:
+    """Whether a function or method in the graph changes `value`, or a view of it, in place."""
+    return any(
+        _changes_in_place(user) or (user.target not in _RETURN_NEW_MEMORY and is_changed_in_place(user))
+        for user in value.users
+        if user.op in ("call_function", "call_method")
+    )
+
+
+def _changes_in_place(node: fx.Node) -> bool:
+    if isinstance(node.target, torch._ops.OpOverload):
+        return node.target._schema.is_mutable
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name.endswith("_") and not name.endswith("__")
+
+
 def live_ranges(graph: fx.Graph, values: set[fx.Node]) -> dict[fx.Node, tuple[int, int]]:
     """First and last position in the graph at which the memory of each of `values` is in use."""
     flow = dataflow(graph)

@@ -21,14 +21,16 @@ class DeployedFactors(nn.Module):
 
     Attributes:
         compression: the plan of the transformed model.
+        captured: how the model became a graph, for the summary.
         plan: how each weight comes about; set once the whole model is lowered.
     """
 
     plan: DeploymentPlan
 
-    def __init__(self, compression: CompressionPlan, right: Tensor) -> None:
+    def __init__(self, compression: CompressionPlan, captured: str, right: Tensor) -> None:
         super().__init__()
         self.compression = compression
+        self.captured = captured
         self.right = nn.Parameter(right, requires_grad=False)
         self._attributes: dict[str, str] = {}
 

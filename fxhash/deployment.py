@@ -30,7 +30,7 @@ class LoweredUse:
         until: name of the last node that reads it, or what may share its memory.
         slot: index of the scratch slot that it is generated into; None if it has memory of its own.
         folded_norm: name of the batch norm node that was folded in; empty if none.
-        inside: whether a layer inside of the node's part does it, one layer at a time.
+        inside: path of the module inside of the node's part that does it when it is called; None for the node itself.
     """
 
     node: str
@@ -43,7 +43,7 @@ class LoweredUse:
     until: str = ""
     slot: int | None = None
     folded_norm: str = ""
-    inside: bool = False
+    inside: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,11 +144,12 @@ def kept_bytes(uses: Sequence[LoweredUse]) -> int:
 def peak_of(uses: Sequence[LoweredUse], slot_bytes: Sequence[int]) -> int:
     """Most bytes of weights at any time, for uses whose slots have these sizes."""
     changes: dict[int, int] = {}
-    inside: dict[str, LoweredUse] = {}
+    inside: dict[str, list[LoweredUse]] = {}
     for use in uses:
-        if use.inside and use.method != "keep" and use.memory_bytes > getattr(inside.get(use.node), "memory_bytes", -1):
-            inside[use.node] = use
-    for use in (*(use for use in uses if not use.inside), *inside.values()):
+        if use.inside is not None:
+            inside.setdefault(use.node, []).append(use)
+    within = [replace(group[0], method="generate", memory_bytes=_most_inside(group)) for group in inside.values()]
+    for use in (*(use for use in uses if use.inside is None), *within):
         if use.slot is None and use.method != "keep":
             first, last = use.live
             changes[first] = changes.get(first, 0) + use.memory_bytes
@@ -158,6 +159,20 @@ def peak_of(uses: Sequence[LoweredUse], slot_bytes: Sequence[int]) -> int:
         now += changes[position]
         most = max(most, now)
     return kept_bytes(uses) + sum(slot_bytes) + most
+
+
+def _most_inside(uses: Sequence[LoweredUse]) -> int:
+    """Most bytes of weights at a time inside of one part: those of a module and of the modules around it."""
+    sizes: dict[str, int] = {}
+    for use in uses:
+        if use.method != "keep" and use.inside is not None:
+            sizes[use.inside] = sizes.get(use.inside, 0) + use.memory_bytes
+    return max((sum(sizes.get(caller, 0) for caller in _prefixes(path)) for path in sizes), default=0)
+
+
+def _prefixes(path: str) -> list[str]:
+    atoms = path.split(".")
+    return [".".join(atoms[:count]) for count in range(1, len(atoms) + 1)]
 
 
 def choose_kept(plan: DeploymentPlan, budget: int, candidates: Collection[str]) -> frozenset[str]:

@@ -34,8 +34,10 @@ class SMHGenerator(nn.Module):
         right: the right factor, shared by all; shape `(rank, cols)`.
         scales: one trained scale a hashed parameter; shape `(hashed,)`.
         shifts: one constant a hashed parameter; shape `(hashed,)`.
+        captured: how the model became a graph, for the summary.
     """
 
+    captured = "given as a graph"
     scales: nn.Parameter
     shifts: Tensor
 

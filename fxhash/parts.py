@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_unflatten
 
 # Where an opaque part lies below the path of the module that it wraps. Beside it lie the parameters that it is
 # handed: they can't lie on the part or the module, which would then keep them.
 OPAQUE_PART = "opaque_part"
 WRAPPED_MODULE = "wrapped_module"
+# Where the `meta` of a traced graph module says how it was captured.
+CAPTURED = "fxhash.captured"
 
 
 class TrainingFlag(nn.Module):
@@ -49,6 +53,43 @@ class TensorConstant(nn.Module):
         return self.value.clone() if self.fresh else self.value
 
 
+class FlattenedInput(nn.Module):
+    """Takes an argument apart, such as a dictionary of tensors, for the graph of an exported program.
+
+    Args:
+        name: the argument's name.
+        spec: how the argument was built when the program was exported.
+    """
+
+    def __init__(self, name: str, spec: TreeSpec) -> None:
+        super().__init__()
+        self.name = name
+        self.spec = spec
+
+    def forward(self, argument: Any) -> list[Any]:
+        """The leaves of the argument."""
+        try:
+            return self.spec.flatten_up_to(argument)
+        except ValueError as error:
+            raise ValueError(f"argument {self.name!r} is not built as it was for torch.export: {error}") from error
+
+
+class RestoredStructure(nn.Module):
+    """Puts together what an exported program returns, such as a data class.
+
+    Args:
+        spec: how the result was built when the program was exported.
+    """
+
+    def __init__(self, spec: TreeSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, leaves: Sequence[Any]) -> Any:
+        """The result, of its leaves."""
+        return tree_unflatten(leaves, self.spec)
+
+
 class OpaquePart(nn.Module):
     """Calls a module that can't be traced, with parameters that come from outside.
 
@@ -59,13 +100,22 @@ class OpaquePart(nn.Module):
         module: the module to call; its parameters are removed from it.
         names: for each parameter that `forward` will be given, its names inside `module` (several if tied).
         reason: why it can't be traced, for the summary.
+        defaults: keyword arguments that the module is not given where they have exactly this value, since decorators
+            may tell an argument that is left out from one that has its default.
     """
 
-    def __init__(self, module: nn.Module, names: Sequence[tuple[str, ...]], reason: str) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        names: Sequence[tuple[str, ...]],
+        reason: str,
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         self.wrapped_module = module
         self.names = tuple(names)
         self.reason = reason
+        self.defaults = dict(defaults)
         _assign(module, self.names, [None] * len(self.names))
 
     def forward(self, parameters: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -74,6 +124,7 @@ class OpaquePart(nn.Module):
         The call runs on a replica that shares everything with the wrapped module but holds `parameters`: other threads,
         and a checkpoint that runs the module again in backward, see what they were given.
         """
+        kwargs = {name: value for name, value in kwargs.items() if value is not self.defaults.get(name, ...)}
         recurrent = any(isinstance(module, nn.RNNBase) for module in self.wrapped_module.modules())
         if torch.compiler.is_compiling() and not recurrent:
             # Older compilers can't follow replicas; calls don't meet in compiled code.
@@ -100,7 +151,7 @@ class OpaquePart(nn.Module):
             for module in self.wrapped_module.modules()
         }
         _connect(replicas)
-        return OpaquePart(replicas[id(self.wrapped_module)], names, self.reason)
+        return OpaquePart(replicas[id(self.wrapped_module)], names, self.reason, self.defaults)
 
     def fill(self, parameters: Sequence[Tensor]) -> None:
         """Give the wrapped module parameters of its own."""
@@ -111,15 +162,34 @@ class OpaquePart(nn.Module):
         return f"reason={self.reason!r}"
 
 
+def call_with_parameters(
+    module: nn.Module,
+    kind: type[nn.Module],
+    names: Sequence[str],
+    parameters: Sequence[Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run the forward of class `kind` on a replica of `module` that holds `parameters` of its own under `names`."""
+    replica = _replica(module, kind)
+    _assign(replica, [(name,) for name in names], parameters)
+    result = replica.forward(*args, **kwargs)
+    _take_over(module, replica)
+    return result
+
+
 def _assign(module: nn.Module, names: Sequence[tuple[str, ...]], parameters: Sequence[Tensor | None]) -> None:
     """Set each parameter under all of its names."""
+    owners: dict[int, nn.Module] = {}
     for group, parameter in zip(names, parameters, strict=True):
         for name in group:
-            owner, _, attribute = name.rpartition(".")
+            path, _, attribute = name.rpartition(".")
+            owner = module.get_submodule(path)
+            owners[id(owner)] = owner
             # Past nn.Module.__setattr__, which accepts nothing but an nn.Parameter under a parameter's name.
-            table: dict[str, Any] = module.get_submodule(owner)._parameters
+            table: dict[str, Any] = owner._parameters
             table[attribute] = parameter
-    for recurrent in module.modules():
+    for recurrent in owners.values():
         if isinstance(recurrent, nn.RNNBase):
             # Recurrent layers read a list of weights that is made when they are built, not their parameters.
             emptied = all(parameter is None for parameter in parameters)
@@ -129,9 +199,9 @@ def _assign(module: nn.Module, names: Sequence[tuple[str, ...]], parameters: Seq
             vars(recurrent)["_flat_weights"] = weights
 
 
-def _replica(module: nn.Module) -> nn.Module:
-    """The same module with tables of parameters, buffers and children of its own."""
-    replica = object.__new__(type(module))
+def _replica(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
+    """The same module, maybe of another class, with tables of parameters, buffers and children of its own."""
+    replica = object.__new__(kind or type(module))
     vars(replica).update(vars(module))
     for table in ("_parameters", "_buffers", "_modules"):
         vars(replica)[table] = dict(vars(module)[table])

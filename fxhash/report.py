@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import fx
 
 from fxhash.deployed import find_deployed
 from fxhash.deployment import DeploymentPlan
-from fxhash.generator import current_plan
+from fxhash.generator import current_plan, find_generator
 from fxhash.parts import OpaquePart, original_name
 from fxhash.plan import CompressionPlan
+
+
+class OpaquePartSummary(NamedTuple):
+    """A part of a model that could not be traced, and so is called as a whole.
+
+    Attributes:
+        path: where it lies in the original model.
+        reason: why it could not be traced.
+        weights: how many of its weights are generated.
+    """
+
+    path: str
+    reason: str
+    weights: int
 
 
 @dataclass(frozen=True)
@@ -19,12 +34,14 @@ class Summary:
 
     Attributes:
         plan: every parameter and the totals.
+        captured: how the model came to be a graph.
         opaque_parts: path and reason of each part that could not be traced.
         deployment: how each weight comes about; None unless the model is deployed.
     """
 
     plan: CompressionPlan
-    opaque_parts: tuple[tuple[str, str], ...]
+    captured: str
+    opaque_parts: tuple[OpaquePartSummary, ...]
     deployment: DeploymentPlan | None = None
 
     @property
@@ -38,10 +55,14 @@ class Summary:
         return self.plan.trainable_after
 
     def __str__(self) -> str:
-        lines = [str(self.plan)]
+        lines = [str(self.plan), f"captured: {self.captured}"]
         if self.opaque_parts:
             lines.append("called as a whole, because it can't be traced:")
-            lines.extend(f"  {path}: {reason}" for path, reason in self.opaque_parts)
+            for part in self.opaque_parts:
+                share = part.weights / self.plan.hashed_before
+                lines.append(
+                    f"  {part.path or 'the whole model'} ({share:.1%} of the generated weights): {part.reason}"
+                )
         if self.deployment is not None:
             lines.extend(["", str(self.deployment)])
         return "\n".join(lines)
@@ -59,15 +80,25 @@ def summary(gm: fx.GraphModule) -> Summary:
     Raises:
         TransformError: if `gm` is not a transformed model.
     """
+    deployed = find_deployed(gm)
+    plan = current_plan(gm) if deployed is None else deployed.compression
     opaque = tuple(
-        (original_name(path) or "the whole model", part.reason)
+        OpaquePartSummary(original_name(path), part.reason, _weights_below(original_name(path), plan))
         for path, part in gm.named_modules()
         if isinstance(part, OpaquePart)
     )
-    deployed = find_deployed(gm)
-    if deployed is not None:
-        result = Summary(deployed.compression, opaque, deployed.plan)
-    else:
-        result = Summary(current_plan(gm), opaque)
+    holder = find_generator(gm) if deployed is None else deployed
+    assert holder is not None
+    result = Summary(plan, holder.captured, opaque, None if deployed is None else deployed.plan)
     print(result)
     return result
+
+
+def _weights_below(path: str, plan: CompressionPlan) -> int:
+    """Number of generated weights of the module at `path`."""
+    prefix = f"{path}." if path else ""
+    return sum(
+        parameter.numel
+        for parameter in plan.hashed
+        if any(name.startswith(prefix) for name in (parameter.fqn, *parameter.aliases))
+    )

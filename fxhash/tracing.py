@@ -22,8 +22,9 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from fxhash.copying import copy_model
 from fxhash.errors import TransformError
+from fxhash.exported import Model, as_module, capture_exported, is_exported
 from fxhash.generator import find_generator
-from fxhash.parts import OPAQUE_PART, WRAPPED_MODULE, OpaquePart, TensorConstant, TrainingFlag, free_name
+from fxhash.parts import CAPTURED, OPAQUE_PART, WRAPPED_MODULE, OpaquePart, TensorConstant, TrainingFlag, free_name
 from fxhash.selection import refuse_lazy, tied_groups
 
 # Of torch's own modules, those whose forward is plain arithmetic on their parameters. The others stay whole: they
@@ -46,15 +47,15 @@ _TRACED_TORCH_MODULES = (
 _SPELLABLE_DEFAULTS = (type(None), bool, int, float, str, torch.dtype)
 
 
-def trace(model: nn.Module, expose: Collection[str] | None = None) -> fx.GraphModule:
+def trace(model: Model, expose: Collection[str] | None = None) -> fx.GraphModule:
     """Capture `model` as a graph module whose parameters are `get_attr` nodes.
 
     `train()` and `eval()` keep working, before and after: `self.training` is recorded as a flag that follows them.
     A tied parameter, or one of a module that is called twice, is one node.
 
     Args:
-        model: the module to capture, also a `GraphModule`; it is left untouched, and nothing of the result but the
-            values of exposed parameters is shared with it.
+        model: the module to capture, also a `GraphModule` or an `ExportedProgram`; it is left untouched, and nothing
+            of the result but the values of exposed parameters is shared with it.
         expose: fully qualified names of the parameters to expose; all but those of batch and instance norms where
             left out. Modules that hold none of them are kept whole.
 
@@ -70,11 +71,16 @@ def trace(model: nn.Module, expose: Collection[str] | None = None) -> fx.GraphMo
         >>> [node.op for node in traced.graph.nodes]
         ['placeholder', 'get_attr', 'get_attr', 'call_function', 'call_module', 'output']
     """
+    model = as_module(model)
     if find_generator(model) is not None:
         raise TransformError("this model is transformed already: its weights are generated. Trace the original model")
     refuse_lazy(model)
     _check_names(model)
     exposed = set(_all_but_batch_norms(model) if expose is None else expose)
+    if isinstance(model, fx.GraphModule) and is_exported(model):
+        captured = capture_exported(model, exposed)
+        captured.meta[CAPTURED] = "taken over from an exported program"
+        return captured
     structure = copy_model(model, shared=exposed)
     with _preserving_random_state(), torch.inference_mode(False), torch.enable_grad():
         try:
@@ -164,8 +170,14 @@ class _Capture:
         graph = fx.Graph()
         args: list[fx.Node] = []
         kwargs: dict[str, fx.Node] = {}
+        defaults: dict[str, Any] = {}
+        parameters = inspect.signature(self.root.forward).parameters.values()
+        # Optional arguments go by name, so that those that a caller leaves out can be left out.
+        by_name = not {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY} & {
+            parameter.kind for parameter in parameters
+        }
         star_args = star_kwargs = None
-        for parameter in inspect.signature(self.root.forward).parameters.values():
+        for parameter in parameters:
             stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else ""
             stars = "**" if parameter.kind is parameter.VAR_KEYWORD else stars
             default = () if parameter.default is parameter.empty else (parameter.default,)
@@ -174,8 +186,10 @@ class _Capture:
                 star_args = node
             elif stars == "**":
                 star_kwargs = node
-            elif parameter.kind is parameter.KEYWORD_ONLY:
+            elif parameter.kind is parameter.KEYWORD_ONLY or (default and by_name):
                 kwargs[parameter.name] = node
+                if default:
+                    defaults[parameter.name] = parameter.default
             else:
                 args.append(node)
         exposed = self.names_inside("")
@@ -187,7 +201,8 @@ class _Capture:
         if star_kwargs is not None:
             all_kwargs = graph.call_function(operator.or_, (all_kwargs, star_kwargs))
         graph.output(graph.call_module(OPAQUE_PART, (weights, all_args, all_kwargs)))
-        return self._graph_module(graph, {OPAQUE_PART: OpaquePart(self.root, tuple(exposed.values()), reason)})
+        part = OpaquePart(self.root, tuple(exposed.values()), reason, defaults)
+        return self._graph_module(graph, {OPAQUE_PART: part})
 
     def names_inside(self, path: str) -> dict[str, tuple[str, ...]]:
         """The exposed parameters inside the module at `path`: their name in the model, and those in the module."""
@@ -215,7 +230,9 @@ class _Capture:
                 attributes[node.target] = self.parameters.get(node.target, buffers.get(node.target))
         graph_module = fx.GraphModule(attributes, plain, class_name=type(self.root).__name__)
         graph_module.training = self.root.training
-        graph_module.meta["fxhash.traced"] = True
+        whole = any(node.target == OPAQUE_PART for node in plain.nodes)
+        again = "traced again, as a graph module" if isinstance(self.root, fx.GraphModule) else "traced"
+        graph_module.meta[CAPTURED] = "called as a whole" if whole else again
         return graph_module
 
 

@@ -42,6 +42,56 @@ class Untraceable(nn.Module):
         return x @ self.raw + self.read(x) * self.read.weight.abs().mean()
 
 
+class Experts(nn.Module):
+    """Raw parameters of three dimensions, of which forward reads a piece at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(3, 48, 32) / 6)
+        self.second = nn.Parameter(torch.randn(3, 32, 48) / 6)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return sum(torch.tanh(x @ self.first[i].T) @ self.second[i].T for i in range(3))
+
+
+class Transposed(nn.Module):
+    """A linear layer of its own kind, with its weight the other way round."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(32, 32) / 6)
+        self.bias = nn.Parameter(torch.zeros(32))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.flatten(0, -2), self.weight).view(x.shape)
+
+
+class Assorted(nn.Module):
+    """Modules of many kinds, none of them a plain layer, below a forward that branches on its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(50, 32)
+        self.experts = Experts()
+        self.transposed = Transposed()
+        self.recurrent = nn.LSTM(32, 16, batch_first=True, bidirectional=True)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(32, 32))
+        self.shifted = nn.Module()
+        self.shifted.gain = nn.Parameter(torch.ones(32, 32) + torch.randn(32, 32) / 100)
+        self.wide = nn.Linear(32, 32, dtype=torch.float64)
+
+    def forward(self, tokens):
+        x = self.transposed(self.experts(self.embedding(tokens)))
+        if x.sum() > 0:
+            x = x + 1
+        x, _ = self.recurrent(x)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.wide(self.normed(x @ self.shifted.gain).double())
+
+
 def deployed_untraceable(compress=0.3, **options):
     torch.manual_seed(0)
     gm = fxhash.transform(Untraceable(), compress, seed=0)
@@ -77,6 +127,59 @@ def test_each_layer_has_a_method_of_its_own():
     assert not [name for name, _ in part.named_parameters() if name.endswith("weight")]
     assert isinstance(part.wrapped_module.conv, nn.Conv1d)
     assert part.wrapped_module.twice is part.wrapped_module.shared
+
+
+@pytest.mark.parametrize("compress", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "options", [{}, {"methods": {"": "generate"}}, {"methods": {"": "keep"}}, {"memory_budget": "1GB"}]
+)
+def test_modules_of_any_kind_come_by_their_weights(compress, options):
+    gm = fxhash.transform(Assorted(), compress, seed=0)
+    perturb(gm)
+    gm.eval()
+    deployed = fxhash.lower_for_deploy(gm, **options)
+    for x in (tokens(2, 9), tokens(1, 5)):
+        assert_same_outputs(gm, deployed, x)
+    assert_same_outputs(gm, copy.deepcopy(deployed), tokens(2, 9))
+
+
+def test_modules_of_any_kind_can_be_pickled():
+    model = Assorted()
+    # Torch itself refuses to pickle parametrized modules.
+    model.normed = nn.Linear(32, 32)
+    gm = fxhash.transform(model, 0.5, seed=0).eval()
+    assert_same_outputs(gm, pickle.loads(pickle.dumps(fxhash.lower_for_deploy(gm))), tokens(2, 9))
+
+
+def test_modules_of_any_kind_generate_when_they_are_called():
+    model = Assorted()
+    kinds = {path: type(module) for path, module in model.named_modules()}
+    gm = fxhash.transform(model, 0.5, seed=0).eval()
+    deployed = fxhash.lower_for_deploy(gm, methods={r"^attention\.": "in turn"})
+    assert_same_outputs(gm, deployed, tokens(2, 9))
+    plan = deployed.smh_factors.plan
+    assert {use.fqn for use in plan.uses if use.inside is None} == set()
+    methods = {use.fqn: use.method for use in plan.uses}
+    assert methods["attention.in_proj_weight"] == methods["attention.out_proj.weight"] == "in turn"
+    assert methods["experts.first"] == methods["recurrent.weight_hh_l0_reverse"] == "generate"
+    (part,) = [module for module in deployed.modules() if isinstance(module, OpaquePart)]
+    for path, module in part.wrapped_module.named_modules():
+        assert isinstance(module, kinds[path])
+        assert all(parameter.dim() < 2 for parameter in module.parameters())
+    assert part.wrapped_module.experts.first.shape == (3, 48, 32)
+    # At a time, there are the weights of one module, and of those around it.
+    size = {use.fqn: use.memory_bytes for use in plan.uses}
+    modules = ("experts.", "recurrent.", "wide.")
+    totals = [sum(size[fqn] for fqn in size if fqn.startswith(module)) for module in modules]
+    assert plan.peak_bytes == max(totals)
+
+
+def test_what_a_module_assigns_during_a_call_stays():
+    deployed = fxhash.lower_for_deploy(fxhash.transform(Assorted(), 0.5, seed=0).eval())
+    (part,) = [module for module in deployed.modules() if isinstance(module, OpaquePart)]
+    before = part.wrapped_module.experts.calls
+    deployed(tokens(2, 9))
+    assert part.wrapped_module.experts.calls == before + 1
 
 
 def test_only_one_weight_inside_exists_at_a_time():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
+import torch
 from torch import nn
 
 import fxhash
-from tests.models import Attention, ResidualConvNet
+from tests.models import Attention, ResidualConvNet, StarArguments
 
 
 def test_prints_every_parameter_and_the_totals(capsys):
@@ -25,8 +28,23 @@ def test_prints_every_parameter_and_the_totals(capsys):
 
 def test_says_what_could_not_be_traced_and_why(capsys):
     result = fxhash.summary(fxhash.lower_for_deploy(fxhash.transform(Attention(), 0.6)))
-    assert result.opaque_parts == (("attention", "torch.nn.MultiheadAttention branches on its inputs or mode"),)
-    assert "attention: torch.nn.MultiheadAttention branches" in capsys.readouterr().out
+    reason = "torch.nn.MultiheadAttention branches on its inputs or mode"
+    assert result.opaque_parts == (("attention", reason, 4 * 16 * 16),)
+    assert f"attention (100.0% of the generated weights): {reason}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("model", "captured"),
+    [
+        (ResidualConvNet(), "traced"),
+        (torch.fx.symbolic_trace(ResidualConvNet()), "traced again, as a graph module"),
+        (StarArguments(), "called as a whole"),
+    ],
+)
+def test_says_how_the_model_was_captured(model, captured):
+    gm = fxhash.transform(model, 0.6)
+    for each in (gm, pickle.loads(pickle.dumps(gm)), fxhash.lower_for_deploy(gm)):
+        assert fxhash.summary(each).captured == captured
 
 
 def test_only_transformed_models():

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import inspect
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from fxhash.parts import TrainingFlag
+
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 class FoundNorm(NamedTuple):
-    """A batch norm that is the only reader of a convolution."""
+    """A batch norm that is the only reader of a convolution.
+
+    Attributes:
+        node: its call, of a module or of `F.batch_norm`.
+        weight: of shape `(channels,)`, like the others; None for ones.
+        bias: None for zeros.
+        running_mean: the mean that it takes away.
+        running_var: the variance that it divides by.
+        eps: what it adds to the variance.
+    """
 
     node: fx.Node
-    module: nn.modules.batchnorm._BatchNorm
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
+    eps: float
 
 
 def batch_norm_after(graph_module: fx.GraphModule, node: fx.Node) -> FoundNorm | None:
@@ -23,27 +40,48 @@ def batch_norm_after(graph_module: fx.GraphModule, node: fx.Node) -> FoundNorm |
     if node.target not in _CONVOLUTIONS or len(node.users) != 1:
         return None
     (user,) = node.users
-    module = graph_module.get_submodule(str(user.target)) if user.op == "call_module" else None
-    foldable = (
-        isinstance(module, nn.modules.batchnorm._BatchNorm)
-        and not module.training
-        and module.running_mean is not None
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-    )
-    return FoundNorm(user, module) if foldable and isinstance(module, nn.modules.batchnorm._BatchNorm) else None
+    if user.op == "call_module":
+        return _of_module(user, graph_module.get_submodule(str(user.target)))
+    return _of_function(graph_module, user, node) if user.target is F.batch_norm else None
 
 
-def norm_scale(norm: nn.modules.batchnorm._BatchNorm) -> Tensor:
+def _of_module(node: fx.Node, norm: nn.Module) -> FoundNorm | None:
+    if (
+        not isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        or norm.training
+        or norm.running_mean is None
+        or norm.running_var is None
+        or norm._forward_hooks
+        or norm._forward_pre_hooks
+    ):
+        return None
+    return FoundNorm(node, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps)
+
+
+def _of_function(graph_module: fx.GraphModule, node: fx.Node, convolution: fx.Node) -> FoundNorm | None:
+    bound = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
+    bound.apply_defaults()
+    given: dict[str, Any] = bound.arguments
+    training = given["training"]
+    if isinstance(training, fx.Node) and training.op == "call_module":
+        flag = graph_module.get_submodule(str(training.target))
+        training = flag.training if isinstance(flag, TrainingFlag) else training
+    tensors = {name: given[name] for name in ("weight", "bias", "running_mean", "running_var")}
+    stored = all(value is None or (isinstance(value, fx.Node) and value.op == "get_attr") for value in tensors.values())
+    if training is not False or not stored or given["input"] is not convolution or tensors["running_mean"] is None:
+        return None
+    values = {name: value and attrgetter(value.target)(graph_module) for name, value in tensors.items()}
+    return FoundNorm(node, **values, eps=given["eps"])
+
+
+def norm_scale(norm: FoundNorm) -> Tensor:
     """What an evaluated batch norm multiplies each channel by: `weight / sqrt(running_var + eps)`."""
-    assert norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)
     return scale if norm.weight is None else scale * norm.weight.detach()
 
 
-def folded_bias(norm: nn.modules.batchnorm._BatchNorm, bias: Tensor | None) -> Tensor:
+def folded_bias(norm: FoundNorm, bias: Tensor | None) -> Tensor:
     """The bias of a convolution that does the norm's work too: `(bias - running_mean) * scale + norm.bias`."""
-    assert norm.running_mean is not None
     centred = -norm.running_mean if bias is None else bias - norm.running_mean
     folded = centred * norm_scale(norm)
     return folded if norm.bias is None else folded + norm.bias.detach()

@@ -6,7 +6,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from fxhash.generator import SMHGenerator
-from fxhash.parts import free_name
+from fxhash.parts import CAPTURED, free_name
 from fxhash.passes.contract import graph_pass
 
 
@@ -20,6 +20,7 @@ def hash_parameters(graph_module: fx.GraphModule, generator: SMHGenerator) -> bo
     nodes = [node for node in graph_module.graph.nodes if node.op == "get_attr" and node.target in hashed]
     if not nodes:
         return False
+    generator.captured = graph_module.meta.get(CAPTURED, generator.captured)
     name = free_name(graph_module, "smh_generator")
     graph_module.add_submodule(name, generator)
     for node in nodes:

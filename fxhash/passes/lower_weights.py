@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxhash.costs import Costs, layer_costs, lookup_costs
-from fxhash.dataflow import live_ranges
+from fxhash.dataflow import is_changed_in_place, live_ranges
 from fxhash.deployed import DeployedFactors, ScratchSlots
 from fxhash.deployment import DeploymentPlan, LoweredUse, assign_slots, kept_bytes, peak_of
 from fxhash.errors import PlanError
@@ -25,7 +25,15 @@ from fxhash.factored import (
 )
 from fxhash.factored_weight import hand_over
 from fxhash.generator import SMHGenerator
-from fxhash.lowered_layers import can_be_lowered, can_multiply_in_turn, lower_layer
+from fxhash.lowered_layers import (
+    WeightSource,
+    can_be_lowered,
+    can_generate_parameters,
+    can_multiply_in_turn,
+    can_take_unbuilt,
+    generate_parameters,
+    lower_layer,
+)
 from fxhash.parts import OpaquePart, free_name
 from fxhash.passes.contract import graph_pass
 from fxhash.passes.fold_batch_norm import FoundNorm, batch_norm_after, folded_bias, norm_scale
@@ -101,7 +109,7 @@ class _Lowering:
         self.graph_module = graph_module
         self.graph = graph_module.graph
         self.generator = generator
-        self.factors = DeployedFactors(generator.plan, generator.right.detach())
+        self.factors = DeployedFactors(generator.plan, generator.captured, generator.right.detach())
         self.name = free_name(graph_module, "smh_factors")
         graph_module.add_submodule(self.name, self.factors)
         self.uses: dict[fx.Node, LoweredUse] = {}
@@ -113,7 +121,7 @@ class _Lowering:
         for call in calls:
             fqn = str(call.args[0])
             method = methods.get(fqn)
-            if method in (None, "in turn"):
+            if method in (None, "in turn") and not is_changed_in_place(call):
                 for user in list(call.users):
                     self._lower_layer(call, fqn, user, always=method is not None)
                     self._lower_attention(call, fqn, user, always=method is not None)
@@ -145,26 +153,34 @@ class _Lowering:
 
     def _lower_part(self, target: str, part: OpaquePart, callers: list[fx.Node], methods: Mapping[str, str]) -> None:
         layers: dict[nn.Module, nn.Module] = {}
+        generating: dict[nn.Module, dict[str, WeightSource]] = {}
         remaining: list[tuple[fx.Node, tuple[str, ...]]] = []
         weights: Any = callers[0].args[0]
         for call, names in zip(weights, part.names, strict=True):
-            owners = [part.wrapped_module.get_submodule(name.rpartition(".")[0]) for name in names]
             fqn = str(call.args[0])
-            costs = self._costs_inside(call, owners)
-            is_lookup = isinstance(owners[0], nn.Embedding) and costs.in_turn is not None
-            method = methods.get(fqn) or ("in turn" if is_lookup else costs.method)
-            by_layers = all(map(can_be_lowered, owners)) and all(name.rpartition(".")[2] == "weight" for name in names)
-            possible = method != "keep" and (method == "generate" or costs.in_turn is not None)
-            if not by_layers or not possible or not self._has_type_of_factors(fqn) or self._shift(fqn) is not None:
+            inside = [_owner(part.wrapped_module, name) for name in names]
+            ways = self._ways_inside(part, fqn, inside)
+            costs = self._costs_inside(fqn, inside, ways)
+            is_table = isinstance(inside[0][0], nn.Embedding) and costs.in_turn is not None
+            method = methods.get(fqn) or ("in turn" if is_table else costs.method)
+            if method == "by size" and ways != "layer":
+                method = "generate"
+            if not ways or method == "keep" or (method == "in turn" and costs.in_turn is None):
                 remaining.append((call, names))
                 continue
-            left, most = self._left(fqn), costs.most_positions if method == "by size" else 0
-            key, shape = self.factors.store(fqn, left), self._parameter(fqn).shape
-            layers |= {owner: lower_layer(owner, self.factors, key, shape, method, most) for owner in owners}
-            memory = 0 if method == "in turn" else self._generated_bytes(left)
+            source, memory = self._source(fqn, unbuilt=method == "in turn")
+            for owner, name in inside:
+                if ways == "layer":
+                    most = costs.most_positions if method == "by size" else 0
+                    layers[owner] = lower_layer(owner, source, method, most)
+                else:
+                    generating.setdefault(owner, {})[name] = source
             for caller in callers:
-                use = replace(self._use(caller, fqn, method, costs, None, memory), inside=True)
-                self.uses_inside.append((caller, use))
+                use = self._use(caller, fqn, method, costs, None, 0 if method == "in turn" else memory)
+                self.uses_inside.append((caller, replace(use, inside=names[0].rpartition(".")[0])))
+        layers |= {
+            owner: generate_parameters(layers.get(owner, owner), sources) for owner, sources in generating.items()
+        }
         if not layers:
             return
         # The factors are one more value that the part is given: under no name, but the graph shows that it needs them.
@@ -174,12 +190,39 @@ class _Lowering:
                 right = self._right()
             caller.update_arg(0, (*(call for call, _ in remaining), right))
 
-    def _costs_inside(self, call: fx.Node, owners: list[nn.Module]) -> Costs:
-        parameter = self._parameter(str(call.args[0]))
+    def _ways_inside(self, part: OpaquePart, fqn: str, inside: list[tuple[nn.Module, str]]) -> str:
+        """Who can come by a weight inside of a part: its `"layer"`, `"attention"`, its `"module"`, or nobody."""
+        owners = [owner for owner, _ in inside]
+        plain = self._has_type_of_factors(fqn) and self._shift(fqn) is None
+        if plain and all(can_be_lowered(owner) and name == "weight" for owner, name in inside):
+            return "layer"
+        # The part's own parameters are generated for each call of it anyway: by the graph, with its scratch memory.
+        if part.wrapped_module in owners or not all(map(can_generate_parameters, owners)):
+            return ""
+        is_matrix = len(self._parameter(fqn).shape) == 2
+        return "attention" if plain and is_matrix and all(map(can_take_unbuilt, owners)) else "module"
+
+    def _source(self, fqn: str, unbuilt: bool) -> tuple[WeightSource, int]:
+        """How a module comes by a weight itself, and the memory that takes."""
+        parameter, left, shift = self._parameter(fqn), self._left(fqn), self._shift(fqn)
+        key, shift_key = self.factors.store(fqn, left), ""
+        if shift is not None:
+            shift_key = self.factors.store(f"{fqn}, shift", shift)
+        memory, dtype = self._generated_bytes(left), None
+        if not self._has_type_of_factors(fqn):
+            dtype = self.generator.dtype_of(parameter)
+            memory += parameter.numel * dtype.itemsize
+        return WeightSource(self.factors, key, parameter.shape, shift_key, dtype, unbuilt), memory
+
+    def _costs_inside(self, fqn: str, inside: list[tuple[nn.Module, str]], ways: str) -> Costs:
+        parameter = self._parameter(fqn)
         rank, cols = self._rank(parameter), self.factors.right.shape[1]
-        if not all(map(can_multiply_in_turn, owners)) or not fits(parameter.shape, cols):
+        multiplies = ways == "attention" or (
+            ways == "layer" and all(can_multiply_in_turn(owner) for owner, _ in inside)
+        )
+        if not multiplies or not fits(parameter.shape, cols):
             return Costs(parameter.numel * rank)
-        if isinstance(owners[0], nn.Embedding):
+        if isinstance(inside[0][0], nn.Embedding):
             return lookup_costs(parameter.shape, rank)
         return layer_costs(parameter.shape, rank, cols)
 
@@ -197,7 +240,7 @@ class _Lowering:
         channel_rows = rows_per_channel(parameter.shape, self.factors.right.shape[1])
         norm = None if channel_rows is None else self._fold_norm(fqn, user)
         if norm is not None and channel_rows is not None:
-            left = left * norm_scale(norm.module).repeat_interleave(channel_rows).unsqueeze(1).to(left)
+            left = left * norm_scale(norm).repeat_interleave(channel_rows).unsqueeze(1).to(left)
         arguments = _bind(user)
         given = [arguments[name] for name in ("bias", "stride", "padding", "dilation") if name in arguments]
         with self.graph.inserting_before(user):
@@ -258,7 +301,7 @@ class _Lowering:
         costs = {user: self._costs(call, user) for user in call.users}
         norm = self._fold_into_only_user(call, fqn)
         if norm is not None:
-            weight = (weight.flatten(1) * norm_scale(norm.module).unsqueeze(1).to(weight)).view(weight.shape)
+            weight = (weight.flatten(1) * norm_scale(norm).unsqueeze(1).to(weight)).view(weight.shape)
         call.replace_all_uses_with(self._store(call, fqn, weight))
         for user, cost in costs.items():
             self.uses[user] = self._use(user, fqn, "keep", cost, norm)
@@ -273,7 +316,7 @@ class _Lowering:
         if shift is not None:
             options["shift"] = self._store(first_user, f"{fqn}, shift", shift)
         if norm is not None:
-            scale = norm_scale(norm.module).to(left)
+            scale = norm_scale(norm).to(left)
             channel_rows = rows_per_channel(parameter.shape, self.factors.right.shape[1])
             if channel_rows is None or shift is not None:
                 options["channel_scale"] = self._store(first_user, f"{fqn}, scale", scale)
@@ -318,7 +361,7 @@ class _Lowering:
         if bias is not None and not (isinstance(bias, fx.Node) and bias.op == "get_attr"):
             return None
         value = None if bias is None else operator.attrgetter(str(bias.target))(self.graph_module).detach()
-        _set_bias(user, self._store(user, f"{fqn}, bias", folded_bias(norm.module, value)))
+        _set_bias(user, self._store(user, f"{fqn}, bias", folded_bias(norm, value)))
         norm.node.replace_all_uses_with(user)
         self.graph.erase_node(norm.node)
         return norm
@@ -414,6 +457,12 @@ class _Lowering:
                 node.update_kwarg("scratch", slots[use.slot])
         with self.graph.inserting_before(next(iter(reversed(self.graph.nodes)))):
             self.graph.call_module(name, (right, borrowed))
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module inside of `module` that holds a parameter, and the parameter's name in it."""
+    path, _, attribute = name.rpartition(".")
+    return module.get_submodule(path), attribute
 
 
 def _is_of_torch(module: nn.Module) -> bool:
