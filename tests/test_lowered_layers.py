@@ -154,7 +154,8 @@ def test_modules_of_any_kind_can_be_pickled():
 def test_modules_of_any_kind_generate_when_they_are_called():
     model = Assorted()
     kinds = {path: type(module) for path, module in model.named_modules()}
-    gm = fxhash.transform(model, 0.5, seed=0).eval()
+    # Without the layer of double precision, which would let all factors be of its type.
+    gm = fxhash.transform(model, 0.5, seed=0, exclude="^wide").eval()
     deployed = fxhash.lower_for_deploy(gm, methods={r"^attention\.": "in turn"})
     assert_same_outputs(gm, deployed, tokens(2, 9))
     plan = deployed.smh_factors.plan
@@ -165,11 +166,12 @@ def test_modules_of_any_kind_generate_when_they_are_called():
     (part,) = [module for module in deployed.modules() if isinstance(module, OpaquePart)]
     for path, module in part.wrapped_module.named_modules():
         assert isinstance(module, kinds[path])
-        assert all(parameter.dim() < 2 for parameter in module.parameters())
+    matrices = [name for name, parameter in part.wrapped_module.named_parameters() if parameter.dim() >= 2]
+    assert matrices == ["wide.weight"]
     assert part.wrapped_module.experts.first.shape == (3, 48, 32)
     # At a time, there are the weights of one module, and of those around it.
     size = {use.fqn: use.memory_bytes for use in plan.uses}
-    modules = ("experts.", "recurrent.", "wide.")
+    modules = ("experts.", "recurrent.", "normed.")
     totals = [sum(size[fqn] for fqn in size if fqn.startswith(module)) for module in modules]
     assert plan.peak_bytes == max(totals)
 
