@@ -218,3 +218,8 @@ def _require_transformed(gm: object) -> None:
         raise TransformError(
             f"expected the result of fxhash.transform or fxhash.load, got {type(gm).__name__} without a generator"
         )
+    if any(parameter.is_meta for parameter in gm.parameters()):
+        raise TransformError(
+            "this model is on the meta device and has no values yet: fxhash.load some, or transform the original with "
+            "device='cpu' or the like"
+        )

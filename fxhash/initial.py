@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fxhash.errors import TransformError
-from fxhash.parts import original_name
+from fxhash.parts import TensorConstant, original_name
 
 
 class InitialValues(Mapping[str, Tensor]):
@@ -77,6 +77,12 @@ def materialize_(transformed: nn.Module, values: Mapping[str, Tensor]) -> None:
     for path, module in transformed.named_modules():
         for table in ("_parameters", "_buffers"):
             for name, tensor in vars(module)[table].items():
+                if isinstance(module, TensorConstant) and tensor.is_meta:
+                    raise TransformError(
+                        f"a constant tensor of shape {tuple(tensor.shape)}, say a buffer that is not persistent, is on "
+                        "the meta device and has no value: let only parameters be there, or build the model on a real "
+                        "device"
+                    )
                 if tensor is not None and tensor.is_meta and id(tensor) not in made:
                     value = values[original_name(f"{path}.{name}" if path else name)].clone()
                     made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if table == "_parameters" else value

@@ -92,6 +92,29 @@ def generate(
     return weight
 
 
+def spread(left: Tensor, right: Tensor, numel: int) -> float:
+    """Standard deviation of `(left @ right).flatten()[:numel]`, without building the product.
+
+    The sum of all entries is `(1 @ left) @ (right @ 1)`, and that of their squares the inner product of the two Gram
+    matrices; what is cut off the last row is taken away again.
+
+    Args:
+        left: shape `(rows, rank)`.
+        right: shape `(at least rank, cols)`.
+        numel: how many entries count, two or more; all but less than a row.
+
+    Example:
+        >>> left, right = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 2.0, 3.0]])
+        >>> spread(left, right, 4), torch.tensor([1.0, 2.0, 3.0, 2.0]).std().item()
+        (0.816496580927726, 0.8164966106414795)
+    """
+    left, right = left.double(), right[: left.shape[1]].double()
+    cut = left[-1] @ right[:, right.shape[1] - (left.shape[0] * right.shape[1] - numel) :]
+    total = left.sum(0) @ right.sum(1) - cut.sum()
+    squares = ((left.T @ left) * (right @ right.T)).sum() - cut.square().sum()
+    return math.sqrt(max((squares - total * total / numel).item() / (numel - 1), 0.0))
+
+
 def standard_normal(rows: int, cols: int, rank: int, generator: torch.Generator | None = None) -> Tensor:
     """A random factor: with both drawn like this, the entries of `left @ right` have mean zero and variance one.
 

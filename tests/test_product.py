@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fxhash.product import generate, rows_for, standard_normal
+from fxhash.product import generate, rows_for, spread, standard_normal
 
 sizes = st.integers(1, 5)
 
@@ -40,3 +41,12 @@ def test_product_of_the_initial_factors_has_variance_one():
         product = standard_normal(900, rank, rank, seed) @ standard_normal(rank, 700, rank, seed)
         assert abs(product.mean().item()) < 0.05
         assert abs(product.var().item() - 1) < 0.1
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5), st.data())
+def test_spread_is_that_of_the_built_product(rows, cols, rank, data):
+    assume(rows * cols >= 2)
+    numel = data.draw(st.integers(max((rows - 1) * cols + 1, 2), rows * cols))
+    left, right = torch.randn(rows, rank), torch.randn(rank + 1, cols)
+    built = (left.double() @ right[:rank].double()).flatten()[:numel]
+    assert spread(left, right, numel) == pytest.approx(built.std().item(), rel=1e-6, abs=1e-9)
