@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from types import ModuleType
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxhash.errors import TransformError
 from fxhash.selection import tied_groups
@@ -33,11 +34,10 @@ def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
             copied = copy.deepcopy(parameters[0])
             memo.update({id(parameter): copied for parameter in parameters})
     for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                # Computed values, such as the weight that the old `weight_norm` leaves behind, refuse to be copied:
-                # https://github.com/pytorch/pytorch/pull/103001
-                memo[id(value)] = value.detach().clone()
+        # Computed values, such as the weight that the old `weight_norm` leaves behind, refuse to be copied:
+        # https://github.com/pytorch/pytorch/pull/103001
+        for value in _computed_tensors(module):
+            memo[id(value)] = value.detach().clone()
     try:
         return copy.deepcopy(model, memo)
     except Exception as error:
@@ -45,3 +45,23 @@ def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
             f"{type(model).__name__} can't be copied by copy.deepcopy, which leaving it untouched needs: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def _computed_tensors(module: nn.Module) -> Iterator[Tensor]:
+    """Tensors with a history among the attributes of a module, in containers and plain objects too."""
+    pending: list[Any] = list(vars(module).values())
+    seen: set[int] = set()
+    while pending:
+        value = pending.pop()
+        if id(value) in seen or isinstance(value, (nn.Module, fx.Graph, type, ModuleType)):
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            if not value.is_leaf:
+                yield value
+        elif isinstance(value, Mapping):
+            pending.extend(value.values())
+        elif isinstance(value, (list, tuple, set)):
+            pending.extend(value)
+        else:
+            pending.extend(getattr(value, "__dict__", {}).values())

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fxhash
 from fxhash.product import generate
 from tests.helpers import assert_same_outputs, generator_of, smallest_transform
-from tests.models import MODELS, ResidualConvNet
+from tests.models import MODELS, KeepsActivation, ResidualConvNet
 from tests.strategies import random_models
 
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -626,3 +626,10 @@ def test_conversion_after_the_transformation(dtype):
     assert deployed(x).dtype == dtype
     tolerance = {torch.float64: 1e-6}.get(dtype, 5e-2)
     torch.testing.assert_close(gm(x), deployed(x), rtol=tolerance, atol=tolerance)
+
+
+def test_after_a_call_that_left_activations_behind():
+    """Tensors with a history refuse to be copied, also where an object of the model's own holds them."""
+    gm = fxhash.transform(KeepsActivation(), 0.9)
+    gm(torch.randn(3, 16))
+    assert_same_outputs(gm, fxhash.lower_for_deploy(gm), torch.randn(3, 16))
