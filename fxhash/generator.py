@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fxhash.errors import TransformError
 from fxhash.parts import original_name
 from fxhash.plan import CompressionPlan, ParameterPlan
-from fxhash.product import generate, spread, standard_normal
+from fxhash.product import Spread, generate, standard_normal
 from fxhash.selection import dtype_name
 
 
@@ -86,6 +86,7 @@ class SMHGenerator(nn.Module):
         self.right.copy_(standard_normal(rank, self.plan.layout.cols, rank, seed))
         self.scales.fill_(1)
         self.shifts.zero_()
+        spread = Spread(self.right)
         for fqn, (index, parameter) in self._hashed.items():
             rows, own_rank = self.left[index].shape
             self.left[index].copy_(standard_normal(rows, own_rank, rank, seed))
@@ -95,7 +96,7 @@ class SMHGenerator(nn.Module):
             if not math.isfinite(std) or not math.isfinite(mean):
                 raise TransformError(f"parameter {parameter.fqn!r} holds NaN or infinity: its spread can't be matched")
             # A constant has no spread to match: it starts as its shift alone, and the scale learns from zero.
-            self.scales[index] = std / spread(self.scaled_left(fqn), self.right, parameter.numel) if std > 0 else 0.0
+            self.scales[index] = std / spread(self.scaled_left(fqn), parameter.numel) if std > 0 else 0.0
             self.shifts[index] = mean if abs(mean) > std else 0.0
 
     def forward(self, name: str) -> Tensor:

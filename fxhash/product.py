@@ -92,27 +92,39 @@ def generate(
     return weight
 
 
-def spread(left: Tensor, right: Tensor, numel: int) -> float:
-    """Standard deviation of `(left @ right).flatten()[:numel]`, without building the product.
+class Spread:
+    """Standard deviation of `(left @ right).flatten()[:numel]` for many `left`, without building any product.
 
     The sum of all entries is `(1 @ left) @ (right @ 1)`, and that of their squares the inner product of the two Gram
     matrices; what is cut off the last row is taken away again.
 
     Args:
-        left: shape `(rows, rank)`.
-        right: shape `(at least rank, cols)`.
-        numel: how many entries count, two or more; all but less than a row.
+        right: shape `(rank, cols)`.
 
     Example:
         >>> left, right = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 2.0, 3.0]])
-        >>> spread(left, right, 4), torch.tensor([1.0, 2.0, 3.0, 2.0]).std().item()
+        >>> Spread(right)(left, 4), torch.tensor([1.0, 2.0, 3.0, 2.0]).std().item()
         (0.816496580927726, 0.8164966106414795)
     """
-    left, right = left.double(), right[: left.shape[1]].double()
-    cut = left[-1] @ right[:, right.shape[1] - (left.shape[0] * right.shape[1] - numel) :]
-    total = left.sum(0) @ right.sum(1) - cut.sum()
-    squares = ((left.T @ left) * (right @ right.T)).sum() - cut.square().sum()
-    return math.sqrt(max((squares - total * total / numel).item() / (numel - 1), 0.0))
+
+    def __init__(self, right: Tensor) -> None:
+        self.right = right.double()
+        self.gram = self.right @ self.right.T
+        self.sums = self.right.sum(1)
+
+    def __call__(self, left: Tensor, numel: int) -> float:
+        """The standard deviation of `numel` entries, two or more.
+
+        Args:
+            left: shape `(rows, at most rank)`.
+            numel: how many entries count; all but less than a row.
+        """
+        left = left.double()
+        rank, kept = left.shape[1], numel - (left.shape[0] - 1) * self.right.shape[1]
+        cut = left[-1] @ self.right[:rank, kept:]
+        total = left.sum(0) @ self.sums[:rank] - cut.sum()
+        squares = ((left.T @ left) * self.gram[:rank, :rank]).sum() - cut.square().sum()
+        return math.sqrt(max((squares - total * total / numel).item() / (numel - 1), 0.0))
 
 
 def standard_normal(rows: int, cols: int, rank: int, generator: torch.Generator | None = None) -> Tensor:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 import fxhash
 
 
-def run(model: nn.Module, *inputs: Any, seed: int = 0) -> list[Tensor]:
+def run(model: nn.Module, *inputs: Any, seed: int = 0, **named: Any) -> list[Tensor]:
     """The tensors that a model returns, under a fixed seed; its buffers are as before afterwards."""
     torch.manual_seed(seed)
     random.seed(seed)
@@ -22,19 +24,80 @@ def run(model: nn.Module, *inputs: Any, seed: int = 0) -> list[Tensor]:
     state.update({name: tensor.clone() for name, tensor in state.items()})
     try:
         with torch.no_grad():
-            return [leaf.clone() for leaf in tree_leaves(model(*inputs)) if isinstance(leaf, Tensor)]
+            return [leaf.clone() for leaf in tensors_in(model(*inputs, **named))]
     finally:
         model.load_state_dict(state)
 
 
-def assert_same_outputs(first: nn.Module, second: nn.Module, *inputs: Any, rtol: float = 1e-4) -> None:
+def tensors_in(outputs: Any) -> list[Tensor]:
+    """The tensors of what a model returns, also of a mapping that torch doesn't know."""
+    leaves = tree_leaves(dict(outputs) if isinstance(outputs, Mapping) else outputs)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def assert_same_outputs(first: nn.Module, second: nn.Module, *inputs: Any, rtol: float = 1e-4, **named: Any) -> None:
     """Both models return the same tensors; differences are measured against the largest value of each."""
-    for one, other in zip(run(first, *inputs), run(second, *inputs), strict=True):
+    for one, other in zip(run(first, *inputs, **named), run(second, *inputs, **named), strict=True):
         assert one.shape == other.shape
         assert one.dtype == other.dtype
         largest = one.abs().max().item() if one.numel() and one.dtype.is_floating_point else 0.0
         tolerance = max(rtol, 4 * torch.finfo(one.dtype).eps) if one.dtype.is_floating_point else 0
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * largest + 1e-7)
+
+
+def train_step(model: nn.Module, *inputs: Any, **named: Any) -> None:
+    """Gradients of some loss over all outputs, under a fixed seed."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    outputs = tensors_in(model(*inputs, **named))
+    sum(output.float().square().mean() for output in outputs if output.requires_grad).backward()
+
+
+def assert_carried_through(
+    model: nn.Module,
+    inputs: tuple[Any, ...] = (),
+    training_inputs: tuple[Any, ...] | None = None,
+    compress: float = 0.1,
+    in_double: bool = False,
+    **named: Any,
+) -> None:
+    """What fxhash promises of any model: captured exactly, trained through the factors, deployed with the same answers.
+
+    Args:
+        model: a dense model; its gradients are set.
+        inputs: what it takes in eval mode.
+        training_inputs: what it takes in train mode, if that is something else.
+        compress: the fraction to compress to, or the smallest possible one if that is larger.
+        in_double: whether to compare the deployed model in double precision, for outputs that jump with rounding.
+        named: what it takes by name, in both modes.
+    """
+    training_inputs = inputs if training_inputs is None else training_inputs
+    traced = fxhash.trace(model)
+    assert_same_outputs(model.eval(), traced.eval(), *inputs, rtol=0, **named)
+    assert_same_outputs(model.train(), traced.train(), *training_inputs, rtol=0, **named)
+    del traced
+
+    gm = smallest_transform(model, compress, seed=0)
+    plan = generator_of(gm).plan
+    trained = [(name, p) for name, p in model.named_parameters() if p.dim() >= 2 and p.requires_grad]
+    assert {parameter.fqn for parameter in plan.hashed} | set(plan.unused) >= {name for name, _ in trained}, (
+        "a large parameter is neither hashed nor named as unused"
+    )
+    train_step(model, *training_inputs, **named)
+    train_step(gm, *training_inputs, **named)
+    with_gradient = {name for name, parameter in trained if parameter.grad is not None}
+    del model, trained
+    for parameter, left in zip(plan.hashed, generator_of(gm).left, strict=True):
+        if parameter.fqn in with_gradient:
+            assert left.grad is not None, f"no gradient reaches {parameter.fqn}"
+            assert left.grad.isfinite().all(), parameter.fqn
+    gm.zero_grad()
+    gm.eval()
+    if in_double:
+        gm.double()
+        inputs = tree_map_only(Tensor, lambda tensor: tensor.double(), inputs)
+    assert_same_outputs(gm, fxhash.lower_for_deploy(gm), *inputs, **named)
 
 
 class CountingOperators(TorchDispatchMode):

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import fxhash
+from benchmarks.decoder import Decoder
 from fxhash.plan import CompressionPlan
 from tests.helpers import assert_same_outputs, generator_of, run
 from tests.models import MODELS
@@ -24,41 +25,6 @@ WITHOUT_START = {
     "WeightNorm",
     "HookedWeightNorm",
 }
-
-
-class Block(nn.Module):
-    """A layer of a transformer, as one writes it by hand."""
-
-    def __init__(self, width: int, hidden: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm, self.hidden_norm = nn.RMSNorm(width), nn.RMSNorm(width)
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.gate, self.up = nn.Linear(width, hidden, bias=False), nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
-
-    def forward(self, x):
-        normed = self.attention_norm(x)
-        heads = [
-            project(normed).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
-        ]
-        mixed = F.scaled_dot_product_attention(*heads, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).flatten(2))
-        normed = self.hidden_norm(x)
-        return x + self.down(F.silu(self.gate(normed)) * self.up(normed))
-
-
-class Decoder(nn.Module):
-    def __init__(self, vocabulary: int, width: int, hidden: int, heads: int, layers: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary, width)
-        self.blocks = nn.Sequential(*[Block(width, hidden, heads) for _ in range(layers)])
-        self.norm = nn.RMSNorm(width)
-        self.head = nn.Linear(width, vocabulary, bias=False)
-
-    def forward(self, tokens):
-        return self.head(self.norm(self.blocks(self.embedding(tokens))))
 
 
 def on_meta(build):

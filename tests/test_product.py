@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fxhash.product import generate, rows_for, spread, standard_normal
+from fxhash.product import Spread, generate, rows_for, standard_normal
 
 sizes = st.integers(1, 5)
 
@@ -49,4 +49,4 @@ def test_spread_is_that_of_the_built_product(rows, cols, rank, data):
     numel = data.draw(st.integers(max((rows - 1) * cols + 1, 2), rows * cols))
     left, right = torch.randn(rows, rank), torch.randn(rank + 1, cols)
     built = (left.double() @ right[:rank].double()).flatten()[:numel]
-    assert spread(left, right, numel) == pytest.approx(built.std().item(), rel=1e-6, abs=1e-9)
+    assert Spread(right)(left, numel) == pytest.approx(built.std().item(), rel=1e-6, abs=1e-9)

@@ -11,10 +11,8 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-import fxhash
-from tests.helpers import assert_same_outputs, generator_of, smallest_transform
+from tests.helpers import assert_carried_through
 
 DETECTION = ("rcnn", "retinanet", "fcos", "ssd")
 VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d", "mvit")
@@ -100,29 +98,6 @@ def test_the_list_is_the_one_that_is_known():
 def test_model(name):
     if name in EXCEPTIONS:
         pytest.skip(EXCEPTIONS[name])
-    model, inputs = build(name), inputs_of(name)
-    # The first pass alone changes nothing: what it captures computes exactly the same.
-    assert_same_outputs(model.eval(), fxhash.trace(model), *inputs, rtol=0)
-
-    gm = smallest_transform(model.train(), 0.1, seed=0)
-    hashed = generator_of(gm).plan
-    large = [parameter for parameter in model.parameters() if parameter.dim() >= 2 and parameter.requires_grad]
-    used = sum(parameter.numel for parameter in hashed.hashed)
-    assert used + sum(dict(model.named_parameters())[fqn].numel() for fqn in hashed.unused) >= sum(
-        parameter.numel() for parameter in large
-    ), "a large parameter is neither hashed nor named as unused"
-    torch.manual_seed(0)
-    outputs = [leaf for leaf in tree_leaves(gm(*training_inputs_of(name))) if isinstance(leaf, Tensor)]
-    sum(output.square().mean() for output in outputs if output.requires_grad).backward()
-    for parameter, left in zip(hashed.hashed, generator_of(gm).left, strict=True):
-        assert left.grad is not None, f"no gradient reaches {parameter.fqn}"
-        assert left.grad.isfinite().all(), parameter.fqn
-
-    del model
-    gm.zero_grad()
-    gm.eval()
-    if is_of(name, DETECTION):
-        # In double precision, so that no rounding decides which of two boxes is suppressed.
-        gm.double()
-        inputs = tree_map_only(Tensor, lambda tensor: tensor.double(), inputs)
-    assert_same_outputs(gm, fxhash.lower_for_deploy(gm), *inputs)
+    # In double precision, so that no rounding decides which of two boxes is suppressed.
+    boxes = is_of(name, DETECTION)
+    assert_carried_through(build(name), inputs_of(name), training_inputs_of(name), in_double=boxes)
