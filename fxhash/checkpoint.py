@@ -143,6 +143,11 @@ def _distinct_tensors(gm: fx.GraphModule) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{name!r} in the state dict is a {type(tensor).__name__}, not a tensor: it can't be stored"
             )
+        if hasattr(tensor, "full_tensor"):
+            raise CheckpointError(
+                f"{name!r} is sharded over several processes: gather the state dict into an unsharded model and save "
+                "that (torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True)"
+            )
         if tensor.is_meta:
             raise CheckpointError(f"{name!r} is on the meta device: there are no values to save")
     aliases = _aliases(gm)

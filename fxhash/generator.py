@@ -106,9 +106,13 @@ class SMHGenerator(nn.Module):
             name: its fully qualified name in the original model.
         """
         index, parameter = self._hashed[name]
+        shift, dtype = self.shifts[index], self.dtype_of(parameter)
+        if self.right.dtype != shift.dtype:
+            # FSDP's mixed precision casts parameters for a call, but no buffers: weights have the cast's type then.
+            dtype = self.right.dtype
         with _full_precision(self.right.device.type):
-            weight = generate(self.scaled_left(name), self.right, parameter.shape, self.shifts[index])
-        return weight.to(self.dtype_of(parameter))
+            weight = generate(self.scaled_left(name), self.right, parameter.shape, shift.to(self.right.dtype))
+        return weight.to(dtype)
 
     def scaled_left(self, name: str) -> Tensor:
         """The rows of `left` of one parameter, times its scale; zero where a row uses fewer rows of `right`."""

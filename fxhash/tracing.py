@@ -13,6 +13,7 @@ import operator
 import random
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,7 @@ class _Capture:
         with (
             _restoring_attributes(self.root),
             _recording_training_flags(self, tracer),
-            _refusing_autocast(),
+            _refusing_blocks(),
             _refusing_side_effects(*self.root.modules()),
         ):
             graph = tracer.trace(self.root)
@@ -529,18 +530,28 @@ def _set_random_state(state: tuple[Tensor, Any, Any]) -> None:
 
 
 @contextmanager
-def _refusing_autocast() -> Iterator[None]:
-    """The graph would forget an autocast block, also one that switches autocast off."""
-
-    def refuse(_: Any) -> None:
-        raise _UntraceableError("its forward switches autocast on or off")
-
-    enter = torch.autocast.__enter__
-    torch.autocast.__enter__ = refuse  # type: ignore[method-assign]
+def _refusing_blocks() -> Iterator[None]:
+    """The graph would forget an autocast block, also one that switches autocast off, and one that checkpoints."""
+    refused: dict[type, str] = {
+        torch.autocast: "its forward switches autocast on or off",
+        torch.autograd.graph.saved_tensors_hooks: "its forward checkpoints, or saves tensors in its own way",
+    }
+    entering = {block: block.__dict__["__enter__"] for block in refused}
+    for block, reason in refused.items():
+        _set_enter(block, partial(_refuse, reason))
     try:
         yield
     finally:
-        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+        for block, enter in entering.items():
+            _set_enter(block, enter)
+
+
+def _set_enter(block: Any, enter: Callable[..., Any]) -> None:
+    block.__enter__ = enter
+
+
+def _refuse(reason: str, *_: Any) -> None:
+    raise _UntraceableError(reason)
 
 
 @contextmanager

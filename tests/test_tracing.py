@@ -344,6 +344,34 @@ def test_checkpointing_inside_an_opaque_part(use_reentrant):
     assert gm.smh_generator.right.grad.abs().sum() > 0
 
 
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_block_that_checkpoints_goes_on_checkpointing(use_reentrant):
+    """It is opaque: a graph would forget to throw its activations away."""
+    calls = []
+
+    class Counted(nn.Linear):
+        def forward(self, x):
+            calls.append(torch.is_grad_enabled())
+            return super().forward(x).relu()
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = Counted(16, 16)
+
+        def forward(self, x):
+            return checkpoint(self.linear, x, use_reentrant=use_reentrant)
+
+    gm = fxhash.transform(nn.Sequential(nn.Linear(16, 16), Block()), 0.9)
+    assert list(reasons(gm)) == ["1.opaque_part"]
+    calls.clear()
+    loss = gm(torch.randn(2, 16)).sum()
+    assert len(calls) == 1
+    loss.backward()
+    assert len(calls) == 2
+    assert all(left.grad.any() for left in gm.smh_generator.left)
+
+
 def test_threads_share_one_opaque_part():
     gm = fxhash.lower_for_deploy(fxhash.transform(BranchesOnInput(), 0.9, seed=0))
     batches = [torch.randn(2, 16) for _ in range(60)]
