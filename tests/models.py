@@ -26,6 +26,23 @@ class ResidualConvNet(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
+class NormWithActivation(nn.BatchNorm2d):
+    """A batch norm that does more than its name says."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu(super().forward(input))
+
+
+class ActivatedNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 12, 3)
+        self.norm = NormWithActivation(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
 class ConvCalledTwice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -425,6 +442,7 @@ def _layer(layer: nn.Module, *shape: int) -> tuple[Callable[[], nn.Module], Call
 # Name -> how to build the model, how to make example inputs.
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]] = {
     "ResidualConvNet": (ResidualConvNet, _images(3)),
+    "ActivatedNorm": (ActivatedNorm, _images(8)),
     "ConvCalledTwice": (ConvCalledTwice, _images(8)),
     "TiedEmbedding": (TiedEmbedding, _tokens),
     "SharedStorage": (SharedStorage, _vectors),

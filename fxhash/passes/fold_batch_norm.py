@@ -46,8 +46,12 @@ def batch_norm_after(graph_module: fx.GraphModule, node: fx.Node) -> FoundNorm |
 
 
 def _of_module(node: fx.Node, norm: nn.Module) -> FoundNorm | None:
+    # Some norms of others' do more, such as those of timm, which end in an activation.
+    plain = {nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward}
     if (
         not isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        or type(norm).forward not in plain
+        or "forward" in vars(norm)
         or norm.training
         or norm.running_mean is None
         or norm.running_var is None
