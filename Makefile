@@ -4,7 +4,7 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all test-ecosystem lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/fxhash demo
@@ -15,6 +15,11 @@ test: lint
 
 test-all: lint
 	@$(BIN)/python -m pytest -n 2
+
+# Models of timm and Hugging Face, which `make test` skips where they aren't installed.
+test-ecosystem: $(INSTALLED)
+	$(BIN)/pip install --quiet torch torchvision -e ".[ecosystem]"
+	@$(BIN)/python -m pytest -n 2 tests/ecosystem
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""See what a model would become before allocating a byte for it, then load a file into it without its dense weights."""
+"""See what a model would become before allocating a byte for it, then train it or load a file into it."""
 
 import tempfile
 from pathlib import Path
@@ -15,6 +15,10 @@ def main() -> None:
     for compress in (0.02, 0.1):
         plan = fxhash.transform(model, compress).smh_generator.plan
         print(f"at {compress:.0%}: {plan.trainable_before:,} -> {plan.trainable_after:,}, {plan.layout}")
+
+    # Training starts from it as well: only the factors and one layer at a time take memory.
+    started = fxhash.transform(model, 0.02, device="cpu")
+    print(f"{sum(parameter.numel() for parameter in started.parameters()):,} parameters to train")
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"

@@ -364,6 +364,20 @@ class HookedWeightNorm(nn.Module):
         return self.spectral(self.normed(x))
 
 
+class LowRankAdapter(nn.Module):
+    """A frozen layer with a trained correction that starts at zero (LoRA)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Linear(16, 16).requires_grad_(False)
+        self.down = nn.Linear(16, 4, bias=False)
+        self.up = nn.Linear(4, 16, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(x)) * 2
+
+
 class FrozenBackbone(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -477,6 +491,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]
     "MixedTypes": (MixedTypes, _vectors),
     "WeightNorm": (WeightNorm, _vectors),
     "HookedWeightNorm": (HookedWeightNorm, _vectors),
+    "LowRankAdapter": (LowRankAdapter, _vectors),
     "FrozenBackbone": (FrozenBackbone, _vectors),
     "UnusedParameter": (UnusedParameter, _vectors),
     "ReadsShapes": (ReadsShapes, _vectors),
