@@ -12,7 +12,7 @@ shape `(at least rank, cols)`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -134,7 +134,8 @@ def embedding_in_turn(indices: Tensor, left: Tensor, right: Tensor, shape: Seque
     most = max(_LARGEST_INTERMEDIATE // (cols if whole_rows else rank * size), 1)
     blocks = right.view(rank, per_row, size).transpose(0, 1).reshape(per_row, -1)
     pieces = []
-    for piece in indices.reshape(-1).split(most):
+    flat = indices.reshape(-1)
+    for piece in flat.split(most) if _holds(flat.shape[0] > most) else (flat,):
         rows, block = F.embedding(piece // per_row, left), piece % per_row
         if whole_rows:
             generated = (rows @ right).view(rows.shape[0] * per_row, size)
@@ -158,7 +159,7 @@ def linear_by_size(
     scratch: Tensor | None = None,
 ) -> Tensor:
     """`linear_in_turn` for at most `most` rows of input; beyond, generating the weight once is less work."""
-    if x.numel() // shape[1] <= most:
+    if _holds(x.numel() // shape[1] <= most):
         return linear_in_turn(x, left, right, shape, bias)
     return F.linear(x, generate(left, right, shape, scratch=scratch), bias)
 
@@ -177,7 +178,21 @@ def conv_by_size(
     scratch: Tensor | None = None,
 ) -> Tensor:
     """`conv_in_turn` for at most `most` pixels of input; beyond, generating the weight once is less work."""
-    if x.numel() // shape[1] <= most:
+    if _holds(x.numel() // shape[1] <= most):
         return conv_in_turn(x, left, right, shape, bias, stride, padding, dilation)
     weight = generate(left, right, shape, scratch=scratch)
     return _CONVOLUTIONS[len(shape) - 2](x, weight, bias, stride, padding, dilation)
+
+
+# Torch 2.6 has no such function, and decides for the sizes of the example.
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+
+
+def _holds(condition: bool) -> bool:
+    """Whether a condition on sizes holds; where an exported program leaves sizes open, whether it does for all."""
+    if not _is_exporting():
+        return condition
+    # Here, since it takes longer to import than the rest of this package.
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(condition)

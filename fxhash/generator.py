@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -125,7 +125,9 @@ class SMHGenerator(nn.Module):
 
     def dtype_of(self, parameter: ParameterPlan) -> torch.dtype:
         """The type that a weight has by now: the original's, unless `.to(dtype)` or the like converted the model."""
-        return self.get_buffer(_anchor(parameter.dtype)).dtype
+        # By `getattr`: exporters of torch 2.6 can't follow `get_buffer`.
+        anchor: Tensor = getattr(self, _anchor(parameter.dtype))
+        return anchor.dtype
 
     def extra_repr(self) -> str:
         """Shape of the product, for `repr`."""
@@ -156,14 +158,13 @@ def _std_and_mean(tensor: Tensor) -> tuple[float, float]:
     return std.item(), mean.item()
 
 
-@contextmanager
-def _full_precision(device_type: str) -> Iterator[None]:
+def _full_precision(device_type: str) -> AbstractContextManager[object]:
     """Keep autocast out: the product has the factors' precision, and layers cast its result as they would a weight."""
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        with torch.autocast(device_type, enabled=False):
-            yield
-    else:
-        yield
+    # Older compilers can't follow the question whether a device has autocast at all; those that they compile for have.
+    has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+    if has_autocast and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 def find_generator(module: nn.Module) -> SMHGenerator | None:

@@ -113,6 +113,8 @@ SMALLEST = {
 }
 # Sides of the images where 160 pixels don't fit a family's blocks or patches.
 SIDES = {"byoanet": 256, "deepseek_vit": 224, "gemma4_vit": 192}
+# Families whose random start magnifies rounding: in single precision, two orders of summation differ by 0.2 %.
+IN_DOUBLE = {"gemma4_vit"}
 # Families that can't be tried, with the reason.
 EXCEPTIONS: dict[str, str] = {}
 FAMILIES = [family for family in timm.list_modules() if timm.list_models(module=family)]
@@ -134,4 +136,4 @@ def test_family(family):
     channels, *size = model.default_cfg["input_size"]
     if not model.default_cfg.get("fixed_input_size"):
         size = [min(side, SIDES.get(family, 160)) for side in size]
-    assert_carried_through(model, (torch.rand(2, channels, *size),))
+    assert_carried_through(model, (torch.rand(2, channels, *size),), in_double=family in IN_DOUBLE)
