@@ -39,7 +39,9 @@ export = partial(torch.export.export, strict=False)
 Pair = namedtuple("Pair", "first second")
 
 pytestmark = [
-    # torch's own notes on recurrent layers, on constants, and (2.6) on the buffers that it is about to add.
+    # torch's own notes on recurrent layers, on constants, (2.6) on the buffers that it is about to add, and (2.11) on
+    # copies of its own structures.
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node with no underlying reference"),
     pytest.mark.filterwarnings("ignore:Node plain target plain plain of  does not reference an nn.Module"),
     pytest.mark.filterwarnings("ignore:The tensor attributes? .* assigned during export"),
