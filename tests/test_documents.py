@@ -26,6 +26,8 @@ def test_readme_example_runs_as_printed(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
 def test_examples_run(example, tmp_path, monkeypatch, capsys):
+    if example.stem == "export_to_onnx":
+        pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(example), run_name="__main__")
     assert capsys.readouterr().out
@@ -126,6 +128,21 @@ def test_readme_figures_under_the_compiler_are_the_recorded_ones():
     text = " ".join(README.split())
     assert f"takes {two:.2f} of the dense (eager) latency at 2 %, batch 1, and {ten:.2f} at 10 %" in text
     assert f"the dense model compiled takes {ratios['dense, compiled']:.2f} " in text
+
+
+def test_readme_figures_of_scale_are_the_recorded_ones():
+    results = ROOT / "benchmarks" / "results"
+    large = json.loads((results / "scaling_large.json").read_text())["results"]
+    text = " ".join(README.split())
+    assert f"A decoder of {large['parameters']:,} parameters ({large['dense_megabytes'] / 1e3:.1f} GB" in text
+    assert f"has {large['trained_parameters']:,} to train" in text
+    assert f"takes {large['transform']['seconds']:.0f} s, which" in text
+    assert f"more than {large['one_token']['peak_megabytes'] / 1e3:.1f} GB of memory" in text
+    assert f"One token takes {large['one_token']['seconds']:.1f} s" in text
+    for result in json.loads((results / "scaling_tensors.json").read_text())["results"]:
+        each = result["milliseconds_each"]
+        cells = [f"{each['plan']:.3f}", *(f"{each[step]:.2f}" for step in ("transform_on_meta", "transform", "lower"))]
+        assert f"| {result['tensors']:,} | {' | '.join(cells)} |" in README
 
 
 def test_changelog_has_the_version():
