@@ -118,13 +118,25 @@ class OpaquePart(nn.Module):
         self.defaults = dict(defaults)
         _assign(module, self.names, [None] * len(self.names))
 
-    def forward(self, parameters: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def forward(
+        self,
+        parameters: Sequence[Tensor],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        more_args: Sequence[Any] = (),
+        more_kwargs: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Any:
         """Call the wrapped module with `args` and `kwargs`, and `parameters` in the order of `names`.
+
+        What a model's own `*args` and `**kwargs` collect comes as `more_args` and `more_kwargs`.
 
         The call runs on a replica that shares everything with the wrapped module but holds `parameters`: other threads,
         and a checkpoint that runs the module again in backward, see what they were given.
         """
+        args = (*args, *more_args)
         kwargs = {name: value for name, value in kwargs.items() if value is not self.defaults.get(name, ...)}
+        # Torch's interpreter, by which it exports, gives an empty list where no keywords are left to collect.
+        kwargs |= dict(more_kwargs)
         recurrent = any(isinstance(module, nn.RNNBase) for module in self.wrapped_module.modules())
         if torch.compiler.is_compiling() and not recurrent:
             # Older compilers can't follow replicas; calls don't meet in compiled code.

@@ -9,7 +9,6 @@ becomes one opaque call that is handed its parameters.
 from __future__ import annotations
 
 import inspect
-import operator
 import random
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -177,16 +176,14 @@ class _Capture:
         by_name = not {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY} & {
             parameter.kind for parameter in parameters
         }
-        star_args = star_kwargs = None
+        collected: dict[str, Any] = {}
         for parameter in parameters:
             stars = "*" if parameter.kind is parameter.VAR_POSITIONAL else ""
             stars = "**" if parameter.kind is parameter.VAR_KEYWORD else stars
             default = () if parameter.default is parameter.empty else (parameter.default,)
             node = graph.create_node("placeholder", stars + parameter.name, default)
-            if stars == "*":
-                star_args = node
-            elif stars == "**":
-                star_kwargs = node
+            if stars:
+                collected["more_args" if stars == "*" else "more_kwargs"] = node
             elif parameter.kind is parameter.KEYWORD_ONLY or (default and by_name):
                 kwargs[parameter.name] = node
                 if default:
@@ -195,13 +192,7 @@ class _Capture:
                 args.append(node)
         exposed = self.names_inside("")
         weights = tuple(graph.get_attr(name) for name in exposed)
-        all_args: Any = tuple(args)
-        all_kwargs: Any = kwargs
-        if star_args is not None:
-            all_args = graph.call_function(operator.add, (all_args, star_args))
-        if star_kwargs is not None:
-            all_kwargs = graph.call_function(operator.or_, (all_kwargs, star_kwargs))
-        graph.output(graph.call_module(OPAQUE_PART, (weights, all_args, all_kwargs)))
+        graph.output(graph.call_module(OPAQUE_PART, (weights, tuple(args), kwargs), collected))
         part = OpaquePart(self.root, tuple(exposed.values()), reason, defaults)
         return self._graph_module(graph, {OPAQUE_PART: part})
 

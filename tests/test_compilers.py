@@ -137,6 +137,7 @@ def by_size():
         "TiedEmbedding",
         "Buffers",
         "EveryNorm",
+        "StarArguments",
         pytest.param("TransformerEncoderLayer", marks=needs_compiler_of("2.11")),
         pytest.param("GRU", marks=needs_compiler_of("2.14")),
     ],

@@ -37,9 +37,9 @@ def restore_parameters(graph_module: fx.GraphModule) -> bool:
 
 
 def _unwrap(graph_module: fx.GraphModule, path: str, part: OpaquePart) -> bool:
-    """Put the wrapped module back where it was; not where the graph collects `*args` for it."""
+    """Put the wrapped module back where it was; not where the graph collects `*args` or `**kwargs` for it."""
     calls = [node for node in graph_module.graph.nodes if node.op == "call_module" and node.target == path]
-    if not all(isinstance(args, tuple) and isinstance(kwargs, dict) for _, args, kwargs in (n.args for n in calls)):
+    if any(node.kwargs for node in calls):
         return False
     place = path.rpartition(".")[0] or path
     for node in calls:

@@ -199,6 +199,30 @@ def test_each_layer_comes_by_its_weight_when_it_is_called():
     assert len({use.inside for use in uses}) > 10
 
 
+@pytest.mark.parametrize("form", ["transformed", "lowered"])
+@pytest.mark.parametrize(
+    "name", ["BertForMaskedLM", "LlamaForCausalLM", "ViTForImageClassification", "GPT2LMHeadModel"]
+)
+def test_export_and_compile(name, form, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, inputs = build(name), MODELS[name][2]()
+    model.config.use_cache = False
+    gm = fxhash.transform(model, 0.3, seed=0).eval()
+    model = gm if form == "transformed" else fxhash.lower_for_deploy(gm)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        program = torch.export.export(model, (), inputs, strict=False)
+        torch.testing.assert_close(program.module()(**inputs).logits, expected)
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
+        torch.onnx.export(program, dynamo=True, optimize=False, verbose=False).save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", disabled_optimizers=["ConstantFolding"])
+    names = [node.name for node in session.get_inputs()]
+    logits = session.run(None, {name: inputs[name].numpy() for name in names})[0]
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_loss_and_labels():
     gm = fxhash.transform(build("LlamaForCausalLM"), 0.5, seed=0)
     inputs = text()
