@@ -1,4 +1,4 @@
-"""The `fxhash` command: `fxhash demo` and `fxhash inspect TARGET`.
+"""The `fxhash` command: `fxhash demo`, `inspect TARGET`, `train` and `eval RUN`.
 
 `create_app` declares the commands and their options; the functions below it do the work. torch, torchvision
 and matplotlib are imported only by the commands that need them, so that `fxhash --help` is quick.
@@ -7,6 +7,7 @@ and matplotlib are imported only by the commands that need them, so that `fxhash
 import difflib
 import importlib
 import inspect as python_inspect
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -108,7 +109,126 @@ def create_app() -> "typer.Typer":
         with _one_line_errors():
             _inspect(target, {name: value for name, value in options.items() if value not in (None, [])})
 
+    @app.command()
+    def train(
+        model: Annotated[str | None, typer.Option(help="A model of the zoo, such as resnet20.")] = None,
+        data: Annotated[
+            str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, cifar100 or imagefolder:DIR.")
+        ] = "digits",
+        compress: Annotated[
+            float | None, typer.Option(help="Trainable parameters after over before; the dense model if left out.")
+        ] = None,
+        output: Annotated[Path, typer.Option(help="Folder of the run.", file_okay=False)] = Path("fxhash-run"),
+        resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+        recipe: Annotated[
+            str | None, typer.Option(help="How to train; digits or small-images, by the data, if left out.")
+        ] = None,
+        epochs: Annotated[int | None, typer.Option(metavar="N", help="Passes over the training images.")] = None,
+        batch_size: Annotated[int | None, typer.Option(metavar="N", help="Images a step, over all processes.")] = None,
+        optimizer: Annotated[str | None, typer.Option(help="sgd or adamw.")] = None,
+        learning_rate: Annotated[float | None, typer.Option(help="The highest that the schedule reaches.")] = None,
+        weight_decay: Annotated[float | None, typer.Option(help="Of parameters of two or more dimensions.")] = None,
+        schedule: Annotated[str | None, typer.Option(help="one-cycle or cosine.")] = None,
+        label_smoothing: Annotated[float | None, typer.Option(help="Share spread over all classes.")] = None,
+        clip_gradients: Annotated[float | None, typer.Option(help="Largest norm of all gradients; 0 for any.")] = None,
+        ema_decay: Annotated[float | None, typer.Option(help="Decay of averaged weights; 0 for none.")] = None,
+        precision: Annotated[str | None, typer.Option(help="32, bf16 or 16.")] = None,
+        seed: Annotated[int, typer.Option(help="For all that is random.")] = 0,
+        device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+        data_folder: Annotated[Path, typer.Option(help="Where torchvision's data sets are.")] = Path("data"),
+        image_size: Annotated[
+            int | None, typer.Option(metavar="N", help="Scale a folder's images to N pixels.")
+        ] = None,
+        download: Annotated[bool, typer.Option("--download", help="Fetch the data if it is not there.")] = False,
+        tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write curves for TensorBoard too.")] = False,
+    ) -> None:
+        """Train a model of the zoo, dense or compressed.
+
+        Writes what was asked for, a checkpoint after each epoch, the curves and the trained model to a folder. A run
+        that was stopped, however, goes on with --resume to the same weights. Under torchrun, it trains in all
+        processes.
+        """
+        changes = {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "optimizer": optimizer,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "schedule": schedule,
+            "label_smoothing": label_smoothing,
+            "clip_gradients": clip_gradients,
+            "ema_decay": ema_decay,
+            "precision": precision,
+        }
+        chosen = {
+            "model": model,
+            "data": data,
+            "compress": compress,
+            "seed": seed,
+            "device": device,
+            "data_folder": str(data_folder),
+            "image_size": image_size,
+            "tensorboard": tensorboard,
+        }
+        with _one_line_errors():
+            if resume:
+                _resume(output)
+            else:
+                _train(chosen, recipe, changes, output, download)
+
+    @app.command("eval")
+    def evaluate(
+        run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    ) -> None:
+        """Test the model of a run, as trained and as deployed from its file."""
+        with _one_line_errors():
+            training = _import_from_extra("fxhash.training", "train")
+            for name, accuracy in training.evaluate(run).items():
+                print(f"{name}: {accuracy:.2%}")
+
     return app
+
+
+def _train(chosen: dict[str, Any], recipe: str | None, changes: dict[str, Any], output: Path, download: bool) -> None:
+    if chosen["model"] is None:
+        raise TargetError("give --model, such as --model resnet20; `fxhash.zoo.list()` has the names")
+    training = _import_from_extra("fxhash.training", "train")
+    named = training.load_recipe(recipe or ("digits" if chosen["data"] == "digits" else "small-images"))
+    options = training.RunOptions(recipe=named.with_changes(changes), **chosen)
+    with _files_of(output):
+        _print_result(training.train(options, output, download), output)
+
+
+def _resume(output: Path) -> None:
+    training = _import_from_extra("fxhash.training", "train")
+    with _files_of(output):
+        _print_result(training.resume(output), output)
+
+
+@contextmanager
+def _files_of(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise TargetError(
+            f"can't write to {str(output)!r}: {error}; the last checkpoint is whole, --resume goes on from it"
+        ) from error
+
+
+def _print_result(result: Any, output: Path) -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
+    print(
+        f"{result.test_accuracy:.2%} of the test images, {result.trainable_after:,} trainable parameters "
+        f"of {result.trainable_before:,}"
+    )
+    if result.gradient_bytes:
+        share = result.gradient_bytes / result.dense_gradient_bytes
+        print(
+            f"gradients: {result.gradient_bytes:,} bytes a step and process, {share:.2%} of the dense model's "
+            f"{result.dense_gradient_bytes:,}"
+        )
+    print(f"run: {output}")
 
 
 def _run_demo(output: Path, epochs: int) -> None:

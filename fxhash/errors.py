@@ -51,3 +51,7 @@ class TransformError(FxhashError, ValueError):
 
 class CheckpointError(FxhashError, ValueError):
     """A file can't be written or read, is damaged, or doesn't fit the model."""
+
+
+class TrainingError(FxhashError, ValueError):
+    """A run can't be started or go on: an impossible setting, data that can't be read, or a loss that is not finite."""

@@ -25,7 +25,7 @@ ORDER = [
     {"api"},
     {"checkpoint", "report"},
     {"zoo"},
-    {"demo"},
+    {"demo", "training"},
     {"cli"},
     {"__main__"},
 ]

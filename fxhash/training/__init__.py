@@ -1,0 +1,21 @@
+"""Training of image classifiers, dense or compressed: data sets, recipes, runs that can be resumed.
+
+Needs the extra `train`: PyTorch Lightning runs the loop.
+"""
+
+from fxhash.training.data import ImageData, load_data
+from fxhash.training.recipe import Recipe, load_recipe, recipe_names
+from fxhash.training.run import RunOptions, RunResult, evaluate, resume, train
+
+__all__ = [
+    "ImageData",
+    "Recipe",
+    "RunOptions",
+    "RunResult",
+    "evaluate",
+    "load_data",
+    "load_recipe",
+    "recipe_names",
+    "resume",
+    "train",
+]

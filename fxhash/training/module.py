@@ -1,0 +1,139 @@
+"""What a step of training is: the part of a run that Lightning asks us for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fxhash.errors import TrainingError
+from fxhash.training.recipe import Recipe
+
+
+class Classifier(LightningModule):
+    """A model that is trained to classify images.
+
+    Args:
+        model: maps normalised images `(batch, channels, height, width)` to logits `(batch, classes)`.
+        recipe: how to train it.
+        mean: of each channel of the training images, where white is 1.
+        std: the standard deviation in the same form.
+        mirrored: whether images may be mirrored.
+        seed: for the order of the images, shifts, mirror images and dropout, anew in each epoch: a run that is
+            interrupted goes on as if it had not been.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, mean: Sequence[float], std: Sequence[float], mirrored: bool, seed: int
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.recipe = recipe
+        self.flip = recipe.flip and mirrored
+        self.seed = seed
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images of bytes."""
+        return self.model((images.to(self.mean.dtype) / 255 - self.mean) / self.std)
+
+    def on_train_epoch_start(self) -> None:
+        """Draw the same random numbers in this epoch whatever happened before, others in each process."""
+        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1_000_003 + self.global_rank)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
+        """The loss of a batch."""
+        images, labels = batch
+        images = shifted(images, self.recipe.pad)
+        if self.flip:
+            images = mirrored_at_random(images)
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.recipe.label_smoothing)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, step {batch_index + 1}: lower "
+                "--learning-rate, or give --clip-gradients 1; the checkpoint of the last epoch is as it was"
+            )
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+        """Loss and accuracy of a batch of the test."""
+        images, labels = batch
+        logits = self(images).float()
+        measured = {
+            "test_loss": F.cross_entropy(logits, labels),
+            "test_accuracy": (logits.argmax(1) == labels).float().mean(),
+        }
+        self.log_dict(measured, batch_size=len(labels), sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its learning rate at each step."""
+        recipe = self.recipe
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [each for each in trained if each.dim() >= 2], "weight_decay": recipe.weight_decay},
+            {"params": [each for each in trained if each.dim() < 2], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizer: torch.optim.Optimizer
+        if recipe.optimizer == "sgd":
+            nesterov = recipe.momentum > 0
+            optimizer = torch.optim.SGD(groups, recipe.learning_rate, momentum=recipe.momentum, nesterov=nesterov)
+        else:
+            optimizer = torch.optim.AdamW(groups, recipe.learning_rate)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule: torch.optim.lr_scheduler.LRScheduler
+        if recipe.schedule == "one-cycle":
+            schedule = torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, recipe.learning_rate, total_steps=max(steps, 2), cycle_momentum=False
+            )
+        else:
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(cosine_with_warmup, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def cosine_with_warmup(steps: int, step: int) -> float:
+    """The share of the peak learning rate at a step: a line up for 5 % of the steps, then half a cosine down.
+
+    Example:
+        >>> [round(cosine_with_warmup(100, step), 2) for step in (0, 4, 5, 52, 99)]
+        [0.2, 1.0, 1.0, 0.51, 0.0]
+    """
+    warmup = max(steps // 20, 1)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def shifted(images: Tensor, most: int) -> Tensor:
+    """Each image shifted by up to `most` pixels both ways, black where nothing was.
+
+    Args:
+        images: `(batch, channels, height, width)`.
+        most: largest shift.
+    """
+    if not most:
+        return images
+    batch, channels, height, width = images.shape
+    padded = F.pad(images, (most, most, most, most))
+    rows = torch.randint(2 * most + 1, (batch, 1), device=images.device) + torch.arange(height, device=images.device)
+    columns = torch.randint(2 * most + 1, (batch, 1), device=images.device) + torch.arange(width, device=images.device)
+    which = torch.arange(batch, device=images.device).view(-1, 1, 1, 1)
+    plane = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
+    return padded[which, plane, rows.view(batch, 1, height, 1), columns.view(batch, 1, 1, width)]
+
+
+def mirrored_at_random(images: Tensor) -> Tensor:
+    """Each image or its mirror image, one as likely as the other."""
+    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return torch.where(chosen, images.flip(-1), images)

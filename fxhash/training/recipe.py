@@ -1,0 +1,101 @@
+"""How to train: a small declarative file in this package for each recipe, with the figures that it reached."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.resources import files
+from typing import Any
+
+from fxhash.errors import TrainingError
+
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("one-cycle", "cosine")
+PRECISIONS = ("32", "bf16", "16")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that training a model depends on, but for the model, the data and the seed.
+
+    Attributes:
+        name: name of the file, without its ending.
+        epochs: passes over the training images.
+        batch_size: images a step, over all processes together.
+        optimizer: `"sgd"` with Nesterov momentum, or `"adamw"`.
+        learning_rate: the highest that the schedule reaches.
+        momentum: of SGD.
+        weight_decay: of parameters with two or more dimensions, factors among them; the others have none.
+        schedule: `"one-cycle"` (up for 30 % of the steps, then down to almost nothing) or `"cosine"` (up for 5 %).
+        label_smoothing: share of the target that is spread over all classes.
+        clip_gradients: largest norm of all gradients together; 0 for any.
+        ema_decay: decay of a running average of the weights, which is what is evaluated and saved; 0 for none.
+        pad: pixels by which training images are shifted at most, in both directions.
+        flip: whether training images are mirrored at random, where the data set allows it.
+        precision: `"32"`, or `"bf16"` or `"16"` for mixed precision.
+
+    Raises:
+        TrainingError: for a value out of range.
+    """
+
+    name: str = "custom"
+    epochs: int = 30
+    batch_size: int = 128
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-2
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: str = "one-cycle"
+    label_smoothing: float = 0.1
+    clip_gradients: float = 0.0
+    ema_decay: float = 0.0
+    pad: int = 0
+    flip: bool = False
+    precision: str = "32"
+
+    def __post_init__(self) -> None:
+        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise TrainingError(f"{name}={getattr(self, name)!r} is unknown: give one of {', '.join(known)}")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name}={getattr(self, name)!r} must be at least 1")
+        if not self.learning_rate > 0:
+            raise TrainingError(f"learning_rate={self.learning_rate!r} must be more than 0")
+        for name in ("momentum", "label_smoothing", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise TrainingError(f"{name}={getattr(self, name)!r} must be at least 0 and less than 1")
+        for name in ("weight_decay", "clip_gradients", "pad"):
+            if getattr(self, name) < 0:
+                raise TrainingError(f"{name}={getattr(self, name)!r} must not be negative")
+
+    def with_changes(self, changes: dict[str, Any]) -> Recipe:
+        """The same recipe with some values replaced; those that are None stay."""
+        given = {name: value for name, value in changes.items() if value is not None}
+        return replace(self, **given)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values by their names."""
+        return asdict(self)
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The recipes that come with this package."""
+    return tuple(sorted(file.name.removesuffix(".json") for file in _folder().iterdir() if file.name.endswith(".json")))
+
+
+def load_recipe(name: str) -> Recipe:
+    """Read one of the package's recipes.
+
+    Raises:
+        TrainingError: if there is none of that name.
+    """
+    if name not in recipe_names():
+        raise TrainingError(f"there is no recipe {name!r}: give one of {', '.join(recipe_names())}")
+    values = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
+    known = {field.name for field in fields(Recipe)}
+    return Recipe(name=name, **{key: value for key, value in values.items() if key in known})
+
+
+def _folder() -> Any:
+    return files("fxhash.training") / "recipes"

@@ -1,0 +1,283 @@
+"""Training: recipes, data, runs that survive being killed, and errors that say what to do."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from safetensors.torch import load_file
+
+from fxhash.errors import BudgetError, TrainingError
+
+pytest.importorskip("lightning")
+pytest.importorskip("torchvision")
+
+from PIL import Image
+
+from fxhash import training
+from fxhash.training import RunOptions, load_data, load_recipe
+from fxhash.training.module import cosine_with_warmup, mirrored_at_random, shifted
+
+# Torch's own, about how Lightning calls it.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
+]
+
+
+def quick(**changes):
+    values = {"epochs": 2, **changes}
+    return load_recipe("digits").with_changes(values)
+
+
+def options(compress=0.3, model="resnet8", **changes):
+    return RunOptions(model, "digits", quick(**changes), compress)
+
+
+def train(run_options, folder):
+    return training.train(run_options, folder, console=Console(quiet=True))
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "fxhash", "train", *map(str, arguments)]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+DIGITS = ("--model", "resnet8", "--compress", "0.3", "--ema-decay", "0.9")
+
+
+@pytest.mark.parametrize("name", training.recipe_names())
+def test_every_recipe_is_complete(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    file = Path(training.recipe.__file__).parent / "recipes" / f"{name}.json"
+    values = json.loads(file.read_text())
+    assert values.keys() <= recipe.to_dict().keys() | {"description", "reached"}
+    assert values["description"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs=0 must be at least 1"),
+        ({"optimizer": "sdg"}, "optimizer='sdg' is unknown: give one of sgd, adamw"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be more than 0"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0 must be at least 0 and less than 1"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 must not be negative"),
+        ({"precision": "8"}, "precision='8' is unknown"),
+    ],
+)
+def test_impossible_recipes(changes, message):
+    with pytest.raises(TrainingError, match=message):
+        quick(**changes)
+
+
+def test_an_unknown_recipe():
+    with pytest.raises(TrainingError, match="there is no recipe 'imagenet': give one of digits, small-images"):
+        load_recipe("imagenet")
+
+
+@given(st.integers(2, 200))
+def test_a_cosine_goes_up_and_then_down(steps):
+    shares = [cosine_with_warmup(steps, step) for step in range(steps)]
+    top = shares.index(max(shares))
+    assert max(shares) == pytest.approx(1, abs=0.6 if steps < 4 else 1e-6)
+    assert shares[: top + 1] == sorted(shares[: top + 1])
+    assert shares[top:] == sorted(shares[top:], reverse=True)
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3))
+def test_shifted_images(channels, height, width, most):
+    images = torch.randint(1, 256, (5, channels, height, width), dtype=torch.uint8)
+    result = shifted(images, most)
+    assert result.shape == images.shape
+    for image, moved in zip(images, result, strict=True):
+        padded = torch.nn.functional.pad(image, (most,) * 4)
+        windows = padded.unfold(1, height, 1).unfold(2, width, 1).flatten(1, 2).transpose(0, 1)
+        assert any(torch.equal(window, moved) for window in windows)
+
+
+def test_mirrored_images():
+    images = torch.arange(64 * 6).view(64, 1, 2, 3)
+    result = mirrored_at_random(images)
+    mirrored = [torch.equal(each, image.flip(-1)) for each, image in zip(result, images, strict=True)]
+    kept = [torch.equal(each, image) for each, image in zip(result, images, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, kept, strict=True))
+    assert 10 < sum(mirrored) < 54
+
+
+def test_digits():
+    data = load_data("digits")
+    assert data.train_images.shape == (1257, 1, 8, 8)
+    assert data.test_images.shape == (540, 1, 8, 8)
+    assert data.train_images.dtype == torch.uint8
+    assert data.classes == tuple("0123456789")
+    mean, std = data.statistics()
+    values = data.train_images.double() / 255
+    assert mean == pytest.approx([values.mean().item()])
+    assert std == pytest.approx([values.std(correction=0).item()])
+
+
+@pytest.fixture
+def folder_of_images(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 6), ("test", 3)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = torch.randint(100 * label, 100 * label + 100, (9, 7, 3), generator=generator)
+                Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{index}.png")
+    return tmp_path / "images"
+
+
+def test_a_folder_of_images(folder_of_images):
+    data = load_data(f"imagefolder:{folder_of_images}")
+    assert data.train_images.shape == (12, 3, 9, 7)
+    assert data.test_images.shape == (6, 3, 9, 7)
+    assert data.classes == ("cat", "dog")
+    assert data.train_labels.tolist() == [0] * 6 + [1] * 6
+    stored = torch.tensor(list(Image.open(folder_of_images / "test" / "dog" / "0.png").tobytes())).view(9, 7, 3)
+    assert torch.equal(data.test_images[3].permute(1, 2, 0).long(), stored)
+    assert load_data(f"imagefolder:{folder_of_images}", image_size=16).train_images.shape == (12, 3, 16, 16)
+
+
+def test_a_folder_that_is_no_data_set(folder_of_images):
+    bad = folder_of_images / "train" / "cat" / "0.png"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:40])
+    with pytest.raises(TrainingError, match=r"the image '.*0\.png' can't be read"):
+        load_data(f"imagefolder:{folder_of_images}")
+    bad.write_bytes(content)
+    (folder_of_images / "test" / "dog").rename(folder_of_images / "test" / "wolf")
+    with pytest.raises(TrainingError, match="different classes: dog, wolf"):
+        load_data(f"imagefolder:{folder_of_images}")
+    (folder_of_images / "test" / "wolf").rename(folder_of_images / "test" / "dog")
+    for file in (folder_of_images / "test" / "dog").iterdir():
+        file.unlink()
+    with pytest.raises(TrainingError, match="holds no images, or a class without any"):
+        load_data(f"imagefolder:{folder_of_images}")
+    with pytest.raises(TrainingError, match=r"there is no folder '.*nowhere/train': images must be in"):
+        load_data(f"imagefolder:{folder_of_images / 'nowhere'}")
+
+
+def test_data_that_is_not_there(tmp_path):
+    with pytest.raises(TrainingError, match="there is no data set 'imagenet': give one of digits, mnist"):
+        load_data("imagenet")
+    with pytest.raises(TrainingError, match=r"cifar10 is not in .* add --download"):
+        load_data("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("compress", [None, 0.3])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_run(compress, ema_decay, tmp_path):
+    result = train(options(compress, ema_decay=ema_decay, clip_gradients=1.0), tmp_path / "run")
+    assert result.test_accuracy > 0.4
+    assert result.trainable_after <= (compress or 1) * result.trainable_before
+    accuracies = training.evaluate(tmp_path / "run")
+    assert accuracies.keys() == ({"trained"} if compress is None else {"trained", "deployed"})
+    assert all(accuracy == pytest.approx(result.test_accuracy, abs=1e-6) for accuracy in accuracies.values())
+    rows = curves(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test_accuracy"] == result.test_accuracy
+
+
+@pytest.mark.parametrize(
+    "changes", [{"optimizer": "sgd", "learning_rate": 0.1}, {"schedule": "cosine"}, {"precision": "bf16"}]
+)
+def test_other_ways_to_train(changes, tmp_path):
+    assert train(options(**changes), tmp_path / "run").test_accuracy > 0.4
+
+
+def test_the_seed_decides(tmp_path):
+    for name, seed in (("first", 0), ("second", 0), ("third", 1)):
+        train(RunOptions("resnet8", "digits", quick(pad=1), 0.3, seed=seed), tmp_path / name)
+    first, second, third = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second", "third"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], third[key]) for key in first)
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    train(options(epochs=1), tmp_path)
+    with pytest.raises(TrainingError, match="holds a run already: add --resume to go on, or give another --output"):
+        train(options(epochs=1), tmp_path)
+    with pytest.raises(TrainingError, match="is finished"):
+        training.resume(tmp_path)
+
+
+def test_runs_that_are_not_there(tmp_path):
+    for function in (training.resume, training.evaluate):
+        with pytest.raises(TrainingError, match=r"there is no run in .*: it has no run\.json"):
+            function(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(TrainingError, match="can't be read"):
+        training.resume(tmp_path)
+
+
+def test_nothing_is_written_for_a_run_that_cannot_start(tmp_path):
+    with pytest.raises(BudgetError):
+        train(options(compress=1e-6), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch 1, step \d+: lower --learning-rate"):
+        train(options(learning_rate=1e30, optimizer="sgd"), tmp_path / "run")
+
+
+def curves(folder):
+    """The rows of a run's `metrics.csv`, but for the time that they took."""
+    rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "killed_after", [0.15, *(pytest.param(seconds, marks=pytest.mark.slow) for seconds in (0.0, 0.3, 0.7))]
+)
+def test_a_killed_run_goes_on_to_the_same_weights(killed_after, tmp_path):
+    """`kill -9` in the middle of an epoch: the weights are those of a run that was left alone, bit for bit."""
+    settings = (*DIGITS, "--epochs", 5)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = subprocess.Popen(
+        command(*settings, "--output", killed), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 120
+    while not (killed / "checkpoints" / "last.ckpt").exists() and time.monotonic() < until:
+        time.sleep(0.005)
+    time.sleep(killed_after)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert not (killed / "model.safetensors").exists()
+    subprocess.run(command("--resume", "--output", killed), env=ENVIRONMENT, check=True, capture_output=True)
+    subprocess.run(command(*settings, "--output", whole), env=ENVIRONMENT, check=True, capture_output=True)
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert curves(killed) == curves(whole)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are POSIX")
+def test_a_full_disk_ends_in_one_line(tmp_path):
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); import runpy, sys; "
+    limited += "sys.argv[0] = 'fxhash'; runpy.run_module('fxhash', run_name='__main__')"
+    result = subprocess.run(
+        [sys.executable, "-c", limited, "train", *DIGITS, "--epochs", "2", "--output", str(tmp_path / "run")],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "can't write to" in result.stderr.splitlines()[-1]
