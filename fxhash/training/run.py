@@ -21,9 +21,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 from rich.console import Console
 from torch import Tensor, distributed, fx, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -244,7 +244,7 @@ def _fit(
     recipe = options.recipe
     classifier = Classifier(model, recipe, *statistics, data.mirrored, options.seed)
     counter = _CountingReduction()
-    callbacks: list[Callback] = [_Curves(console, model, folder / CURVES)]
+    callbacks: list[Callback] = [_Curves(console, model, folder / CURVES), counter]
     if recipe.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
     # Written under another name and then renamed, so that the last one is always whole.
@@ -255,16 +255,13 @@ def _fit(
         callbacks.append(RichProgressBar(leave=False))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    strategy: Strategy | str = "auto"
-    if processes > 1:
-        strategy = DDPStrategy(ddp_comm_state=counter, ddp_comm_hook=_CountingReduction.reduce)
     started = time.perf_counter()
     with _quiet_lightning():
         trainer = Trainer(
             accelerator={"cuda": "gpu"}.get(options.device, options.device),
             devices=local if processes > 1 else 1,
             num_nodes=processes // local,
-            strategy=strategy,
+            strategy="ddp" if processes > 1 else "auto",
             max_epochs=recipe.epochs,
             precision=_PRECISIONS[recipe.precision],
             gradient_clip_val=recipe.clip_gradients or None,
@@ -337,8 +334,16 @@ def _is_other_process() -> bool:
     return os.environ.get("RANK", "0") != "0"
 
 
-class _CountingReduction:
-    """What data-parallel training does to gradients, counting their bytes."""
+# Not annotated, since torch compares annotations with its own types, and here they are texts.
+def _count_and_reduce(counter, bucket):  # type: ignore[no-untyped-def]
+    counter.bytes += bucket.buffer().nbytes
+    counter.steps += bucket.is_last()
+    sent = distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
+    return sent.then(lambda future: future.value()[0] / distributed.get_world_size())
+
+
+class _CountingReduction(Callback):
+    """Does to gradients what data-parallel training does, and counts their bytes."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -348,11 +353,10 @@ class _CountingReduction:
     def bytes_a_step(self) -> int:
         return self.bytes // self.steps if self.steps else 0
 
-    def reduce(self, bucket: Any) -> Any:
-        self.bytes += bucket.buffer().nbytes
-        self.steps += bucket.is_last()
-        sent = distributed.all_reduce(bucket.buffer(), async_op=True).get_future()
-        return sent.then(lambda future: future.value()[0] / distributed.get_world_size())
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not by the strategy, which registers hooks on CUDA alone.
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            trainer.strategy.model.register_comm_hook(self, _count_and_reduce)
 
 
 class _Curves(Callback):
@@ -411,6 +415,8 @@ def _quiet_lightning() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             warnings.filterwarnings("ignore", message=r".*(does not have many workers|Checkpoint directory).*")
+            # Of factors with a single row or column, for which any stride is right.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
