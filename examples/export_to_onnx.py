@@ -3,7 +3,6 @@
 import tempfile
 from pathlib import Path
 
-import onnx_ir
 import onnxruntime
 import torch
 
@@ -16,22 +15,9 @@ def main() -> None:
     model = fxhash.lower_for_deploy(gm)  # `gm` itself can be exported in the same way
     image = torch.randn(2, 3, 32, 32)
 
-    # optimize=False, since the exporter's optimiser would multiply small factors and store what they give.
-    with torch.no_grad():
-        program = torch.onnx.export(
-            model,
-            (image,),
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
-    # Without stack traces of every operator.
-    onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        program.save(path, external_data=False)
+        fxhash.export_onnx(model, (image,), path, dynamic_shapes=({0: torch.export.Dim("batch")},))
         plan = gm.smh_generator.plan
         print(f"{path.stat().st_size / 1e3:.0f} kB on disk, {4 * plan.trainable_before / 1e3:.0f} kB dense")
 

@@ -12,6 +12,7 @@ from fxhash.api import lower_for_deploy, materialize, transform
 from fxhash.checkpoint import load, save
 from fxhash.errors import BudgetError, CheckpointError, FxhashError, MemoryBudgetError, PlanError, TransformError
 from fxhash.generator import SMHGenerator
+from fxhash.onnx_file import export_onnx
 from fxhash.plan import CompressionPlan
 from fxhash.report import Summary, summary
 from fxhash.tracing import trace
@@ -28,6 +29,7 @@ __all__ = [
     "Summary",
     "TransformError",
     "__version__",
+    "export_onnx",
     "load",
     "lower_for_deploy",
     "materialize",

@@ -31,14 +31,10 @@ def in_form(form, gm):
     return gm.eval() if form == "transformed" else fxhash.lower_for_deploy(gm)
 
 
-def export(model, inputs, path, external_data=False, optimize=False, **options):
-    """Write an ONNX file in which the factors stay factors.
-
-    The exporter's own optimiser would multiply small factors and store reordered copies of large ones. The metadata are
-    stack traces of every operator.
-    """
+def export_with_options(model, inputs, path, external_data=False, optimize=False):
+    """What `fxhash.export_onnx` does, with other options of the exporter."""
     with torch.no_grad():
-        program = torch.onnx.export(model, inputs, dynamo=True, optimize=optimize, verbose=False, **options)
+        program = torch.onnx.export(model, inputs, dynamo=True, optimize=optimize, verbose=False)
     onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
     program.save(path, external_data=external_data)
 
@@ -107,7 +103,7 @@ def transformed(name):
 def test_same_outputs(name, form, tmp_path):
     gm, inputs = transformed(name)
     model = in_form(form, gm)
-    export(model, inputs, tmp_path / "model.onnx")
+    fxhash.export_onnx(model, inputs, tmp_path / "model.onnx")
     assert_runs_as(model, load(tmp_path / "model.onnx"), inputs)
     assert_runs_as(model, load(tmp_path / "model.onnx", **FACTORS_STAY), inputs)
 
@@ -117,7 +113,7 @@ def test_same_outputs(name, form, tmp_path):
 def test_same_outputs_with_the_exporters_own_optimizer(name, form, tmp_path):
     gm, inputs = transformed(name)
     model = in_form(form, gm)
-    export(model, inputs, tmp_path / "model.onnx", optimize=True)
+    export_with_options(model, inputs, tmp_path / "model.onnx", optimize=True)
     assert_runs_as(model, load(tmp_path / "model.onnx"), inputs)
 
 
@@ -126,7 +122,7 @@ def test_same_outputs_with_the_exporters_own_optimizer(name, form, tmp_path):
 def test_any_batch(name, form, tmp_path):
     gm, inputs = transformed(name)
     model = in_form(form, gm)
-    export(model, inputs, tmp_path / "model.onnx", dynamic_shapes=({0: torch.export.Dim("batch")},))
+    fxhash.export_onnx(model, inputs, tmp_path / "model.onnx", dynamic_shapes=({0: torch.export.Dim("batch")},))
     session = load(tmp_path / "model.onnx")
     for batch in (1, 2, 70):
         assert_runs_as(model, session, tuple(torch.cat([value] * batch)[:batch] for value in inputs))
@@ -141,7 +137,7 @@ def test_file_holds_the_factors_of_a_large_model(name, form, tmp_path):
     inputs = (torch.randn(1, 3, 224, 224),)
     model = in_form(form, gm)
     path = tmp_path / "model.onnx"
-    export(model, inputs, path)
+    fxhash.export_onnx(model, inputs, path)
     size = path.stat().st_size
     assert size <= 1.05 * factor_bytes(gm) + 2**18 < dense_bytes(gm) / 4
     assert constant_bytes(path) <= size
@@ -152,7 +148,7 @@ def test_file_holds_the_factors_of_a_large_model(name, form, tmp_path):
 def test_external_data_holds_the_factors(form, tmp_path):
     gm, inputs = wide()
     model = in_form(form, gm)
-    export(model, inputs, tmp_path / "model.onnx", external_data=True)
+    export_with_options(model, inputs, tmp_path / "model.onnx", external_data=True)
     files = list(tmp_path.iterdir())
     assert len(files) == 2
     assert sum(file.stat().st_size for file in files) <= 1.05 * factor_bytes(gm) + 2**18 < dense_bytes(gm) / 8
@@ -164,7 +160,7 @@ def test_external_data_holds_the_factors(form, tmp_path):
 def test_a_session_that_keeps_the_factors(options, form, tmp_path):
     gm, inputs = wide()
     model = in_form(form, gm)
-    export(model, inputs, tmp_path / "model.onnx")
+    fxhash.export_onnx(model, inputs, tmp_path / "model.onnx")
     session = load(tmp_path / "model.onnx", tmp_path / "optimized.onnx", **options)
     assert constant_bytes(tmp_path / "optimized.onnx") <= 1.05 * factor_bytes(gm)
     assert_runs_as(model, session, inputs)
@@ -172,7 +168,7 @@ def test_a_session_that_keeps_the_factors(options, form, tmp_path):
 
 def test_a_session_by_default_builds_the_weights_of_a_transformed_model_once(tmp_path):
     gm, inputs = wide()
-    export(gm, inputs, tmp_path / "model.onnx")
+    fxhash.export_onnx(gm, inputs, tmp_path / "model.onnx")
     session = load(tmp_path / "model.onnx", tmp_path / "optimized.onnx")
     assert constant_bytes(tmp_path / "optimized.onnx") >= dense_bytes(gm)
     assert_runs_as(gm, session, inputs)
@@ -182,7 +178,7 @@ def test_a_session_by_default_keeps_layers_that_multiply_in_turn_small(tmp_path)
     gm, inputs = wide()
     deployed = fxhash.lower_for_deploy(gm)
     assert {use.method for use in deployed.smh_factors.plan.uses} == {"in turn"}
-    export(deployed, inputs, tmp_path / "model.onnx")
+    fxhash.export_onnx(deployed, inputs, tmp_path / "model.onnx")
     session = load(tmp_path / "model.onnx", tmp_path / "optimized.onnx")
     # Each layer may have its own copy of `right`, in the order that it needs.
     copies = 3 * bytes_of([gm.smh_generator.right])
@@ -193,8 +189,26 @@ def test_a_session_by_default_keeps_layers_that_multiply_in_turn_small(tmp_path)
 def test_a_session_by_default_builds_weights_that_are_to_be_generated(tmp_path):
     gm, inputs = wide()
     deployed = fxhash.lower_for_deploy(gm, methods={r"^2\.": "generate"})
-    export(deployed, inputs, tmp_path / "model.onnx")
+    fxhash.export_onnx(deployed, inputs, tmp_path / "model.onnx")
     load(tmp_path / "model.onnx", tmp_path / "default.onnx")
     load(tmp_path / "model.onnx", tmp_path / "small.onnx", **FACTORS_STAY)
     assert constant_bytes(tmp_path / "default.onnx") >= 4 * 1024 * 1024
     assert constant_bytes(tmp_path / "small.onnx") <= 1.05 * factor_bytes(gm)
+
+
+def test_the_mode_is_as_before_and_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path):
+    gm, inputs = transformed("ResidualConvNet")
+    gm.train()
+    with pytest.raises(fxhash.CheckpointError, match="can't be written"):
+        fxhash.export_onnx(gm, inputs, tmp_path / "nowhere" / "model.onnx")
+    assert all(module.training for module in gm.modules())
+    fxhash.export_onnx(gm, inputs, tmp_path / "model.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert_runs_as(gm.eval(), load(tmp_path / "model.onnx"), inputs)
+
+
+def test_what_the_exporter_cannot_take_is_said(tmp_path):
+    gm, inputs = transformed("BranchesOnInput")
+    with pytest.raises(fxhash.TransformError, match=r"torch\.onnx\.export can't take this BranchesOnInput"):
+        fxhash.export_onnx(gm, inputs, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())

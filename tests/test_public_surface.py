@@ -23,7 +23,7 @@ ORDER = [
     {"copying", "deployment", "deployed", "generator", "initial", "lowered_layers", "parts"},
     {"exported", "tracing", "passes"},
     {"api"},
-    {"checkpoint", "report"},
+    {"checkpoint", "onnx_file", "report"},
     {"zoo"},
     {"demo", "training"},
     {"cli"},
