@@ -186,7 +186,39 @@ def create_app() -> "typer.Typer":
             for name, accuracy in training.evaluate(run).items():
                 print(f"{name}: {accuracy:.2%}")
 
+    @app.command()
+    def export(
+        run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+        output: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .onnx file.", dir_okay=False)],
+    ) -> None:
+        """Write the model of a run to a file: its factors, or an ONNX model of its deployed form."""
+        with _one_line_errors():
+            _import_from_extra("fxhash.training", "train").export(run, output)
+            print(f"{output}: {output.stat().st_size:,} bytes")
+
+    @app.command()
+    def bench(
+        run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+        batch: Annotated[
+            list[int] | None, typer.Option(metavar="N", min=1, help="Images a call; repeatable; 1, 8 and 100.")
+        ] = None,
+        threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads; torch's choice.")] = None,
+    ) -> None:
+        """Time the deployed model of a run beside the dense one."""
+        with _one_line_errors():
+            _bench(run, batch or [1, 8, 100], threads)
+
     return app
+
+
+def _bench(run: Path, batches: list[int], threads: int | None) -> None:
+    import torch
+
+    training = _import_from_extra("fxhash.training", "train")
+    torch.set_num_threads(threads or torch.get_num_threads())
+    print(f"{'batch':>6}  {'deployed, ms':>12}  {'dense, ms':>10}  {'ratio':>5}   {torch.get_num_threads()} threads")
+    for each in training.measure_latency(run, batches):
+        print(f"{each.batch:>6}  {each.deployed:>12.3f}  {each.dense:>10.3f}  {each.deployed / each.dense:>5.2f}")
 
 
 def _train(chosen: dict[str, Any], recipe: str | None, changes: dict[str, Any], output: Path, download: bool) -> None:

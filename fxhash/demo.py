@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 
 import fxhash
 from fxhash import zoo
+from fxhash.latency import median_latencies
 from fxhash.version import __version__
 
 COMPRESSIONS = (0.25, 0.10, 0.05)
@@ -164,7 +164,7 @@ def train(
 def measure(models: Sequence[TrainedModel], data: Images) -> tuple[Result, ...]:
     """Measure every model on the test images; the first one is the one that latencies are compared with."""
     latencies = {
-        batch_size: _median_latencies([model.deployed for model in models], data.test_images[:batch_size], calls)
+        batch_size: median_latencies([model.deployed for model in models], data.test_images[:batch_size], calls)
         for batch_size, calls in _TIMED_CALLS.items()
     }
     results = []
@@ -337,20 +337,6 @@ def _save_and_deploy(name: str, model: nn.Module, output: Path) -> TrainedModel:
         fresh.load_state_dict(safetensors.torch.load_file(path))
         deployed = fresh.eval()
     return TrainedModel(name, model, deployed, path)
-
-
-def _median_latencies(models: Sequence[nn.Module], images: Tensor, calls: int) -> list[float]:
-    """Median seconds of a call of each model, called in turn so that a busy moment hits all of them alike."""
-    seconds: list[list[float]] = [[] for _ in models]
-    with torch.inference_mode():
-        for model in models:
-            model(images)
-        for _ in range(calls):
-            for model, times in zip(models, seconds, strict=True):
-                started = time.perf_counter()
-                model(images)
-                times.append(time.perf_counter() - started)
-    return [statistics.median(times) for times in seconds]
 
 
 def _write_results(path: Path, results: Sequence[Result], epochs: int) -> None:

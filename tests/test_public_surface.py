@@ -24,7 +24,7 @@ ORDER = [
     {"exported", "tracing", "passes"},
     {"api"},
     {"checkpoint", "onnx_file", "report"},
-    {"zoo"},
+    {"latency", "zoo"},
     {"demo", "training"},
     {"cli"},
     {"__main__"},

@@ -281,3 +281,73 @@ def test_a_full_disk_ends_in_one_line(tmp_path):
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     assert "can't write to" in result.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(options(), folder)
+    return folder
+
+
+def test_export_of_a_run(finished, tmp_path):
+    training.export(finished, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match=r"neither a \.safetensors nor an \.onnx file"):
+        training.export(finished, tmp_path / "model.pt")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    training.export(finished, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    data, (_, configuration) = load_data("digits"), training.run.read_configuration(finished)
+    images = (data.test_images.float() / 255 - configuration["mean"][0]) / configuration["std"][0]
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    right = (torch.from_numpy(logits).argmax(1) == data.test_labels).float().mean().item()
+    assert right == pytest.approx(training.evaluate(finished)["deployed"], abs=1e-6)
+
+
+def test_latency_of_a_run(finished):
+    measured = training.measure_latency(finished, batches=(1, 3), calls=2)
+    assert [each.batch for each in measured] == [1, 3]
+    assert all(each.deployed > 0 and each.dense > 0 for each in measured)
+
+
+def test_the_commands_of_a_run(finished, tmp_path, capsys):
+    from typer.testing import CliRunner
+
+    from fxhash.cli import create_app
+
+    app, runner = create_app(), CliRunner()
+    result = runner.invoke(app, ["eval", str(finished)])
+    assert "deployed: " in result.output
+    result = runner.invoke(app, ["bench", str(finished), "--batch", "2", "--threads", "1"])
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) == 2
+    result = runner.invoke(app, ["export", str(finished), str(tmp_path / "model.safetensors")])
+    assert f"{(finished / 'model.safetensors').stat().st_size:,} bytes" in result.output
+    result = runner.invoke(app, ["train", "--model", "resnet9", "--output", str(tmp_path / "run")])
+    assert result.exit_code == 1
+    result = runner.invoke(app, ["train", "--output", str(tmp_path / "run")])
+    assert result.exit_code == 2
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """The same command under torchrun; what each process sends is of the compressed size."""
+    settings = ("--model", "lenet", "--compress", "0.3", "--epochs", "2", "--clip-gradients", "1")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    together = subprocess.run(
+        [*launcher, *command(*settings, "--output", tmp_path / "two")[1:]],
+        env=ENVIRONMENT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    subprocess.run(command(*settings, "--output", tmp_path / "one"), env=ENVIRONMENT, check=True, capture_output=True)
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one")]
+    assert results[0]["gradient_bytes"] == 4 * results[0]["trainable_after"]
+    assert results[0]["dense_gradient_bytes"] == 4 * results[0]["trainable_before"]
+    assert results[1]["gradient_bytes"] == 0
+    assert f"gradients: {results[0]['gradient_bytes']:,} bytes a step" in together.stdout
+    two, one = curves(tmp_path / "two"), curves(tmp_path / "one")
+    for name in ("train_loss", "test_loss"):
+        losses = [[float(row[name]) for row in rows] for rows in (two, one)]
+        assert losses[0] == pytest.approx(losses[1], rel=0.05)

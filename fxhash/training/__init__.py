@@ -5,7 +5,7 @@ Needs the extra `train`: PyTorch Lightning runs the loop.
 
 from fxhash.training.data import ImageData, load_data
 from fxhash.training.recipe import Recipe, load_recipe, recipe_names
-from fxhash.training.run import RunOptions, RunResult, evaluate, resume, train
+from fxhash.training.run import RunOptions, RunResult, evaluate, export, measure_latency, resume, train
 
 __all__ = [
     "ImageData",
@@ -13,8 +13,10 @@ __all__ = [
     "RunOptions",
     "RunResult",
     "evaluate",
+    "export",
     "load_data",
     "load_recipe",
+    "measure_latency",
     "recipe_names",
     "resume",
     "train",

@@ -9,7 +9,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -31,6 +31,7 @@ import fxhash
 from fxhash import zoo
 from fxhash.errors import TrainingError
 from fxhash.generator import current_plan
+from fxhash.latency import median_latencies
 from fxhash.training.data import ImageData, load_data
 from fxhash.training.module import Classifier
 from fxhash.training.recipe import Recipe
@@ -135,6 +136,7 @@ def train(options: RunOptions, folder: Path, download: bool = False, console: Co
             "options": options.to_dict(),
             "classes": list(data.classes),
             "channels": data.channels,
+            "size": list(data.train_images.shape[2:]),
             "mean": list(mean),
             "std": list(std),
             "images": {"train": len(data.train_labels), "test": len(data.test_labels)},
@@ -178,11 +180,9 @@ def evaluate(folder: Path, data: ImageData | None = None) -> dict[str, float]:
         TrainingError: if the run is not finished.
     """
     options, configuration = read_configuration(folder)
-    if not (folder / MODEL).exists():
-        raise TrainingError(f"the run in {str(folder)!r} is not finished: go on with --resume")
+    model = load_model(folder)
     if data is None:
         data = load_data(options.data, Path(options.data_folder), False, options.image_size)
-    model = load_model(folder)
     models = {"trained": model}
     if isinstance(model, fx.GraphModule):
         models["deployed"] = fxhash.lower_for_deploy(model)
@@ -197,9 +197,69 @@ def evaluate(folder: Path, data: ImageData | None = None) -> dict[str, float]:
     return accuracies
 
 
+def export(folder: Path, path: Path) -> None:
+    """Write the model of a finished run to a file: `.safetensors`, or `.onnx` in its deployed form.
+
+    The ONNX model takes normalised images, any number at a time.
+
+    Raises:
+        TrainingError: if the run is not finished, or for another kind of file.
+        CheckpointError: if the file can't be written.
+    """
+    if path.suffix not in (".safetensors", ".onnx"):
+        raise TrainingError(f"{str(path)!r} is neither a .safetensors nor an .onnx file: the ending decides")
+    model = load_model(folder)
+    if path.suffix == ".safetensors":
+        _save_model(model, path)
+        return
+    _, configuration = read_configuration(folder)
+    deployed = fxhash.lower_for_deploy(model) if isinstance(model, fx.GraphModule) else model
+    images = torch.zeros(2, configuration["channels"], *configuration["size"])
+    fxhash.export_onnx(deployed, (images,), path, dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median milliseconds of a call of a run's model for one batch, deployed and dense."""
+
+    batch: int
+    deployed: float
+    dense: float
+
+
+def measure_latency(folder: Path, batches: Sequence[int] = (1, 8, 100), calls: int = 50) -> list[Latency]:
+    """Time the deployed model of a finished run beside the dense one, on this machine's CPU.
+
+    Args:
+        folder: the folder of the run.
+        batches: numbers of images to time.
+        calls: how often to call each model; medians are reported.
+
+    Raises:
+        TrainingError: if the run is not finished.
+    """
+    _, configuration = read_configuration(folder)
+    model = load_model(folder)
+    dense, deployed = model, model
+    if isinstance(model, fx.GraphModule):
+        dense, deployed = fxhash.materialize(model), fxhash.lower_for_deploy(model)
+    measured = []
+    for batch in batches:
+        images = torch.randn(batch, configuration["channels"], *configuration["size"])
+        seconds = median_latencies([deployed, dense], images, calls)
+        measured.append(Latency(batch, *(1e3 * each for each in seconds)))
+    return measured
+
+
 def load_model(folder: Path) -> nn.Module:
-    """The trained model of a finished run, in eval mode on the CPU."""
+    """The trained model of a finished run, in eval mode on the CPU.
+
+    Raises:
+        TrainingError: if the run is not finished.
+    """
     options, configuration = read_configuration(folder)
+    if not (folder / MODEL).exists():
+        raise TrainingError(f"the run in {str(folder)!r} is not finished: go on with --resume")
     dense = zoo.create(
         options.model, num_classes=len(configuration["classes"]), in_channels=configuration["channels"]
     ).eval()
