@@ -1,0 +1,119 @@
+"""What the families share: checked arguments, torchvision on demand, and stems for small images.
+
+Networks made for ImageNet halve an image five times, from 224 pixels a side to 7; of 32 pixels one would be
+left. Unless a family says otherwise, the zoo leaves out the first two halvings, which belong to the stem or
+come right after it, so that 32 pixels a side end as 4.
+"""
+
+import importlib
+from typing import Any
+
+from torch import nn
+
+from fxhash.errors import FxhashError
+
+
+class MissingTorchvisionError(FxhashError, ImportError):
+    """The model is adapted from torchvision's, and torchvision is not installed."""
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse sizes that are no whole numbers, or below 1.
+
+    Raises:
+        TypeError: if a size is not an `int`.
+        ValueError: if a size is below 1.
+
+    Example:
+        >>> check_sizes(num_classes=10, in_channels=3)
+    """
+    for name, value in sizes.items():
+        if not isinstance(value, int):
+            raise TypeError(f"{name} must be an int, got {value!r}")
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def torchvision_module(name: str) -> Any:
+    """Import `torchvision.<name>`.
+
+    Raises:
+        MissingTorchvisionError: if torchvision is not installed.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        if error.name != "torchvision":
+            raise
+        raise MissingTorchvisionError(
+            'this model is adapted from torchvision, which is not installed; to get it: pip install "fxhash[zoo]"'
+        ) from error
+    return importlib.import_module(f"torchvision.{name}")
+
+
+def replace_convolution(
+    model: nn.Module, fqn: str, in_channels: int, kernel_size: int | None = None, stride: int = 1
+) -> None:
+    """Put a convolution of another kernel, stride or number of input channels in the place of one of `model`'s.
+
+    The output channels and whether there is a bias stay; the padding keeps the size of the image at stride 1.
+    The weights start as in He et al. 2015; a batch norm follows wherever this is used, which makes up for any
+    other scale.
+
+    Args:
+        model: the model, changed in place.
+        fqn: name of the convolution.
+        in_channels: channels of its input.
+        kernel_size: side of its kernel; None keeps it.
+        stride: its stride.
+    """
+    old = model.get_submodule(fqn)
+    assert isinstance(old, nn.Conv2d)
+    side = old.kernel_size[0] if kernel_size is None else kernel_size
+    bias = old.bias is not None
+    new = nn.Conv2d(in_channels, old.out_channels, side, stride=stride, padding=side // 2, bias=bias)
+    start_convolutions(new)
+    parent, _, name = fqn.rpartition(".")
+    setattr(model.get_submodule(parent), name, new)
+
+
+def keep_resolution(model: nn.Module, *fqns: str) -> None:
+    """Set the strides of these convolutions of `model` to 1, in place."""
+    for fqn in fqns:
+        convolution = model.get_submodule(fqn)
+        assert isinstance(convolution, nn.Conv2d)
+        convolution.stride = (1, 1)
+
+
+def start_convolutions(model: nn.Module) -> None:
+    """Draw the weights of all convolutions as in He et al. 2015, https://arxiv.org/abs/1502.01852, biases zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def convolution(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1, *, relu: bool = True
+) -> list[nn.Module]:
+    """Layers of a convolution without bias, its batch norm and, with `relu`, its activation.
+
+    The padding is such that the image keeps its size at stride 1.
+    """
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(out_channels),
+    ]
+    return [*layers, nn.ReLU()] if relu else layers
+
+
+def activated_convolution(
+    in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """Layers of a batch norm, an activation and then a convolution without bias: the order of pre-activation."""
+    return [
+        nn.BatchNorm2d(in_channels),
+        nn.ReLU(),
+        nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False),
+    ]
