@@ -61,7 +61,7 @@ def assert_carried_through(
     compress: float = 0.1,
     in_double: bool = False,
     **named: Any,
-) -> None:
+) -> torch.fx.GraphModule:
     """What fxhash promises of any model: captured exactly, trained through the factors, deployed with the same answers.
 
     Args:
@@ -71,6 +71,9 @@ def assert_carried_through(
         compress: the fraction to compress to, or the smallest possible one if that is larger.
         in_double: whether to compare the deployed model in double precision, for outputs that jump with rounding.
         named: what it takes by name, in both modes.
+
+    Returns:
+        The transformed model, in eval mode, for checks of one's own.
     """
     training_inputs = inputs if training_inputs is None else training_inputs
     traced = fxhash.trace(model)
@@ -98,6 +101,7 @@ def assert_carried_through(
         gm.double()
         inputs = tree_map_only(Tensor, lambda tensor: tensor.double(), inputs)
     assert_same_outputs(gm, fxhash.lower_for_deploy(gm), *inputs, **named)
+    return gm
 
 
 class CountingOperators(TorchDispatchMode):

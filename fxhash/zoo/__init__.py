@@ -1,47 +1,115 @@
-"""Reference models by name, one family a file; none of them needs torchvision.
+"""Reference models for small images, such as those of CIFAR and MNIST: by name, one family a file.
+
+All take images of 32x32 or 28x28 pixels, and most take larger ones. All have the options `num_classes`, 10 by
+default, and `in_channels`, 3 by default. Networks that were made for ImageNet have another stem, and strides that
+keep more of a small image; their layers are torchvision's wherever it has them. Those models need the extra
+`zoo`; importing this module does not.
 
 Example:
     >>> from fxhash import zoo
     >>> model = zoo.create("resnet20", num_classes=100)
+    >>> zoo.list("dpn")
+    ('dpn26', 'dpn92', 'dpn98')
 """
 
 import difflib
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 
 from fxhash.errors import FxhashError
-from fxhash.zoo.resnet import DEPTHS, resnet
+from fxhash.zoo import (
+    densenet,
+    dpn,
+    efficientnet,
+    googlenet,
+    lenet,
+    mobilenet,
+    mobilenet_v2,
+    pnasnet,
+    preact_resnet,
+    regnet,
+    resnet,
+    resnet_imagenet,
+    resnext,
+    senet,
+    shufflenet,
+    shufflenet_v2,
+    vgg,
+    vit,
+)
+from fxhash.zoo.building import MissingTorchvisionError
 
-__all__ = ["UnknownModelError", "create", "names"]
+__all__ = ["MissingTorchvisionError", "UnknownModelError", "create", "list"]
 
-_FACTORIES: dict[str, Callable[..., nn.Module]] = {f"resnet{depth}": partial(resnet, depth) for depth in DEPTHS}
+_FAMILIES: dict[str, dict[str, Callable[..., nn.Module]]] = {
+    "densenet": densenet.MODELS,
+    "dpn": dpn.MODELS,
+    "efficientnet": efficientnet.MODELS,
+    "googlenet": googlenet.MODELS,
+    "lenet": lenet.MODELS,
+    "mobilenet": mobilenet.MODELS,
+    "mobilenet_v2": mobilenet_v2.MODELS,
+    "pnasnet": pnasnet.MODELS,
+    "preact_resnet": preact_resnet.MODELS,
+    "regnet": regnet.MODELS,
+    "resnet": resnet.MODELS | resnet_imagenet.MODELS,
+    "resnext": resnext.MODELS,
+    "senet": senet.MODELS,
+    "shufflenet": shufflenet.MODELS,
+    "shufflenet_v2": shufflenet_v2.MODELS,
+    "vgg": vgg.MODELS,
+    "vit": vit.MODELS,
+}
+_FACTORIES = {name: factory for family in _FAMILIES.values() for name, factory in family.items()}
 
 
 class UnknownModelError(FxhashError):
-    """The zoo has no model of the name asked for; the message lists those it has."""
+    """The zoo has no model or family of the name asked for; the message has close matches and says how to list all."""
 
 
-def names() -> tuple[str, ...]:
-    """Return the names that `create` knows, smallest model of a family first."""
-    return tuple(_FACTORIES)
+def list(family: str | None = None) -> tuple[str, ...]:
+    """Return the names that `create` knows, family by family.
+
+    Args:
+        family: return those of this family alone, such as "resnet".
+
+    Raises:
+        UnknownModelError: if there is no such family; the message lists the families.
+    """
+    if family is None:
+        return tuple(_FACTORIES)
+    if family not in _FAMILIES:
+        raise UnknownModelError(
+            f"the zoo has no family {family!r}{_close_matches(family, _FAMILIES)}; it has {', '.join(_FAMILIES)}"
+        )
+    return tuple(_FAMILIES[family])
 
 
 def create(name: str, **options: Any) -> nn.Module:
     """Build the model called `name` with freshly initialised weights.
 
     Args:
-        name: one of `names`.
-        **options: passed to the family's factory; see `fxhash.zoo.resnet.resnet`.
+        name: one of `list()`.
+        **options: passed to the family's factory, which describes them: `num_classes` and `in_channels` for all
+            families, and such as `width` for `fxhash.zoo.resnet.resnet`.
 
     Raises:
         UnknownModelError: if there is no such model.
+        MissingTorchvisionError: if the model is adapted from torchvision, which is not installed.
+        ValueError: if an option is below 1, or otherwise impossible.
+        TypeError: if an option is not an `int` and has to be, or if the family has no such option.
     """
     factory = _FACTORIES.get(name)
     if factory is None:
-        close = difflib.get_close_matches(name, names())
-        hint = f" (did you mean {' or '.join(close)}?)" if close else ""
-        raise UnknownModelError(f"the zoo has no model {name!r}{hint}; it has {', '.join(names())}")
+        raise UnknownModelError(
+            f"the zoo has no model {name!r}{_close_matches(name, _FACTORIES)}; fxhash.zoo.list() returns the names "
+            f"of all {len(_FACTORIES)}"
+        )
     return factory(**options)
+
+
+def _close_matches(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -4,14 +4,20 @@ Recognition" (2015), https://arxiv.org/abs/1512.03385.
 A 3x3 stem is followed by three stages of `n` blocks of two 3x3 convolutions each, with `width`,
 `2 * width` and `4 * width` channels; the second and third stage halve the image. The depth `6 * n + 2`
 counts the convolutions on the main path and the classifier. Where the shape changes the shortcut is the
-paper's option A: it has no parameters, so that every weight sits on the main path.
+paper's option A: it has no parameters, so that every weight sits on the main path. `resnet_imagenet` has the
+paper's other networks.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-DEPTHS = (8, 14, 20, 32, 44, 56)
+from fxhash.zoo.building import check_sizes, start_convolutions
+
+DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
 
 class SubsampleAndPad(nn.Module):
@@ -70,9 +76,7 @@ class ResNet(nn.Module):
         self.stage2 = _stage(blocks_per_stage, width, 2 * width, stride=2)
         self.stage3 = _stage(blocks_per_stage, 2 * width, 4 * width, stride=2)
         self.fc = nn.Linear(4 * width, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        start_convolutions(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits of a batch of images."""
@@ -85,13 +89,14 @@ def resnet(depth: int, *, num_classes: int = 10, in_channels: int = 3, width: in
     """Build the residual network for small images with `depth = 6 * n + 2` layers.
 
     Args:
-        depth: number of weight layers on the main path: 8, 14, 20, 32, 44, 56, or any other `6 * n + 2`.
+        depth: number of weight layers on the main path: 8, 14, 20, 32, 44, 56, 110, or any other `6 * n + 2`.
         num_classes: number of logits.
         in_channels: channels of the input images, 3 for colour and 1 for grey.
         width: channels of the stem and of the first stage; 16 in the paper.
 
     Raises:
         ValueError: if `depth` is not `6 * n + 2` with `n >= 1`, or another argument is below 1.
+        TypeError: if another argument is not an `int`.
 
     Example:
         >>> model = resnet(20)
@@ -100,12 +105,13 @@ def resnet(depth: int, *, num_classes: int = 10, in_channels: int = 3, width: in
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"depth must be 6 * n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
-    for name, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
     return ResNet((depth - 2) // 6, num_classes, in_channels, width)
 
 
 def _stage(blocks: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     first = BasicBlock(in_channels, out_channels, stride)
     return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))
+
+
+MODELS: dict[str, Callable[..., nn.Module]] = {f"resnet{depth}": partial(resnet, depth) for depth in DEPTHS}
