@@ -313,10 +313,15 @@ def _build_from_torchvision(name: str) -> "nn.Module":
     # Detection and segmentation models download a trained backbone unless told not to.
     if "weights_backbone" in python_inspect.signature(models.get_model_builder(name)).parameters:
         arguments["weights_backbone"] = None
-    with torch.device("meta"), warnings.catch_warnings():
-        # Some builders warn about how they initialise weights, of which there are none here.
+    with warnings.catch_warnings():
+        # Some builders warn about how they initialise weights, which don't matter here.
         warnings.simplefilter("ignore")
-        return models.get_model(name, **arguments)
+        try:
+            with torch.device("meta"):
+                return models.get_model(name, **arguments)
+        except NotImplementedError:
+            # Some compute their widths with tensors.
+            return models.get_model(name, **arguments)
 
 
 def _build_from_factory(module_name: str, factory_name: str) -> "nn.Module":

@@ -258,6 +258,9 @@ class TestInspectErrors:
         line = " ".join(str(caught.value).split())
         assert_one_line(run("inspect", "zoo:resnet8", *options), line, status=1)
 
+    def test_models_that_compute_their_widths_with_tensors(self) -> None:
+        assert run("inspect", "torchvision:regnet_x_400mf").exit_code == 0
+
     def test_process_prints_no_traceback(self, factories: str, tmp_path: Path) -> None:
         process = run_process("inspect", f"{factories}:fails", cwd=tmp_path)
         assert process.returncode == 2

@@ -232,6 +232,17 @@ def test_nothing_is_written_for_a_run_that_cannot_start(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_that_cannot_take_the_images(tmp_path):
+    with pytest.raises(TrainingError, match=r"lenet can't take images of 8 x 8 pixels: choose another model"):
+        train(options(model="lenet"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_transformer_is_made_for_the_images(tmp_path):
+    result = train(options(model="vit_tiny", compress=0.05, epochs=1), tmp_path / "run")
+    assert training.evaluate(tmp_path / "run")["deployed"] == pytest.approx(result.test_accuracy, abs=1e-6)
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch 1, step \d+: lower --learning-rate"):
         train(options(learning_rate=1e30, optimizer="sgd"), tmp_path / "run")
@@ -330,9 +341,10 @@ def test_the_commands_of_a_run(finished, tmp_path, capsys):
     assert result.exit_code == 2
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    """The same command under torchrun; what each process sends is of the compressed size."""
-    settings = ("--model", "lenet", "--compress", "0.3", "--epochs", "2", "--clip-gradients", "1")
+    """The same command under torchrun, with a model without batch norm; each process sends the compressed size."""
+    settings = ("--model", "vit_tiny", "--compress", "0.05", "--epochs", "2")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     together = subprocess.run(
         [*launcher, *command(*settings, "--output", tmp_path / "two")[1:]],
@@ -350,4 +362,4 @@ def test_two_processes_train_as_one(tmp_path):
     two, one = curves(tmp_path / "two"), curves(tmp_path / "one")
     for name in ("train_loss", "test_loss"):
         losses = [[float(row[name]) for row in rows] for rows in (two, one)]
-        assert losses[0] == pytest.approx(losses[1], rel=0.05)
+        assert losses[0] == pytest.approx(losses[1], rel=0.02)

@@ -260,8 +260,8 @@ def load_model(folder: Path) -> nn.Module:
     options, configuration = read_configuration(folder)
     if not (folder / MODEL).exists():
         raise TrainingError(f"the run in {str(folder)!r} is not finished: go on with --resume")
-    dense = zoo.create(
-        options.model, num_classes=len(configuration["classes"]), in_channels=configuration["channels"]
+    dense = _dense_model(
+        options.model, len(configuration["classes"]), configuration["channels"], configuration["size"]
     ).eval()
     if options.compress is None:
         dense.load_state_dict(safetensors.torch.load_file(folder / MODEL))
@@ -285,11 +285,31 @@ def read_configuration(folder: Path) -> tuple[RunOptions, dict[str, Any]]:
 
 
 def build_model(options: RunOptions, data: ImageData) -> nn.Module:
-    """The model at its start, which the seed determines."""
+    """The model at its start, which the seed determines.
+
+    Raises:
+        TrainingError: if the model can't take images of this size.
+    """
+    channels, *size = data.train_images.shape[1:]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        dense = zoo.create(options.model, num_classes=len(data.classes), in_channels=data.channels)
+        dense = _dense_model(options.model, len(data.classes), channels, size)
+        try:
+            with torch.no_grad():
+                dense.eval()(torch.zeros(2, channels, *size))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise TrainingError(
+                f"{options.model} can't take images of {size[1]} x {size[0]} pixels: choose another model, or give "
+                f"--image-size for a folder of images ({error})"
+            ) from error
+        dense.train()
         return dense if options.compress is None else fxhash.transform(dense, options.compress, seed=options.seed)
+
+
+def _dense_model(name: str, classes: int, channels: int, size: Sequence[int]) -> nn.Module:
+    # Of all models, transformers alone are made for one size of image.
+    sized = {"image_size": size[0]} if name in zoo.list("vit") else {}
+    return zoo.create(name, num_classes=classes, in_channels=channels, **sized)
 
 
 def _fit(
