@@ -207,8 +207,9 @@ class CompressionPlan:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise PlanError(f"this is not a plan of fxhash: {type(error).__name__}: {error}") from error
 
-    def __str__(self) -> str:
-        rows = [("parameter", "shape", "kept as", "rows of W", "rank")]
+    def table(self) -> list[tuple[str, ...]]:
+        """Name, shape, treatment, rows and rank of every parameter, as texts; the first row is the heading."""
+        rows: list[tuple[str, ...]] = [("parameter", "shape", "kept as", "rows of W", "rank")]
         for parameter in self.parameters:
             kept, where, rank = f"dense ({parameter.dense_because})", "", ""
             if parameter.first_row is not None:
@@ -217,6 +218,10 @@ class CompressionPlan:
                 rank += f" ({parameter.more_rows} rows {self.layout.rank})" if parameter.more_rows else ""
             names = " = ".join((parameter.fqn, *parameter.aliases))
             rows.append((names, "x".join(map(str, parameter.shape)) or "scalar", kept, where, rank))
+        return rows
+
+    def __str__(self) -> str:
+        rows = self.table()
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([table[0], "  ".join("-" * width for width in widths), *table[1:], "", self.totals()])
