@@ -1,4 +1,4 @@
-"""The `fxhash` command: `fxhash demo`, `inspect TARGET`, `train` and `eval RUN`.
+"""The `fxhash` command: `fxhash demo`, `inspect TARGET`, `train`, `eval RUN` and `report RUN...`.
 
 `create_app` declares the commands and their options; the functions below it do the work. torch, torchvision
 and matplotlib are imported only by the commands that need them, so that `fxhash --help` is quick.
@@ -207,6 +207,25 @@ def create_app() -> "typer.Typer":
         """Time the deployed model of a run beside the dense one."""
         with _one_line_errors():
             _bench(run, batch or [1, 8, 100], threads)
+
+    @app.command()
+    def report(
+        runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
+        output: Annotated[
+            Path, typer.Option(help="The file to write; its ending is .html, .md or .png.", dir_okay=False)
+        ] = Path("report.html"),
+    ) -> None:
+        """Compare runs in one page.
+
+        Writes a table with means over seeds, test accuracy over trainable parameters, the curves, and the layers of
+        the compressed models: as HTML that needs no other file, as Markdown with a .png beside it, or the figure of
+        accuracy alone as .png.
+        """
+        with _one_line_errors():
+            training = _import_from_extra("fxhash.training", "train")
+            _import_from_extra("matplotlib", "train")
+            for path in training.write_report(runs, output):
+                print(f"report: {path}")
 
     return app
 

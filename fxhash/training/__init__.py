@@ -1,10 +1,11 @@
-"""Training of image classifiers, dense or compressed: data sets, recipes, runs that can be resumed.
+"""Training of image classifiers, dense or compressed: data sets, recipes, resumable runs, reports on them.
 
 Needs the extra `train`: PyTorch Lightning runs the loop.
 """
 
 from fxhash.training.data import ImageData, load_data
 from fxhash.training.recipe import Recipe, load_recipe, recipe_names
+from fxhash.training.report import write_report
 from fxhash.training.run import RunOptions, RunResult, evaluate, export, measure_latency, resume, train
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "recipe_names",
     "resume",
     "train",
+    "write_report",
 ]
