@@ -146,13 +146,15 @@ def candidates(
 
 
 def interleaved(steps: dict[str, Step], x: Tensor, repeats: int) -> dict[str, list[float]]:
-    """Seconds of each step, taken in turn after one to warm up."""
+    """Seconds of each step, taken in turn after one to warm up; another candidate comes first in each round."""
     times: dict[str, list[float]] = {label: [] for label in steps}
+    labels = list(steps)
     for repeat in range(repeats + 1):
-        for label, step in steps.items():
+        first = repeat % len(labels)
+        for label in labels[first:] + labels[:first]:
             synchronize(x)
             before = time.perf_counter()
-            step(x)
+            steps[label](x)
             synchronize(x)
             if repeat:
                 times[label].append(time.perf_counter() - before)
