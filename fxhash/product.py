@@ -82,11 +82,13 @@ def generate(
         >>> generate(left, right, (2, 2)).tolist()
         [[1.0, 2.0], [3.0, 2.0]]
     """
-    right = right[: left.shape[1]]
+    # No slices that keep everything: their backward copies whole gradients.
+    right = right if right.shape[0] == left.shape[1] else right[: left.shape[1]]
     size = (left.shape[0], right.shape[1])
     room = None if scratch is None else scratch[: math.prod(size)].view(size)
     rows = torch.mm(left, right, out=room) if shift is None else torch.addmm(shift, left, right, out=room)
-    weight = rows.flatten()[: math.prod(shape)].view(tuple(shape))
+    numel = math.prod(shape)
+    weight = (rows if numel == math.prod(size) else rows.flatten()[:numel]).view(tuple(shape))
     if channel_scale is not None:
         weight.view(shape[0], -1).mul_(channel_scale.unsqueeze(1))
     return weight
