@@ -130,6 +130,16 @@ def test_readme_figures_under_the_compiler_are_the_recorded_ones():
     assert f"the dense model compiled takes {ratios['dense, compiled']:.2f} " in text
 
 
+def test_readme_figures_of_training_are_the_recorded_ones():
+    record = json.loads((ROOT / "benchmarks" / "results" / "training.json").read_text())
+    dense, small, other = record["results"]
+    text = " ".join(README.split())
+    assert f"at 10 % takes {small['ratio_to_dense']:.2f} times as long as a dense one" in text
+    assert f"and {other['ratio_to_dense']:.2f} times with `torch.nn.utils.parametrize`" in text
+    assert f"take {small['resident_bytes'] / dense['resident_bytes']:.1%} of the bytes" in text
+    assert len(small["ratios"]) == 9
+
+
 def test_readme_figures_of_scale_are_the_recorded_ones():
     results = ROOT / "benchmarks" / "results"
     large = json.loads((results / "scaling_large.json").read_text())["results"]

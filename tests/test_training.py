@@ -83,6 +83,15 @@ def test_impossible_recipes(changes, message):
         quick(**changes)
 
 
+def test_every_value_of_a_recipe_has_an_option():
+    from typer.main import get_command
+
+    from fxhash.cli import create_app
+
+    options = {parameter.name for parameter in get_command(create_app()).commands["train"].params}
+    assert options >= load_recipe("digits").to_dict().keys() - {"name"}
+
+
 def test_an_unknown_recipe():
     with pytest.raises(TrainingError, match="there is no recipe 'imagenet': give one of digits, small-images"):
         load_recipe("imagenet")
