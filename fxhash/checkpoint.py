@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,6 +21,7 @@ from fxhash.api import rebuild, refuse_transformed
 from fxhash.deployed import find_deployed
 from fxhash.errors import CheckpointError, PlanError, TransformError
 from fxhash.exported import Model, as_module
+from fxhash.files import replacing
 from fxhash.generator import current_plan
 from fxhash.plan import CompressionPlan, ParameterPlan
 from fxhash.selection import describe_parameters
@@ -50,7 +50,12 @@ def save(gm: fx.GraphModule, path: PathLike) -> None:
     tensors = _distinct_tensors(gm)
     # One key, since safetensors writes several in an order that changes from process to process.
     metadata = {_KEY: json.dumps({"sha256": _digest(plan, tensors), "plan": plan})}
-    _write_atomically(Path(path).resolve(), to_safetensors(tensors, metadata))
+    target = Path(path).resolve()
+    try:
+        with replacing(target) as temporary:
+            temporary.write_bytes(to_safetensors(tensors, metadata))
+    except OSError as error:
+        raise CheckpointError(f"{target} can't be written: {error}") from error
 
 
 def load(path: PathLike, model: Model) -> fx.GraphModule:
@@ -197,18 +202,3 @@ def _check_tensors(expected: dict[str, Tensor], tensors: dict[str, Tensor], path
                 f"{path}: tensor {name!r} is {tuple(tensors[name].shape)} {tensors[name].dtype}, but this model "
                 f"needs {tuple(expected[name].shape)} {expected[name].dtype}"
             )
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    # Not by tempfile, which would make a file that nobody but its owner can read.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The `fxhash` command: `fxhash demo`, `inspect TARGET`, `train`, `eval RUN` and `report RUN...`.
+"""The `fxhash` command: `fxhash demo`, `inspect TARGET`, `train`, and `eval`, `bench`, `export`, `report` of runs.
 
 `create_app` declares the commands and their options; the functions below it do the work. torch, torchvision
 and matplotlib are imported only by the commands that need them, so that `fxhash --help` is quick.
@@ -7,7 +7,6 @@ and matplotlib are imported only by the commands that need them, so that `fxhash
 import difflib
 import importlib
 import inspect as python_inspect
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -273,7 +272,7 @@ def _files_of(output: Path) -> Iterator[None]:
 
 
 def _print_result(result: Any, output: Path) -> None:
-    if os.environ.get("RANK", "0") != "0":
+    if not _import_from_extra("fxhash.training.run", "train").is_first_process():
         return
     print(
         f"{result.test_accuracy:.2%} of the test images, {result.trainable_after:,} trainable parameters "

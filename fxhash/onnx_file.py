@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from torch import nn
 
 from fxhash.checkpoint import PathLike
 from fxhash.errors import CheckpointError, TransformError
+from fxhash.files import replacing
 
 
 def export_onnx(model: nn.Module, inputs: tuple[Any, ...], path: PathLike, *, dynamic_shapes: Any = None) -> None:
@@ -54,12 +53,8 @@ def export_onnx(model: nn.Module, inputs: tuple[Any, ...], path: PathLike, *, dy
     assert program is not None
     # Stack traces of every operator, which are larger than the factors of a small model.
     ClearMetadataAndDocStringPass()(program.model)
-    target = Path(path).resolve()
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
-        program.save(str(temporary), external_data=False)
-        os.replace(temporary, target)
+        with replacing(Path(path).resolve()) as temporary:
+            program.save(str(temporary), external_data=False)
     except OSError as error:
         raise CheckpointError(f"{path} can't be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

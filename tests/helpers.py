@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -115,6 +116,14 @@ class CountingOperators(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.counted[str(function.overloadpacket)] += 1
         return function(*args, **(kwargs or {}))
+
+
+every_form = pytest.mark.parametrize("form", ["transformed", "lowered"])
+
+
+def in_form(form: str, gm: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A transformed model in one of the forms that leave PyTorch, in eval mode."""
+    return gm.eval() if form == "transformed" else fxhash.lower_for_deploy(gm)
 
 
 def trainable(model: nn.Module) -> int:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 import fxhash
-from tests.helpers import assert_same_outputs
+from tests.helpers import assert_same_outputs, every_form, in_form
 from tests.test_lowering import needs_compiler_of, transformed
 
 
@@ -19,8 +19,6 @@ def compiles(test):
     without = shutil.which("c++") is None and shutil.which("g++") is None
     return pytest.mark.slow(pytest.mark.skipif(without, reason="inductor needs a C++ compiler")(test))
 
-
-every_form = pytest.mark.parametrize("form", ["transformed", "lowered"])
 
 # All of torch itself, about its own code: what it calls while it exports recurrent layers (2.15), copies and reads
 # exported programs (2.11), and imports (2.11) or prints (2.6) when it compiles.
@@ -39,10 +37,6 @@ def _whole_models():
     torch._dynamo.reset()
     with torch._dynamo.config.patch(allow_rnn=True):
         yield
-
-
-def in_form(form, gm):
-    return gm.eval() if form == "transformed" else fxhash.lower_for_deploy(gm)
 
 
 def stored(model):

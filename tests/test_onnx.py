@@ -5,9 +5,8 @@ import torch
 from torch import nn
 
 import fxhash
-from tests.helpers import run, smallest_transform
-from tests.models import MODELS
-from tests.test_lowering import perturb
+from tests.helpers import every_form, in_form, run
+from tests.test_lowering import perturb, transformed
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
@@ -23,12 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:_check_is_size will be removed:F
 # session in Python, or by an entry of its options, which every language has.
 FACTORS_STAY = {"disabled_optimizers": ["ConstantFolding"]}
 FACTORS_STAY_BY_ENTRY = {"entries": {"optimization.disable_specified_optimizers": "ConstantFolding"}}
-
-every_form = pytest.mark.parametrize("form", ["transformed", "lowered"])
-
-
-def in_form(form, gm):
-    return gm.eval() if form == "transformed" else fxhash.lower_for_deploy(gm)
 
 
 def export_with_options(model, inputs, path, external_data=False, optimize=False):
@@ -86,13 +79,6 @@ def wide():
     """A perceptron of 4.5 MB of weights, made of 0.2 MB of factors, and an input."""
     dense = nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 16))
     return fxhash.transform(dense, 0.05, seed=0).eval(), (torch.randn(4, 64),)
-
-
-def transformed(name):
-    build, inputs = MODELS[name]
-    gm = smallest_transform(build(), 0.5, seed=0)
-    perturb(gm)
-    return gm, inputs()
 
 
 @every_form

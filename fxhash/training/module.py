@@ -45,7 +45,7 @@ class Classifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of images of bytes."""
-        return self.model((images.to(self.mean.dtype) / 255 - self.mean) / self.std)
+        return self.model(normalized(images, self.mean, self.std))
 
     def on_train_epoch_start(self) -> None:
         """Draw the same random numbers in this epoch whatever happened before, others in each process."""
@@ -113,6 +113,17 @@ def cosine_with_warmup(steps: int, step: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def normalized(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Images of bytes as numbers of about zero mean and unit variance.
+
+    Args:
+        images: `(batch, channels, height, width)`.
+        mean: of each channel, where white is 1; shape `(channels, 1, 1)`.
+        std: the standard deviation in the same form.
+    """
+    return (images.to(mean.dtype) / 255 - mean) / std
 
 
 def shifted(images: Tensor, most: int) -> Tensor:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 import re
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fxhash.errors import TrainingError
+from fxhash.files import replacing
 from fxhash.training import figures
 from fxhash.training.comparison import Group, Run, Spread, compare, describe_recipe, percent
 from fxhash.version import __version__
@@ -73,7 +72,11 @@ def write_report(folders: Iterable[Path], output: Path) -> tuple[Path, ...]:
     else:
         raise TrainingError("none of the runs is finished: an .html or .md has their curves")
     for path, content in contents.items():
-        _write_atomically(path, content)
+        try:
+            with replacing(path) as temporary:
+                temporary.write_bytes(content)
+        except OSError as error:
+            raise TrainingError(f"{str(path)!r} can't be written: {error}") from error
     return tuple(contents)
 
 
@@ -235,14 +238,3 @@ def _markdown_table(table: _Table) -> list[str]:
 def _markdown_text(text: str) -> str:
     """Text that Markdown, and the HTML that it allows, take as it is; in one line."""
     return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise TrainingError(f"{str(path)!r} can't be written: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -30,10 +30,11 @@ from torch.utils.data.distributed import DistributedSampler
 import fxhash
 from fxhash import zoo
 from fxhash.errors import TrainingError
+from fxhash.files import replacing
 from fxhash.generator import current_plan
 from fxhash.latency import median_latencies
 from fxhash.training.data import ImageData, load_data
-from fxhash.training.module import Classifier
+from fxhash.training.module import Classifier, normalized
 from fxhash.training.recipe import Recipe
 from fxhash.version import __version__
 
@@ -125,13 +126,13 @@ def train(options: RunOptions, folder: Path, download: bool = False, console: Co
         UnknownModelError: if the zoo has no such model.
         BudgetError: if the model can't be made that small.
     """
-    if (folder / CONFIGURATION).exists() and not _is_other_process():
+    if (folder / CONFIGURATION).exists() and is_first_process():
         raise TrainingError(f"{str(folder)!r} holds a run already: add --resume to go on, or give another --output")
     data = load_data(options.data, Path(options.data_folder), download, options.image_size)
     mean, std = data.statistics()
     model = build_model(options, data)
     folder.mkdir(parents=True, exist_ok=True)
-    if not _is_other_process():
+    if is_first_process():
         configuration = {
             "options": options.to_dict(),
             "classes": list(data.classes),
@@ -152,7 +153,7 @@ def resume(folder: Path, console: Console | None = None) -> RunResult:
     Raises:
         TrainingError: if the folder holds no run, or one that is finished.
     """
-    options, _ = read_configuration(folder)
+    options, configuration = read_configuration(folder)
     if (folder / RESULT).exists():
         raise TrainingError(f"the run in {str(folder)!r} is finished: its result is in {RESULT}")
     data = load_data(options.data, Path(options.data_folder), False, options.image_size)
@@ -161,7 +162,7 @@ def resume(folder: Path, console: Console | None = None) -> RunResult:
     return _fit(
         options,
         data,
-        data.statistics(),
+        (configuration["mean"], configuration["std"]),
         model,
         folder,
         checkpoint if checkpoint.exists() else None,
@@ -192,7 +193,7 @@ def evaluate(folder: Path, data: ImageData | None = None) -> dict[str, float]:
         right = 0
         with torch.inference_mode():
             for images, labels in zip(data.test_images.split(500), data.test_labels.split(500), strict=True):
-                right += int((each((images.float() / 255 - mean) / std).argmax(1) == labels).sum())
+                right += int((each(normalized(images, mean, std)).argmax(1) == labels).sum())
         accuracies[name] = right / len(data.test_labels)
     return accuracies
 
@@ -315,7 +316,7 @@ def _dense_model(name: str, classes: int, channels: int, size: Sequence[int]) ->
 def _fit(
     options: RunOptions,
     data: ImageData,
-    statistics: tuple[tuple[float, ...], tuple[float, ...]],
+    statistics: tuple[Sequence[float], Sequence[float]],
     model: nn.Module,
     folder: Path,
     checkpoint: Path | None,
@@ -390,15 +391,13 @@ def _save_model(model: nn.Module, path: Path) -> None:
     if isinstance(model, fx.GraphModule):
         fxhash.save(model, path)
     else:
-        temporary = path.with_name(f".{path.name}.partial")
-        safetensors.torch.save_model(model, str(temporary))
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            safetensors.torch.save_model(model, str(temporary))
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _trainable(model: nn.Module) -> int:
@@ -409,9 +408,9 @@ def _trainable_before(model: nn.Module) -> int:
     return current_plan(model).trainable_before if isinstance(model, fx.GraphModule) else _trainable(model)
 
 
-def _is_other_process() -> bool:
-    """Whether another process of this run writes its files."""
-    return os.environ.get("RANK", "0") != "0"
+def is_first_process() -> bool:
+    """Whether this process, of those that torchrun started, writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 # Not annotated, since torch compares annotations with its own types, and here they are texts.

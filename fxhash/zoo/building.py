@@ -6,6 +6,7 @@ come right after it, so that 32 pixels a side end as 4.
 """
 
 import importlib
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -32,6 +33,16 @@ def check_sizes(**sizes: int) -> None:
             raise TypeError(f"{name} must be an int, got {value!r}")
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Refuse a value that is not among those that a family has.
+
+    Raises:
+        ValueError: naming the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def torchvision_module(name: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fxhash.zoo.building import check_sizes, replace_convolution, torchvision_module
+from fxhash.zoo.building import check_choice, check_sizes, replace_convolution, torchvision_module
 
 DEPTHS = (121, 161, 169, 201)
 
@@ -34,8 +34,7 @@ def densenet(depth: int, *, num_classes: int = 10, in_channels: int = 3) -> Any:
         TypeError: if another argument is not an `int`.
         MissingTorchvisionError: if torchvision is not installed.
     """
-    if depth not in DEPTHS:
-        raise ValueError(f"depth must be one of {', '.join(map(str, DEPTHS))}, got {depth}")
+    check_choice("depth", depth, DEPTHS)
     check_sizes(num_classes=num_classes, in_channels=in_channels)
     model = torchvision_module("models").get_model(f"densenet{depth}", weights=None, num_classes=num_classes)
     return _with_small_stem(model, in_channels)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxhash.zoo.building import activated_convolution, check_sizes, convolution, start_convolutions
+from fxhash.zoo.building import activated_convolution, check_choice, check_sizes, convolution, start_convolutions
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ def dpn(depth: int, *, num_classes: int = 10, in_channels: int = 3) -> DPN:
         ValueError: if there is no network of this depth, or another argument is below 1.
         TypeError: if another argument is not an `int`.
     """
-    if depth not in SIZES:
-        raise ValueError(f"depth must be one of {', '.join(map(str, SIZES))}, got {depth}")
+    check_choice("depth", depth, SIZES)
     check_sizes(num_classes=num_classes, in_channels=in_channels)
     return DPN(SIZES[depth], num_classes, in_channels)
 

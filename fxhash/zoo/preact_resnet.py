@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxhash.zoo.building import activated_convolution, check_sizes, start_convolutions
+from fxhash.zoo.building import activated_convolution, check_choice, check_sizes, start_convolutions
 
 # Of each depth: the blocks of each stage, the channels of the first stage, and whether blocks are bottlenecks.
 DEPTHS = {
@@ -104,8 +104,7 @@ def preact_resnet(depth: int, *, num_classes: int = 10, in_channels: int = 3) ->
         ValueError: if there is no network of this depth, or another argument is below 1.
         TypeError: if another argument is not an `int`.
     """
-    if depth not in DEPTHS:
-        raise ValueError(f"depth must be one of {', '.join(map(str, DEPTHS))}, got {depth}")
+    check_choice("depth", depth, DEPTHS)
     check_sizes(num_classes=num_classes, in_channels=in_channels)
     return PreactivationResNet(*DEPTHS[depth], num_classes, in_channels)
 

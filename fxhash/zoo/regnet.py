@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from fxhash.zoo.building import check_sizes, replace_convolution, torchvision_module
+from fxhash.zoo.building import check_choice, check_sizes, replace_convolution, torchvision_module
 
 
 class RegNetSizes(NamedTuple):
@@ -48,8 +48,7 @@ def regnet(size: str, *, num_classes: int = 10, in_channels: int = 3) -> Any:
         TypeError: if another argument is not an `int`.
         MissingTorchvisionError: if torchvision is not installed.
     """
-    if size not in SIZES:
-        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+    check_choice("size", size, SIZES)
     check_sizes(num_classes=num_classes, in_channels=in_channels)
     depths, widths, group_width = SIZES[size]
     torchvision = torchvision_module("models.regnet")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fxhash.zoo.building import check_sizes, replace_convolution, torchvision_module
+from fxhash.zoo.building import check_choice, check_sizes, replace_convolution, torchvision_module
 
 DEPTHS = (18, 34, 50, 101, 152)
 
@@ -32,8 +32,7 @@ def resnet_imagenet(depth: int, *, num_classes: int = 10, in_channels: int = 3) 
         TypeError: if another argument is not an `int`.
         MissingTorchvisionError: if torchvision is not installed.
     """
-    if depth not in DEPTHS:
-        raise ValueError(f"depth must be one of {', '.join(map(str, DEPTHS))}, got {depth}")
+    check_choice("depth", depth, DEPTHS)
     check_sizes(num_classes=num_classes, in_channels=in_channels)
     model = torchvision_module("models").get_model(f"resnet{depth}", weights=None, num_classes=num_classes)
     replace_convolution(model, "conv1", in_channels, kernel_size=3)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxhash.zoo.building import check_sizes, convolution, start_convolutions
+from fxhash.zoo.building import check_choice, check_sizes, convolution, start_convolutions
 
 # Of each number of groups: the output channels of the first stage, from table 1 of the paper.
 CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
@@ -104,8 +104,7 @@ def shufflenet(groups: int, *, num_classes: int = 10, in_channels: int = 3) -> S
         ValueError: if there is no network of so many groups, or another argument is below 1.
         TypeError: if another argument is not an `int`.
     """
-    if groups not in CHANNELS:
-        raise ValueError(f"groups must be one of {', '.join(map(str, CHANNELS))}, got {groups}")
+    check_choice("groups", groups, CHANNELS)
     check_sizes(num_classes=num_classes, in_channels=in_channels)
     return ShuffleNet(groups, num_classes, in_channels)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fxhash.zoo.building import check_sizes, replace_convolution, torchvision_module
+from fxhash.zoo.building import check_choice, check_sizes, replace_convolution, torchvision_module
 
 SIZES = ("x0_5", "x1_0", "x1_5", "x2_0")
 
@@ -32,8 +32,7 @@ def shufflenet_v2(size: str, *, num_classes: int = 10, in_channels: int = 3) -> 
         TypeError: if another argument is not an `int`.
         MissingTorchvisionError: if torchvision is not installed.
     """
-    if size not in SIZES:
-        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+    check_choice("size", size, SIZES)
     check_sizes(num_classes=num_classes, in_channels=in_channels)
     model = torchvision_module("models").get_model(f"shufflenet_v2_{size}", weights=None, num_classes=num_classes)
     replace_convolution(model, "conv1.0", in_channels)

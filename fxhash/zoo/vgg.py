@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxhash.zoo.building import check_sizes, replace_convolution, torchvision_module
+from fxhash.zoo.building import check_choice, check_sizes, replace_convolution, torchvision_module
 
 # Of each depth: the paper's letter.
 DEPTHS = {11: "A", 13: "B", 16: "D", 19: "E"}
@@ -36,8 +36,7 @@ def vgg(depth: int, *, num_classes: int = 10, in_channels: int = 3) -> Any:
         TypeError: if another argument is not an `int`.
         MissingTorchvisionError: if torchvision is not installed.
     """
-    if depth not in DEPTHS:
-        raise ValueError(f"depth must be one of {', '.join(map(str, DEPTHS))}, got {depth}")
+    check_choice("depth", depth, DEPTHS)
     check_sizes(num_classes=num_classes, in_channels=in_channels)
     torchvision = torchvision_module("models.vgg")
     features = torchvision.make_layers(torchvision.cfgs[DEPTHS[depth]], batch_norm=True)
