@@ -137,6 +137,10 @@ def create_app() -> "typer.Typer":
         precision: Annotated[str | None, typer.Option(help="32, bf16 or 16.")] = None,
         seed: Annotated[int, typer.Option(help="For all that is random.")] = 0,
         device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+        processes: Annotated[
+            int | None,
+            typer.Option(metavar="N", min=1, help="How many train together here; one a GPU, or one, if left out."),
+        ] = None,
         data_folder: Annotated[Path, typer.Option(help="Where torchvision's data sets are.")] = Path("data"),
         image_size: Annotated[
             int | None, typer.Option(metavar="N", help="Scale a folder's images to N pixels.")
@@ -147,8 +151,8 @@ def create_app() -> "typer.Typer":
         """Train a model of the zoo, dense or compressed.
 
         Writes what was asked for, a checkpoint after each epoch, the curves and the trained model to a folder. A run
-        that was stopped, however, goes on with --resume to the same weights. Under torchrun, it trains in all
-        processes.
+        that was stopped, however, goes on with --resume to the same weights. With several GPUs it trains on all
+        of them; on several machines, start it with torchrun on each.
         """
         changes = {
             "epochs": epochs,
@@ -176,6 +180,8 @@ def create_app() -> "typer.Typer":
             "tensorboard": tensorboard,
         }
         with _one_line_errors():
+            if _train_in_processes(processes, output, device, resume):
+                return
             if resume:
                 _resume(output)
             else:
@@ -261,6 +267,19 @@ def _resume(output: Path) -> None:
         _print_result(training.resume(output), output)
 
 
+def _train_in_processes(processes: int | None, output: Path, device: str, resume: bool) -> bool:
+    """Run this command in several processes; False if it is to run in this one, maybe one of them already."""
+    together = _import_from_extra("fxhash.training.processes", "train")
+    if together.is_started_together():
+        return False
+    if resume:
+        device = _import_from_extra("fxhash.training.run", "train").read_configuration(output)[0].device
+    count = processes or together.processes_for(device)
+    if count > 1:
+        together.run_together(count, ["-m", "fxhash", *sys.argv[1:]])
+    return count > 1
+
+
 @contextmanager
 def _files_of(output: Path) -> Iterator[None]:
     try:
@@ -272,7 +291,7 @@ def _files_of(output: Path) -> Iterator[None]:
 
 
 def _print_result(result: Any, output: Path) -> None:
-    if not _import_from_extra("fxhash.training.run", "train").is_first_process():
+    if not _import_from_extra("fxhash.training.processes", "train").is_first_process():
         return
     print(
         f"{result.test_accuracy:.2%} of the test images, {result.trainable_after:,} trainable parameters "

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fxhash.errors import BudgetError, TrainingError
+from fxhash.errors import BudgetError, CheckpointError, TrainingError
 
 pytest.importorskip("lightning")
 pytest.importorskip("torchvision")
@@ -28,6 +28,7 @@ from PIL import Image
 from fxhash import training
 from fxhash.training import RunOptions, load_data, load_recipe
 from fxhash.training.module import cosine_with_warmup, mirrored_at_random, shifted
+from fxhash.training.processes import processes_for
 
 # Torch's own, about how Lightning calls it.
 pytestmark = [
@@ -325,6 +326,22 @@ def test_export_of_a_run(finished, tmp_path):
     assert right == pytest.approx(training.evaluate(finished)["deployed"], abs=1e-6)
 
 
+def test_a_dense_run_whose_files_fail(tmp_path):
+    folder = tmp_path / "run"
+    train(options(None, epochs=1), folder)
+    with pytest.raises(CheckpointError, match="can't be written"):
+        training.export(folder, tmp_path / "nowhere" / "model.safetensors")
+    model, configuration = folder / "model.safetensors", folder / "run.json"
+    model.write_bytes(model.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors can't be read"):
+        training.evaluate(folder)
+    values = json.loads(configuration.read_text())
+    del values["mean"], values["std"]
+    configuration.write_text(json.dumps(values))
+    with pytest.raises(TrainingError, match="it lacks mean, std"):
+        training.resume(folder)
+
+
 def test_latency_of_a_run(finished):
     measured = training.measure_latency(finished, batches=(1, 3), calls=2)
     assert [each.batch for each in measured] == [1, 3]
@@ -352,23 +369,50 @@ def test_the_commands_of_a_run(finished, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    """The same command under torchrun, with a model without batch norm; each process sends the compressed size."""
+    """By torchrun and by themselves, with a model without batch norm; each process sends the compressed size."""
     settings = ("--model", "vit_tiny", "--compress", "0.05", "--epochs", "2")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    together = subprocess.run(
-        [*launcher, *command(*settings, "--output", tmp_path / "two")[1:]],
+    commands = {
+        "torchrun": [*launcher, *command(*settings)[1:]],
+        "two": command(*settings, "--processes", 2),
+        "one": command(*settings),
+    }
+    printed = {
+        name: subprocess.run(
+            [*each, "--output", str(tmp_path / name)], env=ENVIRONMENT, check=True, capture_output=True, text=True
+        ).stdout
+        for name, each in commands.items()
+    }
+    results = {name: json.loads((tmp_path / name / "result.json").read_text()) for name in commands}
+    for name in ("torchrun", "two"):
+        assert results[name]["gradient_bytes"] == 4 * results[name]["trainable_after"]
+        assert results[name]["dense_gradient_bytes"] == 4 * results[name]["trainable_before"]
+        assert f"gradients: {results[name]['gradient_bytes']:,} bytes a step" in printed[name]
+        assert printed[name].count("test images") == 1
+        for column in ("train_loss", "test_loss"):
+            losses = [[float(row[column]) for row in curves(tmp_path / run)] for run in (name, "one")]
+            assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert results["one"]["gradient_bytes"] == 0
+
+
+def test_a_process_for_each_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert [processes_for(device) for device in ("auto", "cuda", "cpu")] == [3, 3, 1]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert [processes_for(device) for device in ("auto", "cpu")] == [1, 1]
+
+
+@pytest.mark.slow
+def test_processes_that_fail_say_why_and_no_more(tmp_path):
+    failed = subprocess.run(
+        command("--model", "resnet9", "--processes", 2, "--output", tmp_path / "run"),
         env=ENVIRONMENT,
-        check=True,
         capture_output=True,
         text=True,
     )
-    subprocess.run(command(*settings, "--output", tmp_path / "one"), env=ENVIRONMENT, check=True, capture_output=True)
-    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one")]
-    assert results[0]["gradient_bytes"] == 4 * results[0]["trainable_after"]
-    assert results[0]["dense_gradient_bytes"] == 4 * results[0]["trainable_before"]
-    assert results[1]["gradient_bytes"] == 0
-    assert f"gradients: {results[0]['gradient_bytes']:,} bytes a step" in together.stdout
-    two, one = curves(tmp_path / "two"), curves(tmp_path / "one")
-    for name in ("train_loss", "test_loss"):
-        losses = [[float(row[name]) for row in rows] for rows in (two, one)]
-        assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert failed.returncode == 1
+    lines = failed.stderr.strip().splitlines()
+    assert len(lines) <= 3
+    assert "resnet9" in lines[0]
+    assert lines[-1].startswith("fxhash: error: ")
+    assert not (tmp_path / "run").exists()

@@ -22,6 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import Tensor, distributed, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
@@ -29,12 +30,13 @@ from torch.utils.data.distributed import DistributedSampler
 
 import fxhash
 from fxhash import zoo
-from fxhash.errors import TrainingError
+from fxhash.errors import CheckpointError, TrainingError
 from fxhash.files import replacing
 from fxhash.generator import current_plan
 from fxhash.latency import median_latencies
 from fxhash.training.data import ImageData, load_data
 from fxhash.training.module import Classifier, normalized
+from fxhash.training.processes import is_first_process
 from fxhash.training.recipe import Recipe
 from fxhash.version import __version__
 
@@ -211,7 +213,10 @@ def export(folder: Path, path: Path) -> None:
         raise TrainingError(f"{str(path)!r} is neither a .safetensors nor an .onnx file: the ending decides")
     model = load_model(folder)
     if path.suffix == ".safetensors":
-        _save_model(model, path)
+        try:
+            _save_model(model, path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} can't be written: {error}") from error
         return
     _, configuration = read_configuration(folder)
     deployed = fxhash.lower_for_deploy(model) if isinstance(model, fx.GraphModule) else model
@@ -257,6 +262,7 @@ def load_model(folder: Path) -> nn.Module:
 
     Raises:
         TrainingError: if the run is not finished.
+        CheckpointError: if the file of the model is damaged.
     """
     options, configuration = read_configuration(folder)
     if not (folder / MODEL).exists():
@@ -265,7 +271,10 @@ def load_model(folder: Path) -> nn.Module:
         options.model, len(configuration["classes"]), configuration["channels"], configuration["size"]
     ).eval()
     if options.compress is None:
-        dense.load_state_dict(safetensors.torch.load_file(folder / MODEL))
+        try:
+            dense.load_state_dict(safetensors.torch.load_file(folder / MODEL))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise CheckpointError(f"{folder / MODEL} can't be read: {error}") from error
         return dense
     return fxhash.load(folder / MODEL, dense)
 
@@ -278,6 +287,9 @@ def read_configuration(folder: Path) -> tuple[RunOptions, dict[str, Any]]:
     """
     try:
         configuration = json.loads((folder / CONFIGURATION).read_text(encoding="utf-8"))
+        missing = {"options", "classes", "channels", "size", "mean", "std"} - configuration.keys()
+        if missing:
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         return RunOptions.from_dict(configuration["options"]), configuration
     except FileNotFoundError as error:
         raise TrainingError(f"there is no run in {str(folder)!r}: it has no {CONFIGURATION}") from error
@@ -406,11 +418,6 @@ def _trainable(model: nn.Module) -> int:
 
 def _trainable_before(model: nn.Module) -> int:
     return current_plan(model).trainable_before if isinstance(model, fx.GraphModule) else _trainable(model)
-
-
-def is_first_process() -> bool:
-    """Whether this process, of those that torchrun started, writes and prints."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 # Not annotated, since torch compares annotations with its own types, and here they are texts.

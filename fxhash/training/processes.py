@@ -1,0 +1,52 @@
+"""Training in several processes: one a GPU, or as many as a user names."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from fxhash.errors import TrainingError
+
+
+def is_started_together() -> bool:
+    """Whether this process is one of those that torchrun, or `run_together`, started."""
+    return "WORLD_SIZE" in os.environ
+
+
+def is_first_process() -> bool:
+    """Whether this process, of those that were started together, writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def processes_for(device: str) -> int:
+    """How many processes use all of a machine: one a GPU, or one.
+
+    Args:
+        device: `"auto"`, `"cpu"` or `"cuda"`.
+    """
+    return 1 if device == "cpu" else max(torch.cuda.device_count(), 1)
+
+
+def run_together(count: int, command: Sequence[str]) -> None:
+    """Run Python in several processes on this machine that reduce gradients together, as torchrun does.
+
+    Args:
+        count: how many.
+        command: arguments of Python, starting with a script, or `-m` and a module.
+
+    Raises:
+        TrainingError: if one of them fails; the others are stopped. What went wrong, it has printed itself.
+    """
+    from torch.distributed import run
+
+    # Its long account of a failure says nothing that the process has not said.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(torch.get_num_threads() // count, 1)))
+    try:
+        run.main(["--standalone", f"--nproc-per-node={count}", *command])
+    except ChildFailedError as error:
+        raise TrainingError(f"{len(error.failures)} of {count} processes stopped with an error, see above") from error
