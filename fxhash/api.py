@@ -21,6 +21,8 @@ from fxhash.plan import DEFAULT_ASPECT, CompressionPlan, plan_parameters
 from fxhash.selection import Selector, describe_parameters, tied_groups
 from fxhash.tracing import trace
 
+INITS = ("random", "pretrained")
+
 
 def transform(
     traced_model: Model,
@@ -29,6 +31,7 @@ def transform(
     include: Selector | None = None,
     exclude: Selector | None = None,
     aspect: float = DEFAULT_ASPECT,
+    init: str = "random",
     seed: int | torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> fx.GraphModule:
@@ -36,7 +39,8 @@ def transform(
 
     Every large weight becomes a run of one matrix `left @ right`, times a scale of its own (Structured
     Multi-Hashing, Eban et al., CVPR 2020, arXiv 1911.11177). Only the two factors, the scales, and whatever stays
-    dense are trained. The weights start at random, with the spread of the model's own: train the result.
+    dense are trained. The weights start at random with the spread of the model's own, or as near to the model's own
+    as they can be: train the result.
 
     Args:
         traced_model: a `GraphModule` of `torch.fx.symbolic_trace`, an `ExportedProgram` of `torch.export`, or, better,
@@ -47,6 +51,8 @@ def transform(
         exclude: which of them to keep dense after all, in the same form.
         aspect: rows over columns of the matrix: 1 is the square of the paper; a taller one has a smaller rank for the
             same budget, which makes deployment faster.
+        init: `"random"`, or `"pretrained"` for the factors whose weights come nearest to the model's own (a truncated
+            SVD): a start from which fewer epochs are needed, not yet a good model.
         seed: an integer or a CPU `torch.Generator` for the initial factors; torch's global one where left out.
         device: where the result is to be; the model's own where left out. A model on the meta device gets its start
             there: of each module in turn, `reset_parameters` makes the values whose spread is matched, so that no more
@@ -61,7 +67,7 @@ def transform(
         BudgetError: if `compress` is too small; it names the smallest that is enough.
         PlanError: for arguments out of range or if nothing is left to hash.
         TransformError: if the model can't be taken: it is transformed already, lazy, can't be copied, or is on the
-            meta device and has no `reset_parameters` for some of its values.
+            meta device and has no `reset_parameters` for some of its values, or `"pretrained"` is to start from them.
 
     Example:
         >>> dense = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 10))
@@ -71,6 +77,8 @@ def transform(
         >>> small(torch.zeros(5, 100)).shape
         torch.Size([5, 10])
     """
+    if init not in INITS:
+        raise PlanError(f"init={init!r} is unknown: give one of {', '.join(map(repr, INITS))}")
     traced_model = as_module(traced_model)
     refuse_transformed(traced_model)
     described = describe_parameters(traced_model, include, exclude)
@@ -89,10 +97,14 @@ def transform(
         )
     target = torch.device(devices[0] if device is None else device)
     if devices == ["meta"]:
+        if init == "pretrained":
+            raise TransformError("init='pretrained' needs values, but the model is on the meta device: load them first")
         originals = InitialValues(traced_model, target)
     generator = SMHGenerator(plan, target)
     if target.type != "meta":
         generator.initialise_(originals, _random_generator(seed))
+        if init == "pretrained":
+            generator.fit_(originals)
     gm = hash_parameters(traced, generator).graph_module
     if target.type != "meta" and isinstance(originals, InitialValues):
         materialize_(gm, originals)

@@ -22,7 +22,8 @@ from fxhash.deployed import find_deployed
 from fxhash.errors import CheckpointError, PlanError, TransformError
 from fxhash.exported import Model, as_module
 from fxhash.files import replacing
-from fxhash.generator import current_plan
+from fxhash.generator import current_plan, find_generator
+from fxhash.narrowing import narrowed, widened
 from fxhash.plan import CompressionPlan, ParameterPlan
 from fxhash.selection import describe_parameters
 
@@ -31,7 +32,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 _KEY = "fxhash"
 
 
-def save(gm: fx.GraphModule, path: PathLike) -> None:
+def save(gm: fx.GraphModule, path: PathLike, *, dtype: torch.dtype | None = None) -> None:
     """Write a transformed model to one `.safetensors` file.
 
     The file is complete or not there: it is written under another name in the same folder and then renamed.
@@ -39,15 +40,20 @@ def save(gm: fx.GraphModule, path: PathLike) -> None:
     Args:
         gm: a transformed model, on any device.
         path: where to write; an existing file is replaced.
+        dtype: type to store the factors in: `torch.bfloat16`, `torch.float16`, or `torch.int8` with a step size a rank
+            of each; as they are where left out. `load` gives the type of the model again, with rounded values.
 
     Raises:
+        PlanError: for another type.
         TransformError: if `gm` is not a transformed model.
-        CheckpointError: if it has no values yet, or the file can't be written.
+        CheckpointError: if it has no values yet, the type can't hold them, or the file can't be written.
     """
     if find_deployed(gm) is not None:
         raise TransformError("this model is lowered already: save the transformed model that it was made of")
     plan = current_plan(gm).to_json()
     tensors = _distinct_tensors(gm)
+    if dtype is not None:
+        tensors = narrowed(tensors, _factors(gm), dtype)
     # One key, since safetensors writes several in an order that changes from process to process.
     metadata = {_KEY: json.dumps({"sha256": _digest(plan, tensors), "plan": plan})}
     target = Path(path).resolve()
@@ -80,6 +86,7 @@ def load(path: PathLike, model: Model) -> fx.GraphModule:
     gm = rebuild(model, plan)
     aliases = _aliases(gm)
     state = gm.state_dict()
+    tensors = widened(tensors, state, _factors(gm))
     _check_tensors({name: tensor for name, tensor in state.items() if aliases[name] == name}, tensors, path)
     on_meta = any(tensor.is_meta for tensor in state.values())
     # Updated, not made anew: a state dict also carries the versions of the modules' formats.
@@ -157,6 +164,15 @@ def _distinct_tensors(gm: fx.GraphModule) -> dict[str, Tensor]:
             raise CheckpointError(f"{name!r} is on the meta device: there are no values to save")
     aliases = _aliases(gm)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if aliases[name] == name}
+
+
+def _factors(gm: fx.GraphModule) -> dict[str, int]:
+    """Names of the factors in the state dict, and the dimension that is not the rank."""
+    generator = find_generator(gm)
+    assert generator is not None
+    (prefix,) = (path for path, module in gm.named_modules() if module is generator)
+    names = [name for name, _ in generator.named_parameters() if name.startswith(("left.", "more_left."))]
+    return {f"{prefix}.right": 1} | {f"{prefix}.{name}": 0 for name in names}
 
 
 def _aliases(gm: fx.GraphModule) -> dict[str, str]:

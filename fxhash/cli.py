@@ -117,6 +117,12 @@ def create_app() -> "typer.Typer":
         compress: Annotated[
             float | None, typer.Option(help="Trainable parameters after over before; the dense model if left out.")
         ] = None,
+        start: Annotated[
+            Path | None, typer.Option(metavar="RUN", help="Start from the weights of this run of the dense model.")
+        ] = None,
+        teacher: Annotated[
+            Path | None, typer.Option(metavar="RUN", help="Learn from this run's model too (distillation).")
+        ] = None,
         output: Annotated[Path, typer.Option(help="Folder of the run.", file_okay=False)] = Path("fxhash-run"),
         resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
         recipe: Annotated[
@@ -134,6 +140,8 @@ def create_app() -> "typer.Typer":
         ema_decay: Annotated[float | None, typer.Option(help="Decay of averaged weights; 0 for none.")] = None,
         pad: Annotated[int | None, typer.Option(metavar="N", help="Shift images by up to N pixels.")] = None,
         flip: Annotated[bool | None, typer.Option(help="Mirror images at random.")] = None,
+        distillation_weight: Annotated[float | None, typer.Option(help="Share of the teacher in the loss.")] = None,
+        temperature: Annotated[float | None, typer.Option(help="Softens what the teacher says.")] = None,
         precision: Annotated[str | None, typer.Option(help="32, bf16 or 16.")] = None,
         seed: Annotated[int, typer.Option(help="For all that is random.")] = 0,
         device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -167,12 +175,16 @@ def create_app() -> "typer.Typer":
             "ema_decay": ema_decay,
             "pad": pad,
             "flip": flip,
+            "distillation_weight": distillation_weight,
+            "temperature": temperature,
             "precision": precision,
         }
         chosen = {
             "model": model,
             "data": data,
             "compress": compress,
+            "start": start and str(start),
+            "teacher": teacher and str(teacher),
             "seed": seed,
             "device": device,
             "data_folder": str(data_folder),
@@ -190,21 +202,28 @@ def create_app() -> "typer.Typer":
     @app.command("eval")
     def evaluate(
         run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+        file: Annotated[
+            Path | None, typer.Option(help="An exported .safetensors file of its model; the run's own.", dir_okay=False)
+        ] = None,
     ) -> None:
         """Test the model of a run, as trained and as deployed from its file."""
         with _one_line_errors():
             training = _import_from_extra("fxhash.training", "train")
-            for name, accuracy in training.evaluate(run).items():
+            for name, accuracy in training.evaluate(run, file=file).items():
                 print(f"{name}: {accuracy:.2%}")
 
     @app.command()
     def export(
         run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
         output: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .onnx file.", dir_okay=False)],
+        dtype: Annotated[
+            str | None, typer.Option(help="Store factors as bfloat16, float16 or int8; as they are if left out.")
+        ] = None,
     ) -> None:
         """Write the model of a run to a file: its factors, or an ONNX model of its deployed form."""
         with _one_line_errors():
-            _import_from_extra("fxhash.training", "train").export(run, output)
+            training = _import_from_extra("fxhash.training", "train")
+            training.export(run, output, None if dtype is None else _read_dtype(dtype))
             print(f"{output}: {output.stat().st_size:,} bytes")
 
     @app.command()
@@ -239,6 +258,15 @@ def create_app() -> "typer.Typer":
                 print(f"report: {path}")
 
     return app
+
+
+def _read_dtype(name: str) -> Any:
+    from fxhash.narrowing import NARROW_DTYPES
+
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in NARROW_DTYPES}
+    if name not in dtypes:
+        raise TargetError(f"--dtype {name} is unknown: give one of {', '.join(dtypes)}")
+    return dtypes[name]
 
 
 def _bench(run: Path, batches: list[int], threads: int | None) -> None:

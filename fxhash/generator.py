@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from fxhash.errors import TransformError
 from fxhash.parts import original_name
 from fxhash.plan import CompressionPlan, ParameterPlan
-from fxhash.product import Spread, generate, standard_normal
+from fxhash.product import PrincipalRows, Spread, generate, standard_normal
 from fxhash.selection import dtype_name
 
 
@@ -98,6 +98,38 @@ class SMHGenerator(nn.Module):
             # A constant has no spread to match: it starts as its shift alone, and the scale learns from zero.
             self.scales[index] = std / spread(self.scaled_left(fqn), parameter.numel) if std > 0 else 0.0
             self.shifts[index] = mean if abs(mean) > std else 0.0
+
+    @torch.no_grad()
+    def fit_(self, originals: Mapping[str, Tensor]) -> None:
+        """Set the factors to what comes nearest to the original parameters; call `initialise_` before.
+
+        Each parameter counts by its relative error: the squared error of all, each divided by its root mean square
+        about its shift, is as small as the rank allows (a truncated SVD).
+
+        Args:
+            originals: the original parameters by their fully qualified names.
+        """
+        principal = PrincipalRows(self.plan.layout.cols, self.right.device)
+        fitted = {fqn: place for fqn, place in self._hashed.items() if self.scales[place[0]] > 0}
+        for fqn, (index, _) in fitted.items():
+            self.scales[index] = (originals[fqn].double() - self.shifts[index]).square().mean().sqrt()
+            principal.add(self._rows(fqn, originals[fqn]))
+        if not fitted:
+            return
+        right, to_left = principal.factor(self.plan.layout.rank)
+        self.right.copy_(right)
+        for fqn, (index, parameter) in fitted.items():
+            left = self._rows(fqn, originals[fqn]).double() @ to_left
+            self.left[index].copy_(left[:, : parameter.rank])
+            if parameter.more_rows:
+                self.more_left[self._more[fqn]].copy_(left[: parameter.more_rows, parameter.rank :])
+
+    def _rows(self, name: str, original: Tensor) -> Tensor:
+        """The rows of `W` that would give a parameter its original values, with zeros after the last."""
+        index, parameter = self._hashed[name]
+        values = (original.flatten() - self.shifts[index]) / self.scales[index]
+        cols = self.plan.layout.cols
+        return F.pad(values, (0, self.plan.rows_of(parameter) * cols - parameter.numel)).view(-1, cols)
 
     def forward(self, name: str) -> Tensor:
         """The weight of one parameter, in its own shape and type.

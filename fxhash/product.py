@@ -146,3 +146,51 @@ def standard_normal(rows: int, cols: int, rank: int, generator: torch.Generator 
         same numbers everywhere.
     """
     return torch.randn(rows, cols, generator=generator, dtype=torch.float32, device="cpu") * rank**-0.25
+
+
+class PrincipalRows:
+    """The rows that approximate many matrices best, each by combinations of them: a truncated SVD of all stacked.
+
+    The stack is never built: its right singular vectors are the eigenvectors of the sum of Gram matrices.
+
+    Args:
+        cols: number of columns of the matrices.
+        device: where they are.
+    """
+
+    def __init__(self, cols: int, device: torch.device | str) -> None:
+        self.gram = torch.zeros(cols, cols, dtype=torch.float64, device=device)
+        self.rows = 0
+
+    def add(self, matrix: Tensor) -> None:
+        """Count in a matrix of shape `(any, cols)`."""
+        for block in matrix.split(4096):
+            self.gram.addmm_(block.T.double(), block.double())
+        self.rows += matrix.shape[0]
+
+    def factor(self, rank: int) -> tuple[Tensor, Tensor]:
+        """The right factor of the best approximation of a rank, and what turns a matrix into its left factor.
+
+        The entries of both factors have the same mean square, over all of the stack, for each of the ranks.
+
+        Args:
+            rank: at most the number of columns.
+
+        Returns:
+            `right`, of shape `(rank, cols)`, and `to_left`, of shape `(cols, rank)`: `matrix @ to_left @ right` is the
+            approximation. The most important rank comes first, so that the first of them are the best of their number.
+
+        Example:
+            >>> stack = torch.tensor([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]])
+            >>> principal = PrincipalRows(cols=2, device="cpu")
+            >>> principal.add(stack)
+            >>> right, to_left = principal.factor(rank=1)
+            >>> torch.allclose(stack.double() @ to_left @ right, stack.double())
+            True
+        """
+        squares, vectors = torch.linalg.eigh(self.gram)
+        squares, vectors = squares.flip(0)[:rank].clamp(min=0), vectors.flip(1)[:, :rank]
+        # A rank that the matrices don't use starts small on the right, so that its left can learn.
+        size = squares.sqrt().clamp(min=1e-3 * squares[0].sqrt().item() + 1e-30)
+        balance = (size * math.sqrt(self.gram.shape[0] / self.rows)).sqrt()
+        return (vectors * balance).T, vectors / balance

@@ -72,6 +72,62 @@ def test_size_of_the_file(tmp_path, name):
     assert (tmp_path / "model.safetensors").stat().st_size <= 4 * kept * 1.02 + 64 * 1024
 
 
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-10), (torch.int8, 1 / 253)])
+@given(case=random_models())
+def test_narrow_factors(folder, dtype, error, case):
+    """Each within half a step of what it was, and the same file again from what was read."""
+    model, _ = case
+    gm = smallest_transform(model, 0.5, seed=0)
+    first, second = folder / "first.safetensors", folder / "second.safetensors"
+    fxhash.save(gm, first, dtype=dtype)
+    loaded = fxhash.load(first, model)
+    names = dict(gm.named_parameters())
+    for name, value in loaded.named_parameters():
+        original = names[name]
+        assert value.dtype == original.dtype
+        if name.endswith((".right", ".scales")) or "left." not in name:
+            continue
+        reach = original.abs().amax(0) if dtype == torch.int8 else original.abs()
+        assert ((value - original).abs() <= reach * error + 1e-7).all()
+    assert torch.equal(loaded.smh_generator.scales, gm.smh_generator.scales)
+    fxhash.save(loaded, second, dtype=dtype)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_narrow_files_are_smaller_and_deploy(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256))
+    gm, x = fxhash.transform(model, 0.5, seed=0).eval(), torch.randn(8, 256)
+    sizes = {}
+    for dtype, tolerance in ((None, 0), (torch.bfloat16, 0.02), (torch.float16, 0.002), (torch.int8, 0.05)):
+        fxhash.save(gm, tmp_path / "model.safetensors", dtype=dtype)
+        sizes[dtype] = (tmp_path / "model.safetensors").stat().st_size
+        loaded = fxhash.load(tmp_path / "model.safetensors", model)
+        assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+        with torch.no_grad():
+            assert (fxhash.lower_for_deploy(loaded)(x) - gm(x)).norm() <= tolerance * gm(x).norm() + 1e-5
+    assert sizes[torch.bfloat16] < 0.51 * sizes[None]
+    assert sizes[torch.int8] < 0.27 * sizes[None]
+
+
+def test_narrow_factors_that_cannot_be(stored):
+    gm, path = stored
+    before = path.read_bytes()
+    with pytest.raises(
+        fxhash.PlanError, match=r"dtype=torch\.int16 is no type to store factors in"
+    ):
+        fxhash.save(gm, path, dtype=torch.int16)
+    with torch.no_grad():
+        gm.smh_generator.right[0, 0] = 1e6
+    with pytest.raises(fxhash.CheckpointError, match=r"right' has values that torch\.float16 can't hold"):
+        fxhash.save(gm, path, dtype=torch.float16)
+    with torch.no_grad():
+        gm.smh_generator.right[0, 0] = torch.nan
+    with pytest.raises(fxhash.CheckpointError, match=r"right' has values that torch\.int8 can't hold"):
+        fxhash.save(gm, path, dtype=torch.int8)
+    assert path.read_bytes() == before
+
+
 def test_a_deployed_model_is_not_saved(tmp_path):
     deployed = fxhash.lower_for_deploy(fxhash.transform(ResidualConvNet(), 0.3))
     with pytest.raises(fxhash.TransformError, match="is lowered already: save the transformed model"):

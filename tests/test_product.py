@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fxhash.product import Spread, generate, rows_for, standard_normal
+from fxhash.product import PrincipalRows, Spread, generate, rows_for, standard_normal
 
 sizes = st.integers(1, 5)
 
@@ -50,3 +50,32 @@ def test_spread_is_that_of_the_built_product(rows, cols, rank, data):
     left, right = torch.randn(rows, rank), torch.randn(rank + 1, cols)
     built = (left.double() @ right[:rank].double()).flatten()[:numel]
     assert Spread(right)(left, numel) == pytest.approx(built.std().item(), rel=1e-6, abs=1e-9)
+
+
+@given(st.integers(1, 6), st.lists(st.integers(1, 9), min_size=1, max_size=4), st.data(), st.integers(0, 2**31))
+def test_principal_rows_are_a_truncated_svd_of_the_stack(cols, heights, data, seed):
+    """The error of each rank, and of its first ones alone, is what the singular values that are left out say."""
+    generator = torch.Generator().manual_seed(seed)
+    matrices = [torch.randn(rows, cols, generator=generator, dtype=torch.float64) for rows in heights]
+    principal = PrincipalRows(cols, "cpu")
+    for matrix in matrices:
+        principal.add(matrix)
+    stack = torch.cat(matrices)
+    rank = data.draw(st.integers(1, min(cols, len(stack))))
+    right, to_left = principal.factor(rank)
+    squares = torch.linalg.svdvals(stack).square()
+    for first in range(1, rank + 1):
+        error = (stack - stack @ to_left[:, :first] @ right[:first]).square().sum()
+        assert error.item() == pytest.approx(squares[first:].sum().item(), rel=1e-6, abs=1e-6 * squares.sum().item())
+    if squares[rank - 1] > 1e-4 * squares[0]:
+        sizes = [(stack @ to_left).square().mean(0), right.square().mean(1)]
+        assert torch.allclose(*sizes, rtol=1e-5)
+
+
+def test_ranks_that_the_matrices_do_not_use_can_be_learnt():
+    principal = PrincipalRows(3, "cpu")
+    principal.add(torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]]))
+    right, to_left = principal.factor(3)
+    assert right.isfinite().all()
+    assert to_left.isfinite().all()
+    assert (right.norm(dim=1) > 0).all()

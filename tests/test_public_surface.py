@@ -15,7 +15,7 @@ PACKAGE = Path(fxhash.__file__).parent
 # Each may import those before it, and modules of its own group.
 ORDER = [
     {"version"},
-    {"errors", "files"},
+    {"errors", "files", "narrowing"},
     {"product"},
     {"plan"},
     {"selection"},

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,13 @@ pytest.importorskip("torchvision")
 
 from PIL import Image
 
+import fxhash
 from fxhash import training
 from fxhash.training import RunOptions, load_data, load_recipe
-from fxhash.training.module import cosine_with_warmup, mirrored_at_random, shifted
+from fxhash.training.folder import load_model, read_configuration
+from fxhash.training.module import ReadsBytes, cosine_with_warmup, distillation_loss, mirrored_at_random, shifted
 from fxhash.training.processes import processes_for
+from fxhash.training.run import build_model
 
 # Torch's own, about how Lightning calls it.
 pytestmark = [
@@ -319,11 +323,88 @@ def test_export_of_a_run(finished, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     training.export(finished, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    data, (_, configuration) = load_data("digits"), training.run.read_configuration(finished)
+    data, (_, configuration) = load_data("digits"), training.folder.read_configuration(finished)
     images = (data.test_images.float() / 255 - configuration["mean"][0]) / configuration["std"][0]
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     right = (torch.from_numpy(logits).argmax(1) == data.test_labels).float().mean().item()
     assert right == pytest.approx(training.evaluate(finished)["deployed"], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def dense_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dense") / "run"
+    train(options(None, epochs=3), folder)
+    return folder
+
+
+def test_a_start_from_a_dense_run(dense_run, finished, tmp_path):
+    data = load_data("digits")
+    started = build_model(replace(options(0.6), start=str(dense_run)), data)
+    random, dense = build_model(options(0.6), data), load_model(dense_run)
+    errors = [
+        sum(
+            (weight - near).square().sum()
+            for weight, near in zip(dense.parameters(), fxhash.materialize(each).parameters(), strict=True)
+        )
+        for each in (started, random)
+    ]
+    assert errors[0] < 0.5 * errors[1]
+    again = build_model(replace(options(None), start=str(dense_run)), data)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in dense.state_dict().items())
+    with pytest.raises(TrainingError, match="a run of a compressed resnet8: give one of a dense resnet8"):
+        build_model(replace(options(), start=str(finished)), data)
+    with pytest.raises(TrainingError, match="a run of a dense resnet8: give one of a dense resnet14"):
+        train(replace(options(model="resnet14"), start=str(dense_run)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_is_followed(dense_run, tmp_path):
+    """With nothing else to learn from, the logits come near to the teacher's; it is in no file of the run."""
+    taught = replace(options(0.9, distillation_weight=1.0, epochs=8), teacher=str(dense_run), start=str(dense_run))
+    train(taught, tmp_path / "taught")
+    train(options(0.9, epochs=8), tmp_path / "alone")
+    data, statistics = load_data("digits"), read_configuration(dense_run)[1]
+    models = [
+        ReadsBytes(load_model(folder), statistics["mean"], statistics["std"])
+        for folder in (dense_run, tmp_path / "taught", tmp_path / "alone")
+    ]
+    with torch.inference_mode():
+        teacher, follower, other = (model(data.test_images) for model in models)
+    distances = [distillation_loss(logits, teacher, temperature=1.0) for logits in (follower, other)]
+    assert distances[0] < 0.5 * distances[1]
+    names = torch.load(tmp_path / "taught" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    assert not [name for name in names if "teacher" in name]
+
+
+def test_a_teacher_of_other_images(dense_run, folder_of_images, tmp_path):
+    taught = replace(RunOptions("resnet8", f"imagefolder:{folder_of_images}", quick(), 0.3), teacher=str(dense_run))
+    with pytest.raises(TrainingError, match=r"can't teach: it was trained on images of 8 x 8 pixels and 1 channels"):
+        train(taught, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@given(st.integers(1, 5), st.integers(2, 6), st.floats(0.5, 8.0), st.integers(0, 2**31))
+def test_distillation_compares_probabilities(batch, classes, temperature, seed):
+    """Zero for equal ones, whatever is added to all logits; else positive, and a high temperature compares logits."""
+    torch.manual_seed(seed)
+    logits, taught = torch.randn(2, batch, classes)
+    assert distillation_loss(taught + 5, taught, temperature).item() == pytest.approx(0, abs=1e-4)
+    assert distillation_loss(logits, taught, temperature) > 0
+    centred = (logits - logits.mean(1, keepdim=True)) - (taught - taught.mean(1, keepdim=True))
+    expected = centred.square().sum() / (2 * batch * classes)
+    assert distillation_loss(logits, taught, 30.0).item() == pytest.approx(expected.item(), rel=0.1, abs=0.02)
+
+
+def test_an_exported_file_in_8_bits(finished, dense_run, tmp_path):
+    small = tmp_path / "model.safetensors"
+    training.export(finished, small, torch.int8)
+    assert small.stat().st_size < (finished / "model.safetensors").stat().st_size
+    accuracies = training.evaluate(finished, file=small)
+    assert accuracies["deployed"] == pytest.approx(training.evaluate(finished)["deployed"], abs=0.03)
+    with pytest.raises(TrainingError, match="only factors"):
+        training.export(finished, tmp_path / "model.onnx", torch.int8)
+    with pytest.raises(TrainingError, match="only factors"):
+        training.export(dense_run, small, torch.int8)
 
 
 def test_a_dense_run_whose_files_fail(tmp_path):

@@ -358,3 +358,46 @@ def test_operators_survive():
     gm = fxhash.transform(nn.Sequential(nn.Linear(30, 30)), 0.5)
     gm.graph.call_function(operator.add, (1, 2))
     assert "smh_generator('0.weight')" in gm.code
+
+
+@given(random_models(), fractions)
+def test_a_pretrained_start_is_nearer_than_a_random_one(case, compress):
+    model, x = case
+    random = smallest_transform(model, compress, seed=0)
+    plan = random.smh_generator.plan
+    near = fxhash.transform(model, plan.compress, init="pretrained", seed=0)
+    assert near.smh_generator.plan == plan
+    assert near(x).shape == random(x).shape
+    originals = dict(model.named_parameters())
+    errors = []
+    for gm in (near, random):
+        scales = [near.smh_generator.scales[index] for index in range(len(plan.hashed))]
+        with torch.no_grad():
+            differences = [
+                (gm.smh_generator(parameter.fqn) - originals[parameter.fqn]).double() / (scale if scale > 0 else 1)
+                for parameter, scale in zip(plan.hashed, scales, strict=True)
+            ]
+        errors.append(sum(difference.square().sum().item() for difference in differences))
+    assert errors[0] <= errors[1] * (1 + 1e-6) + 1e-9
+
+
+def test_a_pretrained_start_with_room_enough_is_the_model():
+    """Weights in a space of as few dimensions as there are ranks are kept, a shifted and a constant one too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64), nn.Linear(64, 8)).double()
+    with torch.no_grad():
+        for layer, rank in zip(model, (1, 2, 1), strict=True):
+            layer.weight.copy_(torch.randn(layer.out_features, rank) @ torch.randn(rank, layer.in_features))
+        model[2].weight.fill_(0.25)
+        model[1].weight.add_(100)
+    gm = fxhash.transform(model, 0.9, init="pretrained", seed=0)
+    x = torch.randn(5, 64, dtype=torch.float64)
+    assert_same_outputs(model, gm, x)
+
+
+def test_impossible_starts():
+    model = nn.Linear(64, 64)
+    with pytest.raises(fxhash.PlanError, match="init='zeros' is unknown: give one of 'random', 'pretrained'"):
+        fxhash.transform(model, 0.5, init="zeros")
+    with pytest.raises(fxhash.TransformError, match="init='pretrained' needs values"):
+        fxhash.transform(model.to("meta"), 0.5, init="pretrained", device="cpu")

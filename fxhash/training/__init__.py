@@ -4,9 +4,11 @@ Needs the extra `train`: PyTorch Lightning runs the loop.
 """
 
 from fxhash.training.data import ImageData, load_data
+from fxhash.training.finished import evaluate, export, measure_latency
+from fxhash.training.folder import RunOptions, RunResult
 from fxhash.training.recipe import Recipe, load_recipe, recipe_names
 from fxhash.training.report import write_report
-from fxhash.training.run import RunOptions, RunResult, evaluate, export, measure_latency, resume, train
+from fxhash.training.run import resume, train
 
 __all__ = [
     "ImageData",

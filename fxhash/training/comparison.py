@@ -14,8 +14,8 @@ from typing import Any
 from fxhash.checkpoint import read_plan
 from fxhash.errors import TrainingError
 from fxhash.plan import CompressionPlan
+from fxhash.training.folder import CURVES, MODEL, RESULT, RunOptions, read_configuration
 from fxhash.training.recipe import Recipe, load_recipe, recipe_names
-from fxhash.training.run import CURVES, MODEL, RESULT, RunOptions, read_configuration
 
 # Where files are and what else is written changes nothing that is computed.
 _WITHOUT_EFFECT = ("seed", "data_folder", "tensorboard")

@@ -20,32 +20,34 @@ class Classifier(LightningModule):
     """A model that is trained to classify images.
 
     Args:
-        model: maps normalised images `(batch, channels, height, width)` to logits `(batch, classes)`.
+        model: maps images of bytes `(batch, channels, height, width)` to logits `(batch, classes)`.
         recipe: how to train it.
-        mean: of each channel of the training images, where white is 1.
-        std: the standard deviation in the same form.
         mirrored: whether images may be mirrored.
         seed: for the order of the images, shifts, mirror images and dropout, anew in each epoch: a run that is
             interrupted goes on as if it had not been.
+        teacher: gives logits for the same images that the model is to come near to (knowledge distillation, Hinton et
+            al., arXiv 1503.02531); it is not trained.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
-        self, model: nn.Module, recipe: Recipe, mean: Sequence[float], std: Sequence[float], mirrored: bool, seed: int
+        self, model: ReadsBytes, recipe: Recipe, mirrored: bool, seed: int, teacher: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
         self.flip = recipe.flip and mirrored
         self.seed = seed
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        # Not as a submodule: it is no part of checkpoints, averages or what processes send each other.
+        self._teachers = () if teacher is None else (teacher.eval().requires_grad_(False),)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of images of bytes."""
-        return self.model(normalized(images, self.mean, self.std))
+        """Logits of images."""
+        return self.model(images)
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher to where the model is."""
+        for teacher in self._teachers:
+            teacher.to(self.device)
 
     def on_train_epoch_start(self) -> None:
         """Draw the same random numbers in this epoch whatever happened before, others in each process."""
@@ -57,7 +59,13 @@ class Classifier(LightningModule):
         images = shifted(images, self.recipe.pad)
         if self.flip:
             images = mirrored_at_random(images)
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.recipe.label_smoothing)
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        for teacher in self._teachers:
+            with torch.no_grad():
+                taught = teacher(images)
+            share = self.recipe.distillation_weight
+            loss = (1 - share) * loss + share * distillation_loss(logits, taught, self.recipe.temperature)
         if not math.isfinite(loss.item()):
             raise TrainingError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, step {batch_index + 1}: lower "
@@ -113,6 +121,48 @@ def cosine_with_warmup(steps: int, step: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """Divergence of the classes' probabilities from a teacher's, both softened (Hinton et al., arXiv 1503.02531).
+
+    Its gradient has the size of that of cross entropy, whatever the temperature.
+
+    Args:
+        logits: `(batch, classes)`.
+        taught: the teacher's, of the same shape.
+        temperature: by which both are divided.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0, 1.0]])
+        >>> distillation_loss(logits, logits + 3, temperature=4.0).item()
+        0.0
+    """
+    student, teacher = (F.log_softmax(each.float() / temperature, 1) for each in (logits, taught))
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+
+
+class ReadsBytes(nn.Module):
+    """A model with the normalisation of its images before it.
+
+    Args:
+        model: maps normalised images to logits.
+        mean: of each channel, where white is 1.
+        std: the standard deviation in the same form.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of images of bytes."""
+        return self.model(normalized(images, self.mean, self.std))
 
 
 def normalized(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -32,6 +32,8 @@ class Recipe:
         ema_decay: decay of a running average of the weights, which is what is evaluated and saved; 0 for none.
         pad: pixels by which training images are shifted at most, in both directions.
         flip: whether training images are mirrored at random, where the data set allows it.
+        distillation_weight: share of the loss that compares with a teacher, where there is one, instead of the labels.
+        temperature: by which logits are divided for that comparison.
         precision: `"32"`, or `"bf16"` or `"16"` for mixed precision.
 
     Raises:
@@ -51,6 +53,8 @@ class Recipe:
     ema_decay: float = 0.0
     pad: int = 0
     flip: bool = False
+    distillation_weight: float = 0.9
+    temperature: float = 4.0
     precision: str = "32"
 
     def __post_init__(self) -> None:
@@ -60,8 +64,11 @@ class Recipe:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name}={getattr(self, name)!r} must be at least 1")
-        if not self.learning_rate > 0:
-            raise TrainingError(f"learning_rate={self.learning_rate!r} must be more than 0")
+        for name in ("learning_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                raise TrainingError(f"{name}={getattr(self, name)!r} must be more than 0")
+        if not 0 <= self.distillation_weight <= 1:
+            raise TrainingError(f"distillation_weight={self.distillation_weight!r} must be from 0 to 1")
         for name in ("momentum", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainingError(f"{name}={getattr(self, name)!r} must be at least 0 and less than 1")

@@ -11,106 +11,45 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor, distributed, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import fxhash
-from fxhash import zoo
-from fxhash.errors import CheckpointError, TrainingError
-from fxhash.files import replacing
+from fxhash.errors import TrainingError
 from fxhash.generator import current_plan
-from fxhash.latency import median_latencies
 from fxhash.training.data import ImageData, load_data
-from fxhash.training.module import Classifier, normalized
+from fxhash.training.folder import (
+    CHECKPOINT,
+    CONFIGURATION,
+    CURVES,
+    MODEL,
+    RESULT,
+    RunOptions,
+    RunResult,
+    build_dense,
+    load_model,
+    load_teacher,
+    read_configuration,
+    save_model,
+    write_text,
+)
+from fxhash.training.module import Classifier, ReadsBytes
 from fxhash.training.processes import is_first_process
-from fxhash.training.recipe import Recipe
 from fxhash.version import __version__
 
-CONFIGURATION, CHECKPOINT, MODEL, RESULT, CURVES = (
-    "run.json",
-    "checkpoints/last.ckpt",
-    "model.safetensors",
-    "result.json",
-    "metrics.csv",
-)
-
-
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What to train, on what, and how.
-
-    Attributes:
-        model: a name of `fxhash.zoo`.
-        data: a name of `fxhash.training.load_data`.
-        recipe: how to train.
-        compress: the fraction to compress to; None for the dense model.
-        seed: for the start of the model, the order of the images, and whatever else is random.
-        data_folder: where the files of torchvision's data sets are.
-        image_size: height and width to which the images of a folder are scaled.
-        device: `"auto"`, `"cpu"` or `"cuda"`.
-        tensorboard: whether to write the curves for TensorBoard too.
-    """
-
-    model: str
-    data: str
-    recipe: Recipe
-    compress: float | None = None
-    seed: int = 0
-    data_folder: str = "data"
-    image_size: int | None = None
-    device: str = "auto"
-    tensorboard: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values by their names, for a file."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RunOptions:
-        """What `to_dict` gave."""
-        return cls(**{**values, "recipe": Recipe(**values["recipe"])})
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What came of a run.
-
-    Attributes:
-        trainable_before: trainable parameters of the dense model.
-        trainable_after: those that were trained, everything counted.
-        test_accuracy: fraction of the test images that the trained model gets right.
-        test_loss: cross entropy on the test images.
-        epochs: passes over the training images.
-        seconds: time of the last part of the run, if it was interrupted.
-        gradient_bytes: bytes of gradients that each process sends in a step; 0 for one process.
-        dense_gradient_bytes: what the dense model would send.
-    """
-
-    trainable_before: int
-    trainable_after: int
-    test_accuracy: float
-    test_loss: float
-    epochs: int
-    seconds: float
-    gradient_bytes: int
-    dense_gradient_bytes: int
 
 
 def train(options: RunOptions, folder: Path, download: bool = False, console: Console | None = None) -> RunResult:
@@ -127,12 +66,13 @@ def train(options: RunOptions, folder: Path, download: bool = False, console: Co
         TrainingError: if the folder holds a run already, the data can't be read, or the loss is not finite.
         UnknownModelError: if the zoo has no such model.
         BudgetError: if the model can't be made that small.
+        CheckpointError: if the file of a model to start from, or of a teacher, is damaged.
     """
     if (folder / CONFIGURATION).exists() and is_first_process():
         raise TrainingError(f"{str(folder)!r} holds a run already: add --resume to go on, or give another --output")
     data = load_data(options.data, Path(options.data_folder), download, options.image_size)
     mean, std = data.statistics()
-    model = build_model(options, data)
+    classifier = _build_classifier(options, data, mean, std)
     folder.mkdir(parents=True, exist_ok=True)
     if is_first_process():
         configuration = {
@@ -145,8 +85,8 @@ def train(options: RunOptions, folder: Path, download: bool = False, console: Co
             "images": {"train": len(data.train_labels), "test": len(data.test_labels)},
             "versions": {"fxhash": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
-        _write(folder / CONFIGURATION, json.dumps(configuration, indent=1) + "\n")
-    return _fit(options, data, (mean, std), model, folder, None, console or Console())
+        write_text(folder / CONFIGURATION, json.dumps(configuration, indent=1) + "\n")
+    return _fit(classifier, options, data, folder, None, console or Console())
 
 
 def resume(folder: Path, console: Console | None = None) -> RunResult:
@@ -159,154 +99,22 @@ def resume(folder: Path, console: Console | None = None) -> RunResult:
     if (folder / RESULT).exists():
         raise TrainingError(f"the run in {str(folder)!r} is finished: its result is in {RESULT}")
     data = load_data(options.data, Path(options.data_folder), False, options.image_size)
-    checkpoint = folder / CHECKPOINT
-    model = build_model(options, data)
-    return _fit(
-        options,
-        data,
-        (configuration["mean"], configuration["std"]),
-        model,
-        folder,
-        checkpoint if checkpoint.exists() else None,
-        console or Console(),
-    )
-
-
-def evaluate(folder: Path, data: ImageData | None = None) -> dict[str, float]:
-    """Accuracy of the model of a finished run: as it was trained, and deployed from its file.
-
-    Args:
-        folder: the folder of the run.
-        data: images to test on; those of the run where left out.
-
-    Raises:
-        TrainingError: if the run is not finished.
-    """
-    options, configuration = read_configuration(folder)
-    model = load_model(folder)
-    if data is None:
-        data = load_data(options.data, Path(options.data_folder), False, options.image_size)
-    models = {"trained": model}
-    if isinstance(model, fx.GraphModule):
-        models["deployed"] = fxhash.lower_for_deploy(model)
-    mean, std = (torch.tensor(configuration[name]).view(-1, 1, 1) for name in ("mean", "std"))
-    accuracies = {}
-    for name, each in models.items():
-        right = 0
-        with torch.inference_mode():
-            for images, labels in zip(data.test_images.split(500), data.test_labels.split(500), strict=True):
-                right += int((each(normalized(images, mean, std)).argmax(1) == labels).sum())
-        accuracies[name] = right / len(data.test_labels)
-    return accuracies
-
-
-def export(folder: Path, path: Path) -> None:
-    """Write the model of a finished run to a file: `.safetensors`, or `.onnx` in its deployed form.
-
-    The ONNX model takes normalised images, any number at a time.
-
-    Raises:
-        TrainingError: if the run is not finished, or for another kind of file.
-        CheckpointError: if the file can't be written.
-    """
-    if path.suffix not in (".safetensors", ".onnx"):
-        raise TrainingError(f"{str(path)!r} is neither a .safetensors nor an .onnx file: the ending decides")
-    model = load_model(folder)
-    if path.suffix == ".safetensors":
-        try:
-            _save_model(model, path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{path} can't be written: {error}") from error
-        return
-    _, configuration = read_configuration(folder)
-    deployed = fxhash.lower_for_deploy(model) if isinstance(model, fx.GraphModule) else model
-    images = torch.zeros(2, configuration["channels"], *configuration["size"])
-    fxhash.export_onnx(deployed, (images,), path, dynamic_shapes=({0: torch.export.Dim("batch")},))
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Median milliseconds of a call of a run's model for one batch, deployed and dense."""
-
-    batch: int
-    deployed: float
-    dense: float
-
-
-def measure_latency(folder: Path, batches: Sequence[int] = (1, 8, 100), calls: int = 50) -> list[Latency]:
-    """Time the deployed model of a finished run beside the dense one, on this machine's CPU.
-
-    Args:
-        folder: the folder of the run.
-        batches: numbers of images to time.
-        calls: how often to call each model; medians are reported.
-
-    Raises:
-        TrainingError: if the run is not finished.
-    """
-    _, configuration = read_configuration(folder)
-    model = load_model(folder)
-    dense, deployed = model, model
-    if isinstance(model, fx.GraphModule):
-        dense, deployed = fxhash.materialize(model), fxhash.lower_for_deploy(model)
-    measured = []
-    for batch in batches:
-        images = torch.randn(batch, configuration["channels"], *configuration["size"])
-        seconds = median_latencies([deployed, dense], images, calls)
-        measured.append(Latency(batch, *(1e3 * each for each in seconds)))
-    return measured
-
-
-def load_model(folder: Path) -> nn.Module:
-    """The trained model of a finished run, in eval mode on the CPU.
-
-    Raises:
-        TrainingError: if the run is not finished.
-        CheckpointError: if the file of the model is damaged.
-    """
-    options, configuration = read_configuration(folder)
-    if not (folder / MODEL).exists():
-        raise TrainingError(f"the run in {str(folder)!r} is not finished: go on with --resume")
-    dense = _dense_model(
-        options.model, len(configuration["classes"]), configuration["channels"], configuration["size"]
-    ).eval()
-    if options.compress is None:
-        try:
-            dense.load_state_dict(safetensors.torch.load_file(folder / MODEL))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise CheckpointError(f"{folder / MODEL} can't be read: {error}") from error
-        return dense
-    return fxhash.load(folder / MODEL, dense)
-
-
-def read_configuration(folder: Path) -> tuple[RunOptions, dict[str, Any]]:
-    """What was asked for in a run, and the whole of its configuration file.
-
-    Raises:
-        TrainingError: if there is none.
-    """
-    try:
-        configuration = json.loads((folder / CONFIGURATION).read_text(encoding="utf-8"))
-        missing = {"options", "classes", "channels", "size", "mean", "std"} - configuration.keys()
-        if missing:
-            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-        return RunOptions.from_dict(configuration["options"]), configuration
-    except FileNotFoundError as error:
-        raise TrainingError(f"there is no run in {str(folder)!r}: it has no {CONFIGURATION}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{str(folder / CONFIGURATION)!r} can't be read: {error}") from error
+    checkpoint = (folder / CHECKPOINT) if (folder / CHECKPOINT).exists() else None
+    classifier = _build_classifier(options, data, configuration["mean"], configuration["std"])
+    return _fit(classifier, options, data, folder, checkpoint, console or Console())
 
 
 def build_model(options: RunOptions, data: ImageData) -> nn.Module:
     """The model at its start, which the seed determines.
 
     Raises:
-        TrainingError: if the model can't take images of this size.
+        TrainingError: if the model can't take images of this size, or the run to start from has another model.
+        CheckpointError: if the file of that run is damaged.
     """
     channels, *size = data.train_images.shape[1:]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        dense = _dense_model(options.model, len(data.classes), channels, size)
+        dense = build_dense(options.model, len(data.classes), channels, size)
         try:
             with torch.no_grad():
                 dense.eval()(torch.zeros(2, channels, *size))
@@ -316,26 +124,43 @@ def build_model(options: RunOptions, data: ImageData) -> nn.Module:
                 f"--image-size for a folder of images ({error})"
             ) from error
         dense.train()
-        return dense if options.compress is None else fxhash.transform(dense, options.compress, seed=options.seed)
+        if options.start is not None:
+            _start_from_(dense, options, Path(options.start))
+        if options.compress is None:
+            return dense
+        init = "random" if options.start is None else "pretrained"
+        return fxhash.transform(dense, options.compress, init=init, seed=options.seed)
 
 
-def _dense_model(name: str, classes: int, channels: int, size: Sequence[int]) -> nn.Module:
-    # Of all models, transformers alone are made for one size of image.
-    sized = {"image_size": size[0]} if name in zoo.list("vit") else {}
-    return zoo.create(name, num_classes=classes, in_channels=channels, **sized)
+def _start_from_(dense: nn.Module, options: RunOptions, folder: Path) -> None:
+    """Set the weights of a model to those of a finished run."""
+    started, _ = read_configuration(folder)
+    if (started.model, started.compress) != (options.model, None):
+        kind = "dense" if started.compress is None else "compressed"
+        raise TrainingError(
+            f"can't start from {str(folder)!r}, a run of a {kind} {started.model}: give one of a dense {options.model}"
+        )
+    try:
+        dense.load_state_dict(load_model(folder).state_dict())
+    except RuntimeError as error:
+        raise TrainingError(f"the model of {str(folder)!r} does not fit these images: {error}") from error
+
+
+def _build_classifier(options: RunOptions, data: ImageData, mean: Sequence[float], std: Sequence[float]) -> Classifier:
+    teacher = None if options.teacher is None else load_teacher(Path(options.teacher), data)
+    model = ReadsBytes(build_model(options, data), mean, std)
+    return Classifier(model, options.recipe, data.mirrored, options.seed, teacher)
 
 
 def _fit(
+    classifier: Classifier,
     options: RunOptions,
     data: ImageData,
-    statistics: tuple[Sequence[float], Sequence[float]],
-    model: nn.Module,
     folder: Path,
     checkpoint: Path | None,
     console: Console,
 ) -> RunResult:
-    recipe = options.recipe
-    classifier = Classifier(model, recipe, *statistics, data.mirrored, options.seed)
+    recipe, model = options.recipe, classifier.model.model
     counter = _CountingReduction()
     callbacks: list[Callback] = [_Curves(console, model, folder / CURVES), counter]
     if recipe.ema_decay:
@@ -384,8 +209,8 @@ def _fit(
         dense_gradient_bytes=4 * _trainable_before(model) if processes > 1 else 0,
     )
     if trainer.is_global_zero:
-        _save_model(model, folder / MODEL)
-        _write(folder / RESULT, json.dumps(asdict(result), indent=1) + "\n")
+        save_model(model, folder / MODEL)
+        write_text(folder / RESULT, json.dumps(asdict(result), indent=1) + "\n")
     return result
 
 
@@ -397,19 +222,6 @@ def _batches(images: Tensor, labels: Tensor, batch_size: int, seed: int | None, 
         dataset, processes, rank, shuffle=seed is not None, seed=seed or 0
     )
     return DataLoader(dataset, max(batch_size // processes, 1), sampler=sampler)
-
-
-def _save_model(model: nn.Module, path: Path) -> None:
-    if isinstance(model, fx.GraphModule):
-        fxhash.save(model, path)
-    else:
-        with replacing(path) as temporary:
-            safetensors.torch.save_model(model, str(temporary))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _trainable(model: nn.Module) -> int:
@@ -481,7 +293,7 @@ class _Curves(Callback):
                 writer = csv.DictWriter(text, row, lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(self.rows)
-                _write(self.path, text.getvalue())
+                write_text(self.path, text.getvalue())
             epoch = f"{row['epoch']}/{trainer.max_epochs}"
             self.console.print(
                 f"{epoch:>9}  {row['train_loss']:>10.4f}  {row['test_loss']:>9.4f}  {row['test_accuracy']:>8.2%}  "

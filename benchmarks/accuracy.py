@@ -1,0 +1,254 @@
+"""Test accuracy for equal numbers of trained parameters: generators, networks and budgets, with equal tuning.
+
+Trains every variant at every learning rate with the first seed, then at its best one with the other seeds. All else is
+the recipe `small-images`. Each run is a row of a CSV file with all that repeats it; rows that are there already are
+not run again, so that a grid may be extended or stopped at any time.
+
+    python benchmarks/accuracy.py --data imagefolder:DIR --variant square-smh fxhash-16 --compress 0.1 0.03 \\
+        --output benchmarks/results/accuracy.csv
+    python benchmarks/accuracy.py --data imagefolder:DIR --network resnet8 resnet20x8 --variant dense --output ...
+
+A network is a residual one of the zoo, with a width after an `x` if it is not 16. Each run has one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import get_type_hints
+
+import torch
+from deploy import commit
+from generators import Derived, RandomHash, SquareSMH, Tiles
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
+
+import fxhash
+from fxhash import zoo
+from fxhash.training import ImageData, load_data, load_recipe
+from fxhash.training.module import Classifier, ReadsBytes
+
+Build = Callable[[nn.Module, float, int], nn.Module]
+
+
+def with_fxhash(model: nn.Module, compress: float, seed: int, **options: object) -> nn.Module:
+    """The product, with options of `fxhash.transform`."""
+    return fxhash.transform(model, compress, seed=seed, **options)
+
+
+def derived(model: nn.Module, compress: float, seed: int, make: Callable[[int, int], nn.Module]) -> nn.Module:
+    """One of the generators beside this file."""
+    return Derived(model, compress, make)
+
+
+def as_it_is(model: nn.Module, compress: float, seed: int) -> nn.Module:
+    """The dense network."""
+    return model
+
+
+FIRST_AND_LAST = [r"^conv1\.", r"^fc\."]
+VARIANTS: dict[str, Build] = {
+    "dense": as_it_is,
+    "square-smh": partial(derived, make=SquareSMH),
+    "random-hash": partial(derived, make=RandomHash),
+    **{f"tiles-{rank}": partial(derived, make=partial(Tiles, rank=rank)) for rank in (1, 2, 4)},
+    **{f"fxhash-{aspect}": partial(with_fxhash, aspect=aspect) for aspect in (1, 4, 16, 64)},
+    **{
+        f"fxhash-{aspect}-first-last": partial(with_fxhash, aspect=aspect, exclude=FIRST_AND_LAST)
+        for aspect in (1, 4, 16, 64)
+    },
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: all that decides its outcome but the code."""
+
+    variant: str
+    network: str
+    compress: float
+    learning_rate: float
+    seed: int
+    epochs: int
+    train_images: int
+    data: str
+    precision: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run; accuracies and losses are those of the last epoch."""
+
+    trainable_before: int
+    trainable_after: int
+    test_accuracy: float
+    test_loss: float
+    train_loss: float
+    seconds: float
+    commit: str
+    torch: str
+    python: str
+
+
+TYPES = {name: kind for each in (Run, Outcome) for name, kind in get_type_hints(each).items()}
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    rows = read_rows(arguments.output)
+    data_name = arguments.data.partition(":")[0] if arguments.name is None else arguments.name
+    cells = [
+        Run(
+            variant=variant,
+            network=network,
+            compress=compress,
+            learning_rate=0.0,
+            seed=0,
+            epochs=arguments.epochs,
+            train_images=arguments.train_images,
+            data=data_name,
+            precision=arguments.precision,
+        )
+        for network in arguments.network
+        for variant in arguments.variant
+        for compress in ([1.0] if variant == "dense" else arguments.compress)
+    ]
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        running: dict[Future[Outcome], Run] = {}
+
+        def start(runs: Iterable[Run]) -> None:
+            for run in runs:
+                if run not in rows and run not in running.values():
+                    running[pool.submit(train, run, arguments.data, commit())] = run
+
+        def start_missing() -> None:
+            for cell in cells:
+                sweep = [replace(cell, learning_rate=rate) for rate in arguments.learning_rates]
+                if all(run in rows for run in sweep):
+                    best = max(sweep, key=lambda run: rows[run].test_accuracy)
+                    start(replace(best, seed=seed) for seed in range(1, arguments.seeds))
+                else:
+                    start(sweep)
+
+        start_missing()
+        while running:
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = running.pop(future)
+                rows[run] = future.result()
+                append_row(arguments.output, run, rows[run])
+                print(run, rows[run], flush=True)
+            start_missing()
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="as of `fxhash train`, such as imagefolder:DIR")
+    parser.add_argument("--name", help="name of the data in the rows; what stands before the colon if left out")
+    parser.add_argument("--train-images", type=int, default=20_000, help="how many, the same for all seeds")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--network", nargs="+", default=["resnet20"])
+    parser.add_argument("--variant", nargs="+", required=True, choices=VARIANTS, metavar="VARIANT")
+    parser.add_argument("--compress", type=float, nargs="+", default=[0.1, 0.03])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[5e-3, 1e-2, 2e-2])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=Path, required=True)
+    return parser.parse_args()
+
+
+def train(run: Run, data_name: str, at_commit: str) -> Outcome:
+    """Train and test once, in a process of its own."""
+    torch.set_num_threads(1)
+    data = load(data_name, run.train_images)
+    started = time.perf_counter()
+    torch.manual_seed(run.seed)
+    dense = build_network(run.network, data)
+    before = sum(parameter.numel() for parameter in dense.parameters())
+    model = VARIANTS[run.variant](dense, run.compress, run.seed)
+    recipe = load_recipe("small-images").with_changes({"learning_rate": run.learning_rate, "epochs": run.epochs})
+    classifier = Classifier(ReadsBytes(model, *data.statistics()), recipe, data.mirrored, run.seed)
+    trained = TensorDataset(data.train_images, data.train_labels)
+    tested = TensorDataset(data.test_images, data.test_labels)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=run.epochs,
+        precision=run.precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=run.epochs,
+        use_distributed_sampler=False,
+    )
+    order = DistributedSampler(trained, 1, 0, shuffle=True, seed=run.seed)
+    trainer.fit(
+        classifier, DataLoader(trained, recipe.batch_size, sampler=order, drop_last=True), DataLoader(tested, 500)
+    )
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return Outcome(
+        trainable_before=before,
+        trainable_after=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        test_accuracy=round(metrics["test_accuracy"], 4),
+        test_loss=round(metrics["test_loss"], 4),
+        train_loss=round(metrics["train_loss"], 4),
+        seconds=round(time.perf_counter() - started, 1),
+        commit=at_commit,
+        torch=torch.__version__,
+        python=platform.python_version(),
+    )
+
+
+@cache
+def load(name: str, train_images: int) -> ImageData:
+    """The data with as many training images, the first of each class."""
+    data = load_data(name)
+    each = train_images // len(data.classes)
+    chosen = torch.cat([(data.train_labels == label).nonzero()[:each, 0] for label in range(len(data.classes))])
+    return replace(data, train_images=data.train_images[chosen], train_labels=data.train_labels[chosen])
+
+
+def build_network(name: str, data: ImageData) -> nn.Module:
+    """A residual network for the data: `"resnet20"`, or `"resnet20x8"` with 8 channels in the first stage."""
+    family, _, width = name.partition("x")
+    return zoo.create(family, num_classes=len(data.classes), in_channels=data.channels, width=int(width or 16))
+
+
+def read_rows(path: Path) -> dict[Run, Outcome]:
+    """The rows of earlier calls."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = [{name: TYPES[name](value) for name, value in row.items()} for row in csv.DictReader(file)]
+    names = [field.name for field in fields(Run)]
+    return {
+        Run(**{name: row[name] for name in names}): Outcome(**{name: row[name] for name in row.keys() - set(names)})
+        for row in rows
+    }
+
+
+def append_row(path: Path, run: Run, outcome: Outcome) -> None:
+    """Add a row to the file, below a heading if it is the first."""
+    row = asdict(run) | asdict(outcome)
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Other ways to derive the weights of a model from few parameters, to compare with: each in its plainest form.
+
+All share one wrapper, `Derived`, and one rule for the budget: weights of two or more dimensions are derived, the rest
+stays dense, everything counts, and each weight has a scale of its own that starts at the spread of the original's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from fxhash.errors import BudgetError
+
+
+class Derived(nn.Module):
+    """A model whose weights come from a generator at each call.
+
+    Args:
+        model: the dense model; its weights of two or more dimensions are only shapes from now on.
+        compress: trainable parameters after over before, at most.
+        make: builds the generator from the number of weights and the parameters that it may have; called without
+            arguments, that gives all weights as one tensor of mean zero and variance one.
+    """
+
+    def __init__(self, model: nn.Module, compress: float, make: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        weights = {name: each for name, each in model.named_parameters() if each.dim() >= 2}
+        total = sum(each.numel() for each in model.parameters())
+        dense = total - sum(each.numel() for each in weights.values())
+        self.shapes = {name: each.shape for name, each in weights.items()}
+        self.generator = make(total - dense, math.floor(compress * total) - dense - len(weights))
+        self.scales = nn.Parameter(torch.stack([each.detach().std() for each in weights.values()]))
+        self.model = model
+        for weight in weights.values():
+            weight.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the model gives with the weights of now."""
+        sizes = [shape.numel() for shape in self.shapes.values()]
+        with torch.autocast(images.device.type, enabled=False):
+            parts = self.generator()[: sum(sizes)].split(sizes)
+            weights = {
+                name: part.view(shape) * scale
+                for (name, shape), part, scale in zip(self.shapes.items(), parts, self.scales, strict=True)
+            }
+        return functional_call(self.model, weights, (images,))
+
+
+class SquareSMH(nn.Module):
+    """Structured Multi-Hashing as published: one square matrix, weights laid end to end (arXiv 1911.11177)."""
+
+    def __init__(self, count: int, budget: int) -> None:
+        super().__init__()
+        side = math.isqrt(count - 1) + 1
+        self.left, self.right = _factors(1, side, _rank(budget, 2 * side))
+
+    def forward(self) -> Tensor:
+        return (self.left @ self.right).flatten()
+
+
+class Tiles(nn.Module):
+    """Square tiles of a given rank with factors of their own, as large as the budget makes them; nothing is shared."""
+
+    def __init__(self, count: int, budget: int, rank: int) -> None:
+        super().__init__()
+        # A tile of side n has 2 * n * rank parameters for its n * n weights.
+        side = max(round(2 * rank * count / budget), 1)
+        while 2 * rank * side * -(-count // side**2) > budget:
+            side += 1
+        self.left, self.right = _factors(-(-count // side**2), side, rank)
+
+    def forward(self) -> Tensor:
+        return (self.left @ self.right).flatten()
+
+
+class RandomHash(nn.Module):
+    """HashedNets: each weight is an entry of one pool, at random and with a random sign (arXiv 1504.04788)."""
+
+    index: Tensor
+    sign: Tensor
+
+    def __init__(self, count: int, budget: int) -> None:
+        super().__init__()
+        self.pool = nn.Parameter(torch.randn(_rank(budget, 1)))
+        self.register_buffer("index", torch.randint(len(self.pool), (count,)), persistent=False)
+        self.register_buffer("sign", torch.randint(2, (count,)) * 2.0 - 1, persistent=False)
+
+    def forward(self) -> Tensor:
+        return F.embedding(self.index, self.pool.unsqueeze(1)).squeeze(1) * self.sign
+
+
+def _rank(budget: int, parameters: int) -> int:
+    if budget < parameters:
+        raise BudgetError(f"{budget} parameters are too few: one rank takes {parameters}", parameters)
+    return budget // parameters
+
+
+def _factors(tiles: int, side: int, rank: int) -> Sequence[nn.Parameter]:
+    sizes = ((tiles, side, rank), (tiles, rank, side))
+    return [nn.Parameter(torch.randn(size) * rank**-0.25) for size in sizes]

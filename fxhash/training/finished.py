@@ -1,0 +1,113 @@
+"""What can be done with a finished run: test its model, time it, and write it to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import fx
+
+import fxhash
+from fxhash.errors import CheckpointError, TrainingError
+from fxhash.latency import median_latencies
+from fxhash.training.data import ImageData, load_data
+from fxhash.training.folder import load_model, read_configuration, save_model
+from fxhash.training.module import ReadsBytes
+
+
+def evaluate(folder: Path, data: ImageData | None = None, file: Path | None = None) -> dict[str, float]:
+    """Accuracy of the model of a finished run: as it was trained, and deployed from its file.
+
+    Args:
+        folder: the folder of the run.
+        data: images to test on; those of the run where left out.
+        file: a file with its model, as exported; that of the run where left out.
+
+    Raises:
+        TrainingError: if the run is not finished.
+        CheckpointError: if the file can't be read.
+    """
+    options, configuration = read_configuration(folder)
+    model = load_model(folder, file)
+    if data is None:
+        data = load_data(options.data, Path(options.data_folder), False, options.image_size)
+    models = {"trained": model}
+    if isinstance(model, fx.GraphModule):
+        models["deployed"] = fxhash.lower_for_deploy(model)
+    accuracies = {}
+    for name, each in models.items():
+        reader = ReadsBytes(each, configuration["mean"], configuration["std"])
+        right = 0
+        with torch.inference_mode():
+            for images, labels in zip(data.test_images.split(500), data.test_labels.split(500), strict=True):
+                right += int((reader(images).argmax(1) == labels).sum())
+        accuracies[name] = right / len(data.test_labels)
+    return accuracies
+
+
+def export(folder: Path, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Write the model of a finished run to a file: `.safetensors`, or `.onnx` in its deployed form.
+
+    The ONNX model takes normalised images, any number at a time.
+
+    Args:
+        folder: the folder of the run.
+        path: the file.
+        dtype: type to store the factors in, as of `fxhash.save`.
+
+    Raises:
+        TrainingError: if the run is not finished, for another kind of file, or for a `dtype` without factors in
+            a `.safetensors` file.
+        CheckpointError: if the file can't be written.
+    """
+    if path.suffix not in (".safetensors", ".onnx"):
+        raise TrainingError(f"{str(path)!r} is neither a .safetensors nor an .onnx file: the ending decides")
+    model = load_model(folder)
+    if dtype is not None and not (path.suffix == ".safetensors" and isinstance(model, fx.GraphModule)):
+        raise TrainingError("only factors in a .safetensors file can be stored in another type")
+    if path.suffix == ".safetensors":
+        try:
+            save_model(model, path, dtype)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} can't be written: {error}") from error
+        return
+    _, configuration = read_configuration(folder)
+    deployed = fxhash.lower_for_deploy(model) if isinstance(model, fx.GraphModule) else model
+    images = torch.zeros(2, configuration["channels"], *configuration["size"])
+    fxhash.export_onnx(deployed, (images,), path, dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Median milliseconds of a call of a run's model for one batch, deployed and dense."""
+
+    batch: int
+    deployed: float
+    dense: float
+
+
+def measure_latency(folder: Path, batches: Sequence[int] = (1, 8, 100), calls: int = 50) -> list[Latency]:
+    """Time the deployed model of a finished run beside the dense one, on this machine's CPU.
+
+    Args:
+        folder: the folder of the run.
+        batches: numbers of images to time.
+        calls: how often to call each model; medians are reported.
+
+    Raises:
+        TrainingError: if the run is not finished.
+    """
+    _, configuration = read_configuration(folder)
+    model = load_model(folder)
+    dense, deployed = model, model
+    if isinstance(model, fx.GraphModule):
+        dense, deployed = fxhash.materialize(model), fxhash.lower_for_deploy(model)
+    measured = []
+    for batch in batches:
+        images = torch.randn(batch, configuration["channels"], *configuration["size"])
+        seconds = median_latencies([deployed, dense], images, calls)
+        measured.append(Latency(batch, *(1e3 * each for each in seconds)))
+    return measured
