@@ -113,9 +113,7 @@ def test_narrow_files_are_smaller_and_deploy(tmp_path):
 def test_narrow_factors_that_cannot_be(stored):
     gm, path = stored
     before = path.read_bytes()
-    with pytest.raises(
-        fxhash.PlanError, match=r"dtype=torch\.int16 is no type to store factors in"
-    ):
+    with pytest.raises(fxhash.PlanError, match=r"dtype=torch\.int16 is no type to store factors in"):
         fxhash.save(gm, path, dtype=torch.int16)
     with torch.no_grad():
         gm.smh_generator.right[0, 0] = 1e6
