@@ -27,7 +27,7 @@ from typing import get_type_hints
 
 import torch
 from deploy import commit
-from generators import Derived, RandomHash, SquareSMH, Tiles
+from generators import Derived, RandomHash, SquareSMH, Tiles, change_
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -37,6 +37,7 @@ import fxhash
 from fxhash import zoo
 from fxhash.training import ImageData, load_data, load_recipe
 from fxhash.training.module import Classifier, ReadsBytes
+from fxhash.training.run import quiet_lightning
 
 Build = Callable[[nn.Module, float, int], nn.Module]
 
@@ -44,6 +45,17 @@ Build = Callable[[nn.Module, float, int], nn.Module]
 def with_fxhash(model: nn.Module, compress: float, seed: int, **options: object) -> nn.Module:
     """The product, with options of `fxhash.transform`."""
     return fxhash.transform(model, compress, seed=seed, **options)
+
+
+def changed(model: nn.Module, compress: float, seed: int, aspect: float, **changes: object) -> nn.Module:
+    """The product with a change of `generators.change_`."""
+    gm = fxhash.transform(model, compress, aspect=aspect, seed=seed)
+    if "diagonal" in changes:
+        # It counts as well, so that the rest has to be smaller.
+        plan = gm.smh_generator.plan
+        compress -= len(plan.hashed) * plan.layout.cols / plan.trainable_before
+        gm = fxhash.transform(model, compress, aspect=aspect, seed=seed)
+    return change_(gm, **changes)
 
 
 def derived(model: nn.Module, compress: float, seed: int, make: Callable[[int, int], nn.Module]) -> nn.Module:
@@ -57,22 +69,39 @@ def as_it_is(model: nn.Module, compress: float, seed: int) -> nn.Module:
 
 
 FIRST_AND_LAST = [r"^conv1\.", r"^fc\."]
+CHANGES: dict[str, dict[str, object]] = {
+    **{f"balance-{balance}": {"balance": balance} for balance in (4, 16, 64)},
+    "frozen": {"frozen_right": True},
+    "orthogonal": {"orthogonal": True},
+    "relative": {"relative_scales": True},
+    "diagonal": {"diagonal": True},
+    "rolls": {"rolls": True},
+    "signs": {"signs": "parameter"},
+    "slice-signs": {"signs": "slice"},
+    "signs-balance-16": {"signs": "parameter", "balance": 16},
+    "slice-signs-balance-16": {"signs": "slice", "balance": 16},
+}
+ASPECTS = (1, 4, 16, 64)
 VARIANTS: dict[str, Build] = {
     "dense": as_it_is,
     "square-smh": partial(derived, make=SquareSMH),
     "random-hash": partial(derived, make=RandomHash),
     **{f"tiles-{rank}": partial(derived, make=partial(Tiles, rank=rank)) for rank in (1, 2, 4)},
-    **{f"fxhash-{aspect}": partial(with_fxhash, aspect=aspect) for aspect in (1, 4, 16, 64)},
+    **{f"fxhash-{aspect}": partial(with_fxhash, aspect=aspect) for aspect in ASPECTS},
     **{
-        f"fxhash-{aspect}-first-last": partial(with_fxhash, aspect=aspect, exclude=FIRST_AND_LAST)
-        for aspect in (1, 4, 16, 64)
+        f"fxhash-{aspect}-first-last": partial(with_fxhash, aspect=aspect, exclude=FIRST_AND_LAST) for aspect in ASPECTS
+    },
+    **{
+        f"fxhash-{aspect}-{name}": partial(changed, aspect=aspect, **changes)
+        for aspect in ASPECTS
+        for name, changes in CHANGES.items()
     },
 }
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: all that decides its outcome but the code."""
+    """One training run: all that decides its outcome but the code; an image size of 0 is the images' own."""
 
     variant: str
     network: str
@@ -81,6 +110,7 @@ class Run:
     seed: int
     epochs: int
     train_images: int
+    image_size: int
     data: str
     precision: str
 
@@ -116,6 +146,7 @@ def main() -> None:
             seed=0,
             epochs=arguments.epochs,
             train_images=arguments.train_images,
+            image_size=arguments.image_size or 0,
             data=data_name,
             precision=arguments.precision,
         )
@@ -156,6 +187,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="as of `fxhash train`, such as imagefolder:DIR")
     parser.add_argument("--name", help="name of the data in the rows; what stands before the colon if left out")
     parser.add_argument("--train-images", type=int, default=20_000, help="how many, the same for all seeds")
+    parser.add_argument("--image-size", type=int, help="scale a folder's images to as many pixels")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--network", nargs="+", default=["resnet20"])
     parser.add_argument("--variant", nargs="+", required=True, choices=VARIANTS, metavar="VARIANT")
@@ -171,7 +203,7 @@ def parse_arguments() -> argparse.Namespace:
 def train(run: Run, data_name: str, at_commit: str) -> Outcome:
     """Train and test once, in a process of its own."""
     torch.set_num_threads(1)
-    data = load(data_name, run.train_images)
+    data = load(data_name, run.train_images, run.image_size)
     started = time.perf_counter()
     torch.manual_seed(run.seed)
     dense = build_network(run.network, data)
@@ -181,22 +213,23 @@ def train(run: Run, data_name: str, at_commit: str) -> Outcome:
     classifier = Classifier(ReadsBytes(model, *data.statistics()), recipe, data.mirrored, run.seed)
     trained = TensorDataset(data.train_images, data.train_labels)
     tested = TensorDataset(data.test_images, data.test_labels)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=run.epochs,
-        precision=run.precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        check_val_every_n_epoch=run.epochs,
-        use_distributed_sampler=False,
-    )
-    order = DistributedSampler(trained, 1, 0, shuffle=True, seed=run.seed)
-    trainer.fit(
-        classifier, DataLoader(trained, recipe.batch_size, sampler=order, drop_last=True), DataLoader(tested, 500)
-    )
+    with quiet_lightning():
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=run.epochs,
+            precision=run.precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            check_val_every_n_epoch=run.epochs,
+            use_distributed_sampler=False,
+        )
+        order = DistributedSampler(trained, 1, 0, shuffle=True, seed=run.seed)
+        trainer.fit(
+            classifier, DataLoader(trained, recipe.batch_size, sampler=order, drop_last=True), DataLoader(tested, 500)
+        )
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return Outcome(
         trainable_before=before,
@@ -212,9 +245,9 @@ def train(run: Run, data_name: str, at_commit: str) -> Outcome:
 
 
 @cache
-def load(name: str, train_images: int) -> ImageData:
-    """The data with as many training images, the first of each class."""
-    data = load_data(name)
+def load(name: str, train_images: int, image_size: int) -> ImageData:
+    """The data with as many training images, the first of each class, of a size, or as they are for 0."""
+    data = load_data(name, image_size=image_size or None)
     each = train_images // len(data.classes)
     chosen = torch.cat([(data.train_labels == label).nonzero()[:each, 0] for label in range(len(data.classes))])
     return replace(data, train_images=data.train_images[chosen], train_labels=data.train_labels[chosen])

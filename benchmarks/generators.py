@@ -1,7 +1,8 @@
 """Other ways to derive the weights of a model from few parameters, to compare with: each in its plainest form.
 
-All share one wrapper, `Derived`, and one rule for the budget: weights of two or more dimensions are derived, the rest
-stays dense, everything counts, and each weight has a scale of its own that starts at the spread of the original's.
+Those from elsewhere share one wrapper, `Derived`, and one rule for the budget: weights of two or more dimensions are
+derived, the rest stays dense, everything counts, and each weight has a scale of its own that starts at the spread of
+the original's. Changes of the product itself are a class, `Changed`, that takes the place of its generator.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 from fxhash.errors import BudgetError
+from fxhash.generator import SMHGenerator
+from fxhash.plan import CompressionPlan, ParameterPlan
 
 
 class Derived(nn.Module):
@@ -103,3 +106,86 @@ def _rank(budget: int, parameters: int) -> int:
 def _factors(tiles: int, side: int, rank: int) -> Sequence[nn.Parameter]:
     sizes = ((tiles, side, rank), (tiles, rank, side))
     return [nn.Parameter(torch.randn(size) * rank**-0.25) for size in sizes]
+
+
+class Changed(SMHGenerator):
+    """The product's generator with one thing changed; `change_` puts it in place.
+
+    Attributes:
+        modulation: what each of a parameter's rows of `W` is multiplied by, shape `(parameters, slices, cols)`: one
+            slice for all rows, or one for each of the rows that make up an output channel, in turn. None for nothing.
+        rolls: by how many columns each parameter's rows are shifted, cyclically. None for none.
+        start: what the trained scales are relative to; shape `(parameters,)`.
+    """
+
+    modulation: Tensor | None
+    rolls: Sequence[int] | None
+    start: Tensor
+
+    def forward(self, name: str) -> Tensor:
+        index, parameter = self._hashed[name]
+        with torch.autocast(self.right.device.type, enabled=False):
+            left = self.scaled_left(name) * self.start[index]
+            rows = left @ self.right[: left.shape[1]]
+            if self.rolls is not None:
+                rows = rows.roll(self.rolls[index], 1)
+            if self.modulation is not None:
+                slices = self.modulation[index, : _slices(parameter, self.plan)]
+                rows = rows * slices.repeat(-(-len(rows) // len(slices)), 1)[: len(rows)]
+            return rows.flatten()[: parameter.numel].view(parameter.shape)
+
+
+def change_(
+    gm: fx.GraphModule,
+    *,
+    balance: float = 1.0,
+    orthogonal: bool = False,
+    signs: str = "",
+    rolls: bool = False,
+    diagonal: bool = False,
+    relative_scales: bool = False,
+    frozen_right: bool = False,
+) -> fx.GraphModule:
+    """Change the generator of a transformed model that is yet to be trained.
+
+    Args:
+        gm: the model; it is changed in place.
+        balance: how much larger the entries of `right` start than those of `left`. An optimizer whose steps don't
+            depend on the size of gradients then changes `right` more slowly by that factor.
+        orthogonal: whether the rows of `right` start orthogonal to each other.
+        signs: whether entries of `W` get fixed random signs: `"parameter"` for a sign a column and parameter,
+            `"slice"` for other ones for each row of an output channel.
+        rolls: whether each parameter's rows of `W` are shifted by another number of columns.
+        diagonal: whether each parameter has a trained factor a column.
+        relative_scales: whether scales are trained relative to their start.
+        frozen_right: whether `right` stays as it starts; it counts nevertheless.
+    """
+    generator = gm.smh_generator
+    assert isinstance(generator, SMHGenerator)
+    generator.__class__ = Changed
+    plan, parameters, cols = generator.plan, len(generator.plan.hashed), generator.plan.layout.cols
+    generator.start = torch.ones(parameters)
+    generator.rolls = [(37 * index) % cols for index in range(parameters)] if rolls else None
+    generator.modulation = None
+    with torch.no_grad():
+        if orthogonal:
+            size = generator.right.square().mean().sqrt()
+            basis = torch.linalg.qr(generator.right.T).Q.T
+            generator.right.copy_(basis * size / basis.square().mean().sqrt())
+        generator.right.mul_(balance**0.5)
+        for left in (*generator.left, *generator.more_left):
+            left.div_(balance**0.5)
+        if relative_scales:
+            generator.start = generator.scales.detach().clone()
+            generator.scales.fill_(1)
+    if signs:
+        slices = max(_slices(parameter, plan) for parameter in plan.hashed) if signs == "slice" else 1
+        generator.modulation = torch.randint(2, (parameters, slices, cols)) * 2.0 - 1
+    if diagonal:
+        generator.modulation = nn.Parameter(torch.ones(parameters, 1, cols))
+    generator.right.requires_grad_(not frozen_right)
+    return gm
+
+
+def _slices(parameter: ParameterPlan, plan: CompressionPlan) -> int:
+    return max(math.prod(parameter.shape[1:]) // plan.layout.cols, 1)

@@ -174,7 +174,7 @@ def _fit(
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     started = time.perf_counter()
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer = Trainer(
             accelerator={"cuda": "gpu"}.get(options.device, options.device),
             devices=local if processes > 1 else 1,
@@ -303,7 +303,7 @@ class _Curves(Callback):
 
 
 @contextmanager
-def _quiet_lightning() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Without its notes on devices, workers and where it saves, which say nothing about this run."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
