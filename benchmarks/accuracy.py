@@ -73,7 +73,7 @@ CHANGES: dict[str, dict[str, object]] = {
     **{f"balance-{balance}": {"balance": balance} for balance in (4, 16, 64)},
     "frozen": {"frozen_right": True},
     "orthogonal": {"orthogonal": True},
-    "relative": {"relative_scales": True},
+    "raw-scales": {"raw_scales": True},
     "diagonal": {"diagonal": True},
     "rolls": {"rolls": True},
     "signs": {"signs": "parameter"},

@@ -115,17 +115,19 @@ class Changed(SMHGenerator):
         modulation: what each of a parameter's rows of `W` is multiplied by, shape `(parameters, slices, cols)`: one
             slice for all rows, or one for each of the rows that make up an output channel, in turn. None for nothing.
         rolls: by how many columns each parameter's rows are shifted, cyclically. None for none.
-        start: what the trained scales are relative to; shape `(parameters,)`.
+        raw_scales: trained scales themselves, not their logarithms; shape `(parameters,)`. None for the product's.
     """
 
     modulation: Tensor | None
     rolls: Sequence[int] | None
-    start: Tensor
+    raw_scales: Tensor | None
 
     def forward(self, name: str) -> Tensor:
         index, parameter = self._hashed[name]
         with torch.autocast(self.right.device.type, enabled=False):
-            left = self.scaled_left(name) * self.start[index]
+            left = self.scaled_left(name)
+            if self.raw_scales is not None:
+                left = left * (self.raw_scales[index] / self.initial_scales[index])
             rows = left @ self.right[: left.shape[1]]
             if self.rolls is not None:
                 rows = rows.roll(self.rolls[index], 1)
@@ -143,7 +145,7 @@ def change_(
     signs: str = "",
     rolls: bool = False,
     diagonal: bool = False,
-    relative_scales: bool = False,
+    raw_scales: bool = False,
     frozen_right: bool = False,
 ) -> fx.GraphModule:
     """Change the generator of a transformed model that is yet to be trained.
@@ -157,14 +159,17 @@ def change_(
             `"slice"` for other ones for each row of an output channel.
         rolls: whether each parameter's rows of `W` are shifted by another number of columns.
         diagonal: whether each parameter has a trained factor a column.
-        relative_scales: whether scales are trained relative to their start.
+        raw_scales: whether scales are trained themselves, not their logarithms.
         frozen_right: whether `right` stays as it starts; it counts nevertheless.
     """
     generator = gm.smh_generator
     assert isinstance(generator, SMHGenerator)
     generator.__class__ = Changed
     plan, parameters, cols = generator.plan, len(generator.plan.hashed), generator.plan.layout.cols
-    generator.start = torch.ones(parameters)
+    generator.raw_scales = None
+    if raw_scales:
+        generator.log_scales.requires_grad_(False)
+        generator.raw_scales = nn.Parameter(generator.initial_scales.clone())
     generator.rolls = [(37 * index) % cols for index in range(parameters)] if rolls else None
     generator.modulation = None
     with torch.no_grad():
@@ -175,9 +180,6 @@ def change_(
         generator.right.mul_(balance**0.5)
         for left in (*generator.left, *generator.more_left):
             left.div_(balance**0.5)
-        if relative_scales:
-            generator.start = generator.scales.detach().clone()
-            generator.scales.fill_(1)
     if signs:
         slices = max(_slices(parameter, plan) for parameter in plan.hashed) if signs == "slice" else 1
         generator.modulation = torch.randint(2, (parameters, slices, cols)) * 2.0 - 1

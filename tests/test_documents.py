@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import runpy
@@ -138,6 +139,28 @@ def test_readme_figures_of_training_are_the_recorded_ones():
     assert f"and {other['ratio_to_dense']:.2f} times with `torch.nn.utils.parametrize`" in text
     assert f"take {small['resident_bytes'] / dense['resident_bytes']:.1%} of the bytes" in text
     assert len(small["ratios"]) == 9
+
+
+def recorded_runs():
+    with (ROOT / "benchmarks" / "results" / "recipes.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_readme_table_of_runs_is_the_recorded_one():
+    for run in recorded_runs():
+        expected = (
+            f"| {int(run['trainable_after']):,} | {float(run['test_accuracy']):.2%} | {run['seed']} "
+            f"| {float(run['minutes']):.0f} | `{run['command']}` |"
+        )
+        assert expected in README
+
+
+def test_recipes_state_the_recorded_figures():
+    names = ("model", "data", "compress", "seed", "epochs", "precision", "trainable_after", "test_accuracy")
+    for recipe in {run["recipe"] for run in recorded_runs()}:
+        values = json.loads((ROOT / "fxhash" / "training" / "recipes" / f"{recipe}.json").read_text())
+        stated = [{name: str(figures[name]) for name in names} for figures in values["reached"]]
+        assert stated == [{name: run[name] for name in names} for run in recorded_runs() if run["recipe"] == recipe]
 
 
 def test_readme_figures_of_scale_are_the_recorded_ones():

@@ -40,7 +40,24 @@ def test_a_constant_parameter_starts_as_its_constant_and_learns(value):
     weight = gm.smh_generator("1.weight")
     torch.testing.assert_close(weight, torch.full((30, 30), value))
     gm(torch.randn(5, 30, 30)).sum().backward()
-    assert gm.smh_generator.scales.grad[1] != 0
+    assert (gm.smh_generator.left[1].grad != 0).any(1).all()
+
+
+@given(random_models())
+def test_no_step_of_an_optimizer_turns_a_scale_around(case):
+    """A scale that an optimizer carries through zero would turn the sign of its layer's output."""
+    model, _ = case
+    generator = generator_of(smallest_transform(model, 0.5, seed=0))
+    before = {parameter.fqn: generator(parameter.fqn).detach() for parameter in generator.plan.hashed}
+    with torch.no_grad():
+        generator.log_scales.normal_(std=2)
+    for index, parameter in enumerate(generator.plan.hashed):
+        ratio = generator.log_scales[index].double().exp().item()
+        assert ratio > 0
+        expected = ratio * (before[parameter.fqn] - generator.shifts[index]).double()
+        tolerance = 2e-2 if parameter.dtype == "bfloat16" else 1e-4
+        difference = (generator(parameter.fqn) - generator.shifts[index]).double() - expected
+        assert difference.abs().max() <= tolerance * (expected.abs().max() + abs(generator.shifts[index].item()) + 1e-6)
 
 
 def test_a_parameter_whose_mean_outweighs_its_spread_keeps_its_mean():

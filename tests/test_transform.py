@@ -66,7 +66,7 @@ def test_gradients_reach_every_factor(case):
     model, x = case
     gm = smallest_transform(model.train(), 0.5, seed=0)
     gm(x).square().sum().backward()
-    left, right, scales = gm.smh_generator.left, gm.smh_generator.right, gm.smh_generator.scales
+    left, right, scales = gm.smh_generator.left, gm.smh_generator.right, gm.smh_generator.log_scales
     for factor in (*left, *gm.smh_generator.more_left, right, scales):
         assert factor.grad is not None
         assert torch.isfinite(factor.grad).all()
@@ -100,6 +100,8 @@ def test_every_weight_equals_the_definition(case):
     model, _ = case
     gm = smallest_transform(model, 0.5, seed=0)
     generator, layout = gm.smh_generator, gm.smh_generator.plan.layout
+    with torch.no_grad():
+        generator.log_scales.normal_()
     left = torch.zeros(layout.rows, layout.rank, dtype=torch.float64)
     for parameter, block in zip(generator.plan.hashed, generator.left, strict=True):
         left[parameter.first_row : parameter.first_row + block.shape[0], : block.shape[1]] = block.detach()
@@ -110,7 +112,8 @@ def test_every_weight_equals_the_definition(case):
     for index, parameter in enumerate(generator.plan.hashed):
         offset = parameter.first_row * layout.cols
         run_of_it = product.flatten()[offset : offset + parameter.numel]
-        expected = generator.shifts[index].double() + generator.scales[index].double() * run_of_it
+        scale = generator.initial_scales[index].double() * generator.log_scales[index].double().exp()
+        expected = generator.shifts[index].double() + scale * run_of_it
         weight = generator(parameter.fqn)
         assert weight.dtype == getattr(torch, parameter.dtype)
         assert weight.shape == parameter.shape
@@ -146,11 +149,12 @@ def test_budget_and_gradients(name):
     assert trainable(gm) == plan.trainable_after
     assert trainable(gm) / trainable(model) <= max(0.5, plan.compress)
     with torch.no_grad():
-        # Off zero, where the scale of a constant starts: at first nothing but that scale learns then.
-        generator.scales.add_(0.1)
+        # Off zero, where the rows of a constant start: at first nothing but those rows learns then.
+        for block in generator.left:
+            block.add_(0.1)
     outputs = [leaf for leaf in torch.utils._pytree.tree_leaves(gm(*inputs)) if leaf.requires_grad]
     sum(output.double().square().sum() for output in outputs).backward()
-    for factor in (generator.right, generator.scales):
+    for factor in (generator.right, generator.log_scales):
         assert factor.grad is not None
         assert factor.grad.abs().sum() > 0
     # Not every block: one may belong to a branch that was not taken.
@@ -371,10 +375,10 @@ def test_a_pretrained_start_is_nearer_than_a_random_one(case, compress):
     originals = dict(model.named_parameters())
     errors = []
     for gm in (near, random):
-        scales = [near.smh_generator.scales[index] for index in range(len(plan.hashed))]
+        scales = near.smh_generator.initial_scales
         with torch.no_grad():
             differences = [
-                (gm.smh_generator(parameter.fqn) - originals[parameter.fqn]).double() / (scale if scale > 0 else 1)
+                (gm.smh_generator(parameter.fqn) - originals[parameter.fqn]).double() / scale
                 for parameter, scale in zip(plan.hashed, scales, strict=True)
             ]
         errors.append(sum(difference.square().sum().item() for difference in differences))
