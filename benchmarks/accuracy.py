@@ -71,6 +71,8 @@ def as_it_is(model: nn.Module, compress: float, seed: int) -> nn.Module:
 FIRST_AND_LAST = [r"^conv1\.", r"^fc\."]
 CHANGES: dict[str, dict[str, object]] = {
     **{f"balance-{balance}": {"balance": balance} for balance in (4, 16, 64)},
+    "natural": {"natural": True},
+    "natural-signs": {"natural": True, "signs": "parameter"},
     "frozen": {"frozen_right": True},
     "orthogonal": {"orthogonal": True},
     "raw-scales": {"raw_scales": True},

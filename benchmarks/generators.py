@@ -141,6 +141,7 @@ def change_(
     gm: fx.GraphModule,
     *,
     balance: float = 1.0,
+    natural: bool = False,
     orthogonal: bool = False,
     signs: str = "",
     rolls: bool = False,
@@ -154,6 +155,8 @@ def change_(
         gm: the model; it is changed in place.
         balance: how much larger the entries of `right` start than those of `left`. An optimizer whose steps don't
             depend on the size of gradients then changes `right` more slowly by that factor.
+        natural: whether the entries of `right` start with variance one, and those of a parameter's `left` with that of
+            the model's own weight, so that a learning rate changes them as it would change that weight.
         orthogonal: whether the rows of `right` start orthogonal to each other.
         signs: whether entries of `W` get fixed random signs: `"parameter"` for a sign a column and parameter,
             `"slice"` for other ones for each row of an output channel.
@@ -180,6 +183,14 @@ def change_(
         generator.right.mul_(balance**0.5)
         for left in (*generator.left, *generator.more_left):
             left.div_(balance**0.5)
+        if natural:
+            size = generator.right.std()
+            for index, (parameter, left) in enumerate(zip(plan.hashed, generator.left, strict=True)):
+                change = generator(parameter.fqn).std() / left.std()
+                for block in (left, *(generator.more_left if parameter.more_rows else ())):
+                    block.mul_(change)
+                generator.initial_scales[index] *= size / change
+            generator.right.div_(size)
     if signs:
         slices = max(_slices(parameter, plan) for parameter in plan.hashed) if signs == "slice" else 1
         generator.modulation = torch.randint(2, (parameters, slices, cols)) * 2.0 - 1
