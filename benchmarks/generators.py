@@ -127,7 +127,7 @@ class Changed(SMHGenerator):
         with torch.autocast(self.right.device.type, enabled=False):
             left = self.scaled_left(name)
             if self.raw_scales is not None:
-                left = left * (self.raw_scales[index] / self.initial_scales[index])
+                left = left * (self.raw_scales[index] / self.log_scales[index].exp())
             rows = left @ self.right[: left.shape[1]]
             if self.rolls is not None:
                 rows = rows.roll(self.rolls[index], 1)
@@ -172,7 +172,7 @@ def change_(
     generator.raw_scales = None
     if raw_scales:
         generator.log_scales.requires_grad_(False)
-        generator.raw_scales = nn.Parameter(generator.initial_scales.clone())
+        generator.raw_scales = nn.Parameter(generator.log_scales.detach().exp())
     generator.rolls = [(37 * index) % cols for index in range(parameters)] if rolls else None
     generator.modulation = None
     with torch.no_grad():
@@ -189,7 +189,7 @@ def change_(
                 change = generator(parameter.fqn).std() / left.std()
                 for block in (left, *(generator.more_left if parameter.more_rows else ())):
                     block.mul_(change)
-                generator.initial_scales[index] *= size / change
+                generator.log_scales[index] += (size / change).log()
             generator.right.div_(size)
     if signs:
         slices = max(_slices(parameter, plan) for parameter in plan.hashed) if signs == "slice" else 1

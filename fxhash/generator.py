@@ -23,11 +23,10 @@ class SMHGenerator(nn.Module):
 
     Parameter `p` is `scale_p * (left_p @ right[:rank_p]).flatten()[:numel_p].view(shape_p) + shift_p`: a run of the one
     matrix `W = left @ right` that starts on a row of its own, so that `left_p` belongs to it alone. Factors and scales
-    are trained, `scale_p = initial_scale_p * exp(log_scale_p)` by its logarithm: a batch norm after a layer leaves its
-    scale without a gradient, and an optimizer that divides by the size of gradients would carry it through zero, where
-    the layer's output changes its sign. Shifts are constants: zero, except for a parameter whose mean outweighs its
-    spread, such as the all-ones weight of a two-dimensional layer norm, which no multiple of mean-zero noise could
-    stand for.
+    are trained, the scale by its logarithm: a batch norm after a layer leaves its scale without a gradient, and an
+    optimizer that divides by the size of gradients would carry it through zero, where the layer's output changes its
+    sign. Shifts are constants: zero, except for a parameter whose mean outweighs its spread, such as the all-ones
+    weight of a two-dimensional layer norm, which no multiple of mean-zero noise could stand for.
 
     Attributes:
         plan: what lies where in `W`.
@@ -35,16 +34,13 @@ class SMHGenerator(nn.Module):
         more_left: the last column of a block whose first rows use one row of `right` more than the others; shape
             `(more_rows, 1)`. There is one such block at most.
         right: the right factor, shared by all; shape `(rank, cols)`.
-        log_scales: one trained number a hashed parameter: the logarithm of its scale over the initial one; shape
-            `(hashed,)`.
-        initial_scales: one positive constant a hashed parameter; shape `(hashed,)`.
+        log_scales: the logarithm of one trained scale a hashed parameter; shape `(hashed,)`.
         shifts: one constant a hashed parameter; shape `(hashed,)`.
         captured: how the model became a graph, for the summary.
     """
 
     captured = "given as a graph"
     log_scales: nn.Parameter
-    initial_scales: Tensor
     shifts: Tensor
 
     def __init__(self, plan: CompressionPlan, device: torch.device | str = "cpu") -> None:
@@ -70,7 +66,6 @@ class SMHGenerator(nn.Module):
         }
         self.right = nn.Parameter(room(plan.layout.rank, plan.layout.cols))
         self.log_scales = nn.Parameter(room(len(self._hashed)))
-        self.register_buffer("initial_scales", room(len(self._hashed)))
         self.register_buffer("shifts", room(len(self._hashed)))
         # Empty tensors whose only content is a type: `.to()`, `.half()` and `.double()` convert them with the rest,
         # so that a generated weight has the type that the model's own weight would have by now.
@@ -92,7 +87,6 @@ class SMHGenerator(nn.Module):
         rank = self.plan.layout.rank
         self.right.copy_(standard_normal(rank, self.plan.layout.cols, rank, seed))
         self.log_scales.zero_()
-        self.initial_scales.fill_(1)
         self.shifts.zero_()
         spread = Spread(self.right)
         for fqn, (index, parameter) in self._hashed.items():
@@ -105,13 +99,13 @@ class SMHGenerator(nn.Module):
                 raise TransformError(f"parameter {parameter.fqn!r} holds NaN or infinity: its spread can't be matched")
             self.shifts[index] = mean if abs(mean) > std else 0.0
             if std > 0:
-                self.initial_scales[index] = std / spread(self.scaled_left(fqn), parameter.numel)
+                self.log_scales[index] = math.log(std / spread(self.scaled_left(fqn), parameter.numel))
             else:
                 # A constant has no spread to match: it starts as its shift alone, and its rows learn from zero.
                 self.left[index].zero_()
                 if fqn in self._more:
                     self.more_left[self._more[fqn]].zero_()
-                self.initial_scales[index] = abs(mean) or (parameter.shape[0] / parameter.numel) ** 0.5
+                self.log_scales[index] = math.log(abs(mean) or (parameter.shape[0] / parameter.numel) ** 0.5)
 
     @torch.no_grad()
     def fit_(self, originals: Mapping[str, Tensor]) -> None:
@@ -126,7 +120,7 @@ class SMHGenerator(nn.Module):
         principal = PrincipalRows(self.plan.layout.cols, self.right.device)
         fitted = {fqn: place for fqn, place in self._hashed.items() if self.left[place[0]].any()}
         for fqn, (index, _) in fitted.items():
-            self.initial_scales[index] = (originals[fqn].double() - self.shifts[index]).square().mean().sqrt()
+            self.log_scales[index] = (originals[fqn].double() - self.shifts[index]).square().mean().sqrt().log()
             principal.add(self._rows(fqn, originals[fqn]))
         if not fitted:
             return
@@ -141,7 +135,7 @@ class SMHGenerator(nn.Module):
     def _rows(self, name: str, original: Tensor) -> Tensor:
         """The rows of `W` that would give a parameter its original values, with zeros after the last."""
         index, parameter = self._hashed[name]
-        values = (original.flatten() - self.shifts[index]) / self.initial_scales[index]
+        values = (original.flatten() - self.shifts[index]) / self.log_scales[index].exp()
         cols = self.plan.layout.cols
         return F.pad(values, (0, self.plan.rows_of(parameter) * cols - parameter.numel)).view(-1, cols)
 
@@ -167,7 +161,7 @@ class SMHGenerator(nn.Module):
         if parameter.more_rows:
             more = self.more_left[self._more[name]]
             left = torch.cat([left, F.pad(more, (0, 0, 0, left.shape[0] - parameter.more_rows))], dim=1)
-        return left * (self.initial_scales[index].to(left.dtype) * self.log_scales[index].exp())
+        return left * self.log_scales[index].exp()
 
     def dtype_of(self, parameter: ParameterPlan) -> torch.dtype:
         """The type that a weight has by now: the original's, unless `.to(dtype)` or the like converted the model."""

@@ -168,7 +168,6 @@ def test_more_weights_than_32_bits_count():
         for tensor in (*generator.left, *generator.more_left, generator.right):
             tensor.normal_()
         generator.log_scales.zero_()
-        generator.initial_scales.fill_(1)
         generator.shifts.zero_()
     lookup = fxhash.lower_for_deploy(fx_of_first_layer(gm))
     indices = torch.tensor([0, 39_999_999, 35_000_000])
