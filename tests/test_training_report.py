@@ -41,7 +41,8 @@ def fake_run(folder, accuracy=0.9, *, finished=True, curves=CURVES, changes=None
     values = {"model": "resnet8", "data": "digits", "compress": None, **options}
     recipe = load_recipe("digits").with_changes({"epochs": 2, **(changes or {})})
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"options": RunOptions(recipe=recipe, **values).to_dict()}))
+    images = {"classes": ["cat", "dog"], "channels": 3, "size": [32, 32], "mean": [0.5] * 3, "std": [0.2] * 3}
+    (folder / "run.json").write_text(json.dumps({"options": RunOptions(recipe=recipe, **values).to_dict(), **images}))
     (folder / "metrics.csv").write_text(curves)
     if finished:
         result = {"trainable_before": 75_002, "trainable_after": size, "test_accuracy": accuracy, "test_loss": 0.25}
