@@ -30,7 +30,8 @@ def narrowed(tensors: Mapping[str, Tensor], along: Mapping[str, int], dtype: tor
         CheckpointError: if one holds NaN or infinity, or values that the type can't hold.
     """
     if dtype not in NARROW_DTYPES:
-        raise PlanError(f"dtype={dtype} is no type to store factors in: give one of {_names(NARROW_DTYPES)}")
+        known = ", ".join(map(str, NARROW_DTYPES))
+        raise PlanError(f"dtype={dtype} is no type to store factors in: give one of {known}")
     result = dict(tensors)
     for name, dim in along.items():
         tensor = tensors[name]
@@ -61,7 +62,3 @@ def widened(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], names
         steps = result.pop(name + _STEPS, None) if tensors[name].dtype == torch.int8 else None
         result[name] = values if steps is None else values * steps.to(values.dtype)
     return result
-
-
-def _names(dtypes: Iterable[torch.dtype]) -> str:
-    return ", ".join(map(str, dtypes))

@@ -9,7 +9,9 @@ import importlib
 from collections.abc import Collection
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fxhash.errors import FxhashError
 
@@ -128,3 +130,23 @@ def activated_convolution(
         nn.ReLU(),
         nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False),
     ]
+
+
+class PreactivationNetwork(nn.Module):
+    """A network whose blocks end without activation: a stem, blocks, then batch norm, activation, mean and classifier.
+
+    Shapes: images `(batch, in_channels, height, width)` to logits `(batch, num_classes)`.
+    """
+
+    def __init__(self, stem: nn.Module, blocks: list[nn.Module], channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.stem = stem
+        self.blocks = nn.Sequential(*blocks)
+        self.bn = nn.BatchNorm2d(channels)
+        self.fc = nn.Linear(channels, num_classes)
+        start_convolutions(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the logits of a batch of images."""
+        features = F.relu(self.bn(self.blocks(self.stem(images))))
+        return self.fc(torch.mean(features, dim=(2, 3)))

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxhash.zoo.building import activated_convolution, check_choice, check_sizes, convolution, start_convolutions
+from fxhash.zoo.building import (
+    PreactivationNetwork,
+    activated_convolution,
+    check_choice,
+    check_sizes,
+    convolution,
+)
 
 
 @dataclass(frozen=True)
@@ -77,15 +82,14 @@ class DualPathBlock(nn.Module):
         return torch.cat((added, shortcut[:, self.residual :], new[:, self.residual :]), dim=1)
 
 
-class DPN(nn.Module):
+class DPN(PreactivationNetwork):
     """A dual path network for small images; `dpn` builds one from its depth.
 
     Shapes: images `(batch, in_channels, height, width)` to logits `(batch, num_classes)`.
     """
 
     def __init__(self, sizes: DualPathSizes, num_classes: int, in_channels: int) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(*convolution(in_channels, sizes.stem, 3))
+        stem = nn.Sequential(*convolution(in_channels, sizes.stem, 3))
         channels = sizes.stem
         blocks: list[nn.Module] = []
         for stage, (count, growth) in enumerate(zip(sizes.blocks, sizes.growth, strict=True)):
@@ -101,15 +105,7 @@ class DPN(nn.Module):
                 )
                 blocks.append(block)
                 channels = block.out_channels
-        self.blocks = nn.Sequential(*blocks)
-        self.bn = nn.BatchNorm2d(channels)
-        self.fc = nn.Linear(channels, num_classes)
-        start_convolutions(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits of a batch of images."""
-        features = F.relu(self.bn(self.blocks(self.stem(images))))
-        return self.fc(torch.mean(features, dim=(2, 3)))
+        super().__init__(stem, blocks, channels, num_classes)
 
 
 def dpn(depth: int, *, num_classes: int = 10, in_channels: int = 3) -> DPN:

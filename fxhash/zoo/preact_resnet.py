@@ -9,11 +9,10 @@ channels; those of 18 to 152 layers have the sizes of the ImageNet networks and 
 from collections.abc import Callable
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxhash.zoo.building import activated_convolution, check_choice, check_sizes, start_convolutions
+from fxhash.zoo.building import PreactivationNetwork, activated_convolution, check_choice, check_sizes
 
 # Of each depth: the blocks of each stage, the channels of the first stage, and whether blocks are bottlenecks.
 DEPTHS = {
@@ -62,7 +61,7 @@ class PreactivationBlock(nn.Module):
         return shortcut + self.residual(activated)
 
 
-class PreactivationResNet(nn.Module):
+class PreactivationResNet(PreactivationNetwork):
     """A pre-activation residual network for small images; `preact_resnet` builds one from its depth.
 
     Shapes: images `(batch, in_channels, height, width)` to logits `(batch, num_classes)`.
@@ -71,8 +70,7 @@ class PreactivationResNet(nn.Module):
     def __init__(
         self, blocks: tuple[int, ...], width: int, bottleneck: bool, num_classes: int, in_channels: int
     ) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         channels = width
         layers: list[nn.Module] = []
         for stage, count in enumerate(blocks):
@@ -81,15 +79,7 @@ class PreactivationResNet(nn.Module):
                 block = PreactivationBlock(channels, width * 2**stage, stride, bottleneck)
                 layers.append(block)
                 channels = block.out_channels
-        self.blocks = nn.Sequential(*layers)
-        self.bn = nn.BatchNorm2d(channels)
-        self.fc = nn.Linear(channels, num_classes)
-        start_convolutions(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Compute the logits of a batch of images."""
-        features = F.relu(self.bn(self.blocks(self.stem(images))))
-        return self.fc(torch.mean(features, dim=(2, 3)))
+        super().__init__(stem, layers, channels, num_classes)
 
 
 def preact_resnet(depth: int, *, num_classes: int = 10, in_channels: int = 3) -> PreactivationResNet:
