@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, partial
@@ -27,7 +28,7 @@ from typing import get_type_hints
 
 import torch
 from deploy import commit
-from generators import Derived, RandomHash, SquareSMH, Tiles, change_
+from generators import Allocated, Derived, PlainSMH, RandomHash, Separable, Tiles, change_, erdos_renyi_kernel
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -63,6 +64,20 @@ def derived(model: nn.Module, compress: float, seed: int, make: Callable[[int, i
     return Derived(model, compress, make)
 
 
+def separable(model: nn.Module, compress: float, seed: int, **options: object) -> nn.Module:
+    """A number for each pair of channels, times kernels."""
+    return Separable(model, compress, **options)
+
+
+def allocated(
+    model: nn.Module, compress: float, seed: int, aspect: float, density: Callable[[Sequence[int]], float], signs: str, dense_small: bool
+) -> nn.Module:
+    """The product with another share of the budget for each layer."""
+    gm = fxhash.transform(model, compress, aspect=aspect, seed=seed)
+    Allocated(gm, compress, density, signs, dense_small)
+    return gm
+
+
 def as_it_is(model: nn.Module, compress: float, seed: int) -> nn.Module:
     """The dense network."""
     return model
@@ -73,6 +88,11 @@ CHANGES: dict[str, dict[str, object]] = {
     **{f"balance-{balance}": {"balance": balance} for balance in (4, 16, 64)},
     "natural": {"natural": True},
     "natural-signs": {"natural": True, "signs": "parameter"},
+    "natural-slice-signs": {"natural": True, "signs": "slice"},
+    "natural-row-signs": {"natural": True, "signs": "row"},
+    "natural-groups-2": {"natural": True, "signs": "groups-2"},
+    "natural-groups-4": {"natural": True, "signs": "groups-4"},
+    "row-signs": {"signs": "row"},
     "frozen": {"frozen_right": True},
     "orthogonal": {"orthogonal": True},
     "raw-scales": {"raw_scales": True},
@@ -83,11 +103,25 @@ CHANGES: dict[str, dict[str, object]] = {
     "signs-balance-16": {"signs": "parameter", "balance": 16},
     "slice-signs-balance-16": {"signs": "slice", "balance": 16},
 }
+DENSITIES: dict[str, Callable[[Sequence[int]], float]] = {
+    "uniform": lambda shape: 1.0,
+    "erk": erdos_renyi_kernel,
+    "root": lambda shape: math.prod(shape) ** -0.5,
+    "up": lambda shape: math.prod(shape) ** 0.25,
+    "down": lambda shape: math.prod(shape) ** -0.25,
+    "cubic": lambda shape: math.prod(shape) ** -0.333,
+}
 ASPECTS = (1, 4, 16, 64)
 VARIANTS: dict[str, Build] = {
     "dense": as_it_is,
-    "square-smh": partial(derived, make=SquareSMH),
+    "square-smh": partial(derived, make=PlainSMH),
+    **{
+        f"separable-{kernels}-{terms}": partial(separable, make=PlainSMH, kernels=kernels, terms=terms)
+        for kernels in (0, 1, 4, 8, 16)
+        for terms in (1, 2, 3)
+    },
     "random-hash": partial(derived, make=RandomHash),
+    **{f"tall-smh-{aspect}": partial(derived, make=partial(PlainSMH, aspect=aspect)) for aspect in (4, 16, 64)},
     **{f"tiles-{rank}": partial(derived, make=partial(Tiles, rank=rank)) for rank in (1, 2, 4)},
     **{f"fxhash-{aspect}": partial(with_fxhash, aspect=aspect) for aspect in ASPECTS},
     **{
@@ -97,6 +131,13 @@ VARIANTS: dict[str, Build] = {
         f"fxhash-{aspect}-{name}": partial(changed, aspect=aspect, **changes)
         for aspect in ASPECTS
         for name, changes in CHANGES.items()
+    },
+    **{
+        f"fxhash-{aspect}-{name}{'2' * dense_small}{signs and '-' + signs}": partial(allocated, aspect=aspect, density=density, signs=signs, dense_small=dense_small)
+        for aspect in ASPECTS
+        for name, density in DENSITIES.items()
+        for signs in ("", "parameter", "slice", "row", "roll", "roll9")
+        for dense_small in (False, True)
     },
 }
 

@@ -54,13 +54,74 @@ class Derived(nn.Module):
         return functional_call(self.model, weights, (images,))
 
 
-class SquareSMH(nn.Module):
-    """Structured Multi-Hashing as published: one square matrix, weights laid end to end (arXiv 1911.11177)."""
+class Separable(nn.Module):
+    """Weights of convolutions as one derived number for each pair of channels, times spatial kernels of its own.
 
-    def __init__(self, count: int, budget: int) -> None:
+    Args:
+        model: the dense model.
+        compress: trainable parameters after over before, at most.
+        make: as for `Derived`, for one number a pair of channels.
+        kernels: how many kernels a layer has: they go to its input channels in turn. 0 for one an input channel.
+        terms: how many such products are added up.
+    """
+
+    def __init__(
+        self, model: nn.Module, compress: float, make: Callable[[int, int], nn.Module], kernels: int = 0, terms: int = 1
+    ) -> None:
         super().__init__()
-        side = math.isqrt(count - 1) + 1
-        self.left, self.right = _factors(1, side, _rank(budget, 2 * side))
+        weights = {name: each for name, each in model.named_parameters() if each.dim() >= 2}
+        total = sum(each.numel() for each in model.parameters())
+        dense = total - sum(each.numel() for each in weights.values())
+        self.shapes = {name: each.shape for name, each in weights.items()}
+        self.terms = terms
+        self.kernels = nn.ParameterDict(
+            {
+                name.replace(".", "/"): torch.randn(terms, kernels or shape[1], math.prod(shape[2:]))
+                for name, shape in self.shapes.items()
+                if math.prod(shape[2:]) > 1
+            }
+        )
+        self.sizes = [shape[0] * shape[1] * (terms if math.prod(shape[2:]) > 1 else 1) for shape in self.shapes.values()]
+        own = sum(each.numel() for each in self.kernels.values())
+        self.generator = make(sum(self.sizes), math.floor(compress * total) - dense - len(weights) - own)
+        self.log_scales = nn.Parameter(torch.stack([each.detach().std() for each in weights.values()]).log())
+        self.model = model
+        for weight in weights.values():
+            weight.requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """What the model gives with the weights of now."""
+        with torch.autocast(images.device.type, enabled=False):
+            parts = self.generator()[: sum(self.sizes)].split(self.sizes)
+            scales = self.log_scales.exp()
+            weights = {}
+            for index, (name, shape) in enumerate(self.shapes.items()):
+                part = parts[index]
+                key = name.replace(".", "/")
+                if key in self.kernels:
+                    kernels = self.kernels[key] * self.terms**-0.5
+                    kernels = kernels.repeat(1, -(-shape[1] // kernels.shape[1]), 1)[:, : shape[1]]
+                    part = (part.view(self.terms, shape[0], shape[1], 1) * kernels.unsqueeze(1)).sum(0)
+                weights[name] = part.reshape(shape) * scales[index]
+        return functional_call(self.model, weights, (images,))
+
+
+class PlainSMH(nn.Module):
+    """Structured Multi-Hashing as published: one matrix, weights laid end to end (arXiv 1911.11177).
+
+    Args:
+        count: number of weights.
+        budget: parameters that it may have.
+        aspect: rows over columns; 1 is the square of the paper.
+    """
+
+    def __init__(self, count: int, budget: int, aspect: float = 1.0) -> None:
+        super().__init__()
+        cols = math.ceil(math.sqrt(count / aspect))
+        rows = -(-count // cols)
+        rank = _rank(budget, rows + cols)
+        self.left = nn.Parameter(torch.randn(rows, rank) * rank**-0.25)
+        self.right = nn.Parameter(torch.randn(rank, cols) * rank**-0.25)
 
     def forward(self) -> Tensor:
         return (self.left @ self.right).flatten()
@@ -118,7 +179,7 @@ class Changed(SMHGenerator):
         raw_scales: trained scales themselves, not their logarithms; shape `(parameters,)`. None for the product's.
     """
 
-    modulation: Tensor | None
+    modulation: Tensor | Sequence[Tensor] | None
     rolls: Sequence[int] | None
     raw_scales: Tensor | None
 
@@ -132,8 +193,7 @@ class Changed(SMHGenerator):
             if self.rolls is not None:
                 rows = rows.roll(self.rolls[index], 1)
             if self.modulation is not None:
-                slices = self.modulation[index, : _slices(parameter, self.plan)]
-                rows = rows * slices.repeat(-(-len(rows) // len(slices)), 1)[: len(rows)]
+                rows = rows * self.modulation[index]
             return rows.flatten()[: parameter.numel].view(parameter.shape)
 
 
@@ -192,12 +252,114 @@ def change_(
                 generator.log_scales[index] += (size / change).log()
             generator.right.div_(size)
     if signs:
-        slices = max(_slices(parameter, plan) for parameter in plan.hashed) if signs == "slice" else 1
-        generator.modulation = torch.randint(2, (parameters, slices, cols)) * 2.0 - 1
+        generator.modulation = [_signs(signs, parameter, plan) for parameter in plan.hashed]
     if diagonal:
         generator.modulation = nn.Parameter(torch.ones(parameters, 1, cols))
     generator.right.requires_grad_(not frozen_right)
     return gm
+
+
+class Allocated(nn.Module):
+    """The product's generator with a rank of its own for each parameter, so that a layer's share is not its size.
+
+    A parameter's rows use the first of the rows of `right`, as many as its rank. One whose rank would be that of its
+    rows is kept whole.
+
+    Args:
+        gm: a model that was transformed.
+        compress: trainable parameters after over before, at most.
+        density: of a weight by its shape: trained parameters over weights, up to a factor for all.
+        signs: whether the columns of each parameter get fixed random signs.
+    """
+
+    def __init__(
+        self, gm: fx.GraphModule, compress: float, density: Callable[[Sequence[int]], float], signs: str = "", dense_small: bool = False
+    ) -> None:
+        super().__init__()
+        generator = gm.smh_generator
+        plan, cols = generator.plan, generator.plan.layout.cols
+        budget = math.floor(compress * plan.trainable_before) - plan.dense_trainable
+        densities = {each.fqn: density(each.shape) for each in plan.hashed}
+
+        def ranks(factor: float, least: float) -> dict[str, int]:
+            return {
+                each.fqn: min(max(round(factor * densities[each.fqn] * cols), 1), cols)
+                if densities[each.fqn] <= least
+                else each.numel
+                for each in plan.hashed
+            }
+
+        def whole(each: ParameterPlan, rank: int) -> bool:
+            return plan.rows_of(each) * rank >= each.numel
+
+        def cost(chosen: dict[str, int]) -> int:
+            own = sum(min(plan.rows_of(each) * chosen[each.fqn] + 1, each.numel) for each in plan.hashed)
+            shared = [chosen[each.fqn] for each in plan.hashed if not whole(each, chosen[each.fqn])]
+            return own + cols * max(shared, default=0)
+
+        best = 0.0
+        for least in sorted(set(densities.values())) if dense_small else [max(densities.values())]:
+            low, high = 0.0, 1e9
+            for _ in range(100):
+                middle = (low * high) ** 0.5 if low else high / 2
+                low, high = (middle, high) if cost(ranks(middle, least)) <= budget else (low, middle)
+            if low > best:
+                best, self.ranks = low, ranks(low, least)
+        assert cost(self.ranks) <= budget, (cost(self.ranks), budget)
+        self.numel = {each.fqn: each.numel for each in plan.hashed}
+        self.shapes = {each.fqn: each.shape for each in plan.hashed}
+        shared = max(rank for each in plan.hashed if (rank := self.ranks[each.fqn]) * plan.rows_of(each) < each.numel)
+        self.right = nn.Parameter(torch.randn(shared, cols))
+        self.left = nn.ParameterDict()
+        self.log_scales = nn.ParameterDict()
+        self.signs = {}
+        self.rolls = {}
+        for each in plan.hashed:
+            weight = generator(each.fqn).detach()
+            key, rank, rows = each.fqn.replace(".", "/"), self.ranks[each.fqn], plan.rows_of(each)
+            if rank * rows < each.numel:
+                self.left[key] = nn.Parameter(torch.randn(rows, rank) * weight.std())
+                self.log_scales[key] = nn.Parameter(torch.tensor(-0.5 * math.log(rank)))
+                if signs.startswith("roll"):
+                    step = int(signs[4:] or 1)
+                    self.rolls[each.fqn] = int(len(self.rolls) * 0.618034 % 1 * (cols // step)) * step
+                elif signs:
+                    self.signs[each.fqn] = _signs(signs, each, plan)
+            else:
+                self.left[key] = nn.Parameter(weight.clone())
+        gm.smh_generator = self
+
+    def forward(self, name: str) -> Tensor:
+        key = name.replace(".", "/")
+        left = self.left[key]
+        if key not in self.log_scales:
+            return left
+        with torch.autocast(self.right.device.type, enabled=False):
+            rows = (left * self.log_scales[key].exp()) @ self.right[: left.shape[1]]
+            if name in self.rolls:
+                rows = rows.roll(self.rolls[name], 1)
+            if name in self.signs:
+                rows = rows * self.signs[name]
+            return rows.flatten()[: self.numel[name]].view(self.shapes[name])
+
+
+def erdos_renyi_kernel(shape: Sequence[int]) -> float:
+    """Density of a layer in sparse networks (Evci et al., arXiv 1911.11134): sum of a weight's sizes over its numel."""
+    return sum(shape) / math.prod(shape)
+
+
+def _signs(kind: str, parameter: ParameterPlan, plan: CompressionPlan) -> Tensor:
+    """Random signs for the rows of a parameter; shape `(rows, cols)`."""
+    rows, cols = plan.rows_of(parameter), plan.layout.cols
+    if kind == "row":
+        return torch.randint(2, (rows, cols)) * 2.0 - 1
+    if kind == "parameter":
+        return (torch.randint(2, (1, cols)) * 2.0 - 1).repeat(rows, 1)
+    slices = _slices(parameter, plan)
+    groups = 1 if kind == "slice" else int(kind.partition("-")[2])
+    channels = -(-rows // slices)
+    each = torch.randint(2, (groups, slices, cols)) * 2.0 - 1
+    return torch.cat([each[channel * groups // channels] for channel in range(channels)])[:rows]
 
 
 def _slices(parameter: ParameterPlan, plan: CompressionPlan) -> int:

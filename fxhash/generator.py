@@ -127,10 +127,10 @@ class SMHGenerator(nn.Module):
         right, to_left = principal.factor(self.plan.layout.rank)
         self.right.copy_(right)
         for fqn, (index, parameter) in fitted.items():
-            left = self._rows(fqn, originals[fqn]).double() @ to_left
-            self.left[index].copy_(left[:, : parameter.rank])
+            left, rank = self._rows(fqn, originals[fqn]).double() @ to_left, self.left[index].shape[1]
+            self.left[index].copy_(left[:, :rank])
             if parameter.more_rows:
-                self.more_left[self._more[fqn]].copy_(left[: parameter.more_rows, parameter.rank :])
+                self.more_left[self._more[fqn]].copy_(left[: parameter.more_rows, rank : rank + 1])
 
     def _rows(self, name: str, original: Tensor) -> Tensor:
         """The rows of `W` that would give a parameter its original values, with zeros after the last."""

@@ -16,7 +16,9 @@ from decimal import ROUND_CEILING, Context
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fxhash.errors import BudgetError, PlanError
 from fxhash.product import fits, rows_for
@@ -25,6 +27,10 @@ FORMAT_VERSION = 1
 # As accurate as a square in benchmarks/results/layout_accuracy.csv, and faster when deployed.
 DEFAULT_ASPECT = 16.0
 HASHABLE_DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+# A weight's density, trained parameters over weights, falls with this power of its size: small layers, early ones above
+# all, are worth more a weight (docs/accuracy.md).
+_DENSITY_POWER = -0.25
 
 # The layout search stops at the first shape with which the model uses this share of its budget. A small budget is a few
 # ranks: there, columns that fit the layers are worth more than the last parameters.
@@ -35,6 +41,8 @@ _LARGEST_FIT = 2**0.5
 _LARGEST_STRETCH = 4
 # Layers with the most weights decide which columns fit; beyond a few, others add little.
 _FITTED_LAYERS = 16
+# Of the interval in which the ranks' common scale is sought: to a part in a million of the columns.
+_HALVINGS = 20
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class ParameterPlan:
         dtype: the parameter's type without the `torch.` prefix, such as `"float32"`.
         trainable: whether it required a gradient.
         first_row: the row of `W` where it starts; None for a dense parameter.
-        rank: how many rows of `right` all of its rows use, the layout's rank or one less; None for a dense parameter.
+        rank: how many rows of `right` all of its rows use, the first ones; None for a dense parameter.
         more_rows: how many of its first rows use one row of `right` more.
         dense_because: why it stays dense; empty for a hashed parameter.
         aliases: further names of the same parameter.
@@ -215,7 +223,7 @@ class CompressionPlan:
             if parameter.first_row is not None:
                 last_row = parameter.first_row + self.rows_of(parameter) - 1
                 kept, where, rank = "hashed", f"{parameter.first_row}..{last_row}", str(parameter.rank)
-                rank += f" ({parameter.more_rows} rows {self.layout.rank})" if parameter.more_rows else ""
+                rank += f" ({parameter.more_rows} rows {parameter.rank or 0} + 1)" if parameter.more_rows else ""
             names = " = ".join((parameter.fqn, *parameter.aliases))
             rows.append((names, "x".join(map(str, parameter.shape)) or "scalar", kept, where, rank))
         return rows
@@ -285,13 +293,13 @@ def plan_parameters(
     dense = sum(parameter.numel for parameter in parameters if not parameter.hashed and parameter.trainable)
     before = sum(parameter.numel for parameter in hashed) + dense
     budget = _budget(compress, before)
-    fixed = dense + len(hashed)
     candidates = _candidate_columns(hashed, aspect)
     good_use = _GOOD_USE if budget >= _SMALL_BUDGET else _GOOD_USE_OF_SMALL
-    layout = _choose_layout(hashed, candidates, good_use * budget - fixed, budget - fixed)
+    sizes = [parameter.numel for parameter in hashed]
+    layout = _choose_layout(sizes, candidates, good_use * budget - dense, budget - dense)
     if layout is None:
-        factors = min(sum(_rows(hashed, cols)) + cols for cols in candidates)
-        raise _budget_error(compress, before, budget, dense, len(hashed), factors)
+        least = min(_Shares(sizes, cols).cost(0.0) for cols in candidates)
+        raise _budget_error(compress, before, budget, dense, len(hashed), least - len(hashed))
     return CompressionPlan(
         tuple(_with_places(parameters, layout)), layout.shape, float(compress), float(aspect), tuple(unused)
     )
@@ -299,24 +307,22 @@ def plan_parameters(
 
 @dataclass(frozen=True)
 class _FilledLayout:
-    """A layout, and how many rows of each hashed parameter use its whole rank."""
+    """A layout, with the rank and the further rows of each hashed parameter."""
 
     shape: Layout
-    whole_rank: tuple[int, ...]
+    ranks: tuple[int, ...]
+    more_rows: tuple[int, ...]
     parameters: int
 
 
 def _with_places(parameters: Sequence[ParameterPlan], layout: _FilledLayout) -> Iterable[ParameterPlan]:
     row = 0
-    whole_rank = iter(layout.whole_rank)
+    places = zip(layout.ranks, layout.more_rows, strict=True)
     for parameter in parameters:
         if parameter.hashed:
-            rows, more = rows_for(parameter.numel, layout.shape.cols), next(whole_rank)
-            if more == rows:
-                yield replace(parameter, first_row=row, rank=layout.shape.rank, more_rows=0)
-            else:
-                yield replace(parameter, first_row=row, rank=layout.shape.rank - 1, more_rows=more)
-            row += rows
+            rank, more_rows = next(places)
+            yield replace(parameter, first_row=row, rank=rank, more_rows=more_rows)
+            row += rows_for(parameter.numel, layout.shape.cols)
         else:
             yield replace(parameter, first_row=None, rank=None, more_rows=0)
 
@@ -358,10 +364,6 @@ def _budget(compress: float, before: int) -> int:
     return budget
 
 
-def _rows(hashed: Sequence[ParameterPlan], cols: int) -> list[int]:
-    return [rows_for(parameter.numel, cols) for parameter in hashed]
-
-
 def _candidate_columns(hashed: Sequence[ParameterPlan], aspect: float) -> list[int]:
     """Numbers of columns to try, best first: those that fit many weights, then the nearest, then ever taller ones."""
     weights = sum(parameter.numel for parameter in hashed)
@@ -397,13 +399,11 @@ def _fitting_columns(channel: int, lowest: float, highest: float) -> list[int]:
     return [channel * factor for factor in spaced] + [channel // d for d in divisors if channel % d == 0]
 
 
-def _choose_layout(
-    hashed: Sequence[ParameterPlan], candidates: Iterable[int], enough: float, budget: int
-) -> _FilledLayout | None:
+def _choose_layout(sizes: Sequence[int], candidates: Iterable[int], enough: float, budget: int) -> _FilledLayout | None:
     """The first candidate with `enough` parameters, or the one with most; None if each exceeds the budget at rank 1."""
     best = None
     for cols in candidates:
-        layout = _fill(_rows(hashed, cols), cols, budget)
+        layout = _fill(sizes, cols, budget)
         if layout is not None and (best is None or layout.parameters > best.parameters):
             best = layout
             if layout.parameters >= enough:
@@ -411,20 +411,73 @@ def _choose_layout(
     return best
 
 
-def _fill(rows: Sequence[int], cols: int, budget: int) -> _FilledLayout | None:
-    """The highest rank that the budget allows for all rows, and one more for as many rows as it still can."""
-    one_rank = sum(rows) + cols
-    rank = budget // one_rank
-    if rank <= 0:
+class _Shares:
+    """Ranks for parameters of some sizes, in the proportions of their densities, and what they cost.
+
+    Small parameters get the higher ranks, but few rows alone get none of their own: a row of `right` is used by half as
+    many rows of `left`, at least, as it has columns.
+
+    Args:
+        sizes: numbers of weights of all hashed parameters.
+        cols: columns of `W`.
+    """
+
+    def __init__(self, sizes: Iterable[int], cols: int) -> None:
+        self.cols = cols
+        distinct = sorted(Counter(sizes).items(), reverse=True)
+        self.numel, self.counts = np.array(distinct, dtype=np.int64).T
+        self.rows = -(-self.numel // cols)
+        self.most = np.maximum((self.numel - 1) // self.rows, 1)
+        wanted = (self.numel / self.numel[0]) ** _DENSITY_POWER
+        rows_of_smaller = (self.counts * self.rows)[::-1].cumsum()[::-1]
+        self.wanted = np.minimum(wanted, wanted[2 * rows_of_smaller >= cols].max(initial=1.0))
+
+    def ranks(self, scale: float) -> NDArray[np.int64]:
+        """The rank of each size: `scale` of the largest, 1 at least, and less than as many as would be all weights."""
+        return np.clip((scale * self.wanted).astype(np.int64), 1, self.most)
+
+    def cost(self, scale: float) -> int:
+        """Parameters in factors and scales."""
+        ranks = self.ranks(scale)
+        return int((self.counts * (self.rows * ranks + 1)).sum() + self.cols * ranks.max())
+
+    def largest_scale(self, budget: int) -> float:
+        """The largest scale whose cost is within the budget, if that of rank 1 is."""
+        low, high = 0.0, float(self.cols)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.cost(middle) <= budget else (low, middle)
+        return low
+
+
+def _fill(sizes: Sequence[int], cols: int, budget: int) -> _FilledLayout | None:
+    """The highest ranks that the budget allows, and one more for as many rows as it still can; None if it allows none.
+
+    What is left over goes to the parameters that miss most of one rank, and at last to some rows of one.
+    """
+    shares = _Shares(sizes, cols)
+    if shares.cost(0.0) > budget:
         return None
-    left_over = budget - rank * one_rank - cols
-    if left_over <= 0:
-        return _FilledLayout(Layout(sum(rows), cols, rank), tuple(rows), rank * one_rank)
-    more = [0] * len(rows)
-    for index in sorted(range(len(rows)), key=lambda index: -rows[index]):
-        more[index] = min(rows[index], left_over)
-        left_over -= more[index]
-    return _FilledLayout(Layout(sum(rows), cols, rank + 1), tuple(more), budget - left_over)
+    scale = shares.largest_scale(budget)
+    left_over = budget - shares.cost(scale)
+    index_of = {int(size): index for index, size in enumerate(shares.numel)}
+    at = [index_of[size] for size in sizes]
+    ranks = [int(shares.ranks(scale)[index]) for index in at]
+    missing = [scale * float(shares.wanted[index]) - rank for index, rank in zip(at, ranks, strict=True)]
+    more_rows = [0] * len(sizes)
+    highest = max(ranks)
+    for place in sorted(range(len(sizes)), key=lambda place: (-missing[place], -sizes[place], place)):
+        rows, most = int(shares.rows[at[place]]), int(shares.most[at[place]])
+        needs_right = cols if ranks[place] == highest else 0
+        if ranks[place] == most or left_over <= needs_right:
+            continue
+        highest = max(highest, ranks[place] + 1)
+        left_over -= needs_right
+        ranks[place] += left_over >= rows
+        more_rows[place] = 0 if left_over >= rows else left_over
+        left_over -= min(left_over, rows)
+    layout = Layout(sum(int(shares.rows[index]) for index in at), cols, highest)
+    return _FilledLayout(layout, tuple(ranks), tuple(more_rows), budget - left_over)
 
 
 def _budget_error(compress: float, before: int, budget: int, dense: int, scales: int, factors: int) -> BudgetError:
@@ -476,11 +529,10 @@ def _check_plan(plan: CompressionPlan) -> None:
                     f"{parameter.fqn!r} starts at row {parameter.first_row!r}, but the one before it ends at {row}: "
                     "parameters must follow each other"
                 )
-            if parameter.rank not in (plan.layout.rank, plan.layout.rank - 1) or parameter.rank == 0:
-                raise PlanError(f"{parameter.fqn!r} has rank {parameter.rank!r} in a layout of rank {plan.layout.rank}")
-            if parameter.more_rows and not (
-                parameter.rank < plan.layout.rank and parameter.more_rows < plan.rows_of(parameter)
-            ):
+            rank = parameter.rank or 0
+            if not 0 < rank <= plan.layout.rank:
+                raise PlanError(f"{parameter.fqn!r} has rank {rank} in a layout of rank {plan.layout.rank}")
+            if parameter.more_rows and not (rank < plan.layout.rank and parameter.more_rows < plan.rows_of(parameter)):
                 raise PlanError(f"{parameter.fqn!r} can't have {parameter.more_rows} rows of a higher rank")
             row += plan.rows_of(parameter)
     if plan.layout.rows != row or not row:

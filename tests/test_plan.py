@@ -47,7 +47,30 @@ def test_runs_are_disjoint_and_cover_every_row(described, compress, aspect):
     assert None not in owner
     assert max(parameter.rank + bool(parameter.more_rows) for parameter in plan.hashed) == plan.layout.rank
     assert sum(bool(parameter.more_rows) for parameter in plan.hashed) <= 1
-    assert min(parameter.rank for parameter in plan.hashed) >= max(plan.layout.rank - 1, 1)
+
+
+@given(parameter_descriptions(), fractions, aspects)
+def test_smaller_parameters_have_no_lower_rank(described, compress, aspect):
+    """Up to the one rank that what is left of the budget gives to some, and to their own number of weights."""
+    plan = plan_or_smallest(described, compress, aspect)
+    for small in plan.hashed:
+        as_many_as_weights = (small.numel - 1) // plan.rows_of(small)
+        for large in plan.hashed:
+            if small.numel <= large.numel:
+                assert small.rank >= min(large.rank - 1, as_many_as_weights)
+
+
+@given(parameter_descriptions(), fractions, aspects)
+def test_a_row_of_right_has_many_users(described, compress, aspect):
+    """Half as many as it has columns, unless all rows are fewer, some can't use more, or what was left over paid."""
+    plan = plan_or_smallest(described, compress, aspect)
+    for index in range(plan.layout.rank - 1):
+        users = [
+            plan.rows_of(parameter)
+            for parameter in plan.hashed
+            if parameter.rank > index or parameter.rank >= (parameter.numel - 1) // plan.rows_of(parameter)
+        ]
+        assert sum(users) >= min(plan.layout.cols / 2, plan.layout.rows)
 
 
 @given(parameter_descriptions(), fractions, aspects)
