@@ -15,27 +15,27 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import get_type_hints
+from unittest.mock import patch
 
 import torch
 from deploy import commit
-from generators import Allocated, Derived, PlainSMH, RandomHash, Separable, Tiles, change_, erdos_renyi_kernel
+from generators import Derived, PlainSMH, RandomHash, Separable, Tiles, change_
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import fxhash
-from fxhash import zoo
+from fxhash import plan, zoo
 from fxhash.training import ImageData, load_data, load_recipe
 from fxhash.training.module import Classifier, ReadsBytes
 from fxhash.training.run import quiet_lightning
@@ -43,9 +43,12 @@ from fxhash.training.run import quiet_lightning
 Build = Callable[[nn.Module, float, int], nn.Module]
 
 
-def with_fxhash(model: nn.Module, compress: float, seed: int, **options: object) -> nn.Module:
-    """The product, with options of `fxhash.transform`."""
-    return fxhash.transform(model, compress, seed=seed, **options)
+def with_fxhash(
+    model: nn.Module, compress: float, seed: int, density_power: float = plan._DENSITY_POWER, **options: object
+) -> nn.Module:
+    """The product, with options of `fxhash.transform`, or with densities that depend on size in another way."""
+    with patch.object(plan, "_DENSITY_POWER", density_power):
+        return fxhash.transform(model, compress, seed=seed, **options)
 
 
 def changed(model: nn.Module, compress: float, seed: int, aspect: float, **changes: object) -> nn.Module:
@@ -53,8 +56,8 @@ def changed(model: nn.Module, compress: float, seed: int, aspect: float, **chang
     gm = fxhash.transform(model, compress, aspect=aspect, seed=seed)
     if "diagonal" in changes:
         # It counts as well, so that the rest has to be smaller.
-        plan = gm.smh_generator.plan
-        compress -= len(plan.hashed) * plan.layout.cols / plan.trainable_before
+        used = gm.smh_generator.plan
+        compress -= len(used.hashed) * used.layout.cols / used.trainable_before
         gm = fxhash.transform(model, compress, aspect=aspect, seed=seed)
     return change_(gm, **changes)
 
@@ -69,15 +72,6 @@ def separable(model: nn.Module, compress: float, seed: int, **options: object) -
     return Separable(model, compress, **options)
 
 
-def allocated(
-    model: nn.Module, compress: float, seed: int, aspect: float, density: Callable[[Sequence[int]], float], signs: str, dense_small: bool
-) -> nn.Module:
-    """The product with another share of the budget for each layer."""
-    gm = fxhash.transform(model, compress, aspect=aspect, seed=seed)
-    Allocated(gm, compress, density, signs, dense_small)
-    return gm
-
-
 def as_it_is(model: nn.Module, compress: float, seed: int) -> nn.Module:
     """The dense network."""
     return model
@@ -85,32 +79,17 @@ def as_it_is(model: nn.Module, compress: float, seed: int) -> nn.Module:
 
 FIRST_AND_LAST = [r"^conv1\.", r"^fc\."]
 CHANGES: dict[str, dict[str, object]] = {
-    **{f"balance-{balance}": {"balance": balance} for balance in (4, 16, 64)},
-    "natural": {"natural": True},
-    "natural-signs": {"natural": True, "signs": "parameter"},
-    "natural-slice-signs": {"natural": True, "signs": "slice"},
-    "natural-row-signs": {"natural": True, "signs": "row"},
-    "natural-groups-2": {"natural": True, "signs": "groups-2"},
-    "natural-groups-4": {"natural": True, "signs": "groups-4"},
-    "row-signs": {"signs": "row"},
-    "frozen": {"frozen_right": True},
+    "balanced": {"balanced": True},
     "orthogonal": {"orthogonal": True},
-    "raw-scales": {"raw_scales": True},
-    "diagonal": {"diagonal": True},
-    "rolls": {"rolls": True},
     "signs": {"signs": "parameter"},
     "slice-signs": {"signs": "slice"},
-    "signs-balance-16": {"signs": "parameter", "balance": 16},
-    "slice-signs-balance-16": {"signs": "slice", "balance": 16},
+    "row-signs": {"signs": "row"},
+    "rolls": {"rolls": True},
+    "diagonal": {"diagonal": True},
+    "raw-scales": {"raw_scales": True},
+    "frozen": {"frozen_right": True},
 }
-DENSITIES: dict[str, Callable[[Sequence[int]], float]] = {
-    "uniform": lambda shape: 1.0,
-    "erk": erdos_renyi_kernel,
-    "root": lambda shape: math.prod(shape) ** -0.5,
-    "up": lambda shape: math.prod(shape) ** 0.25,
-    "down": lambda shape: math.prod(shape) ** -0.25,
-    "cubic": lambda shape: math.prod(shape) ** -0.333,
-}
+DENSITY_POWERS = (0.25, 0.0, -0.5)
 ASPECTS = (1, 4, 16, 64)
 VARIANTS: dict[str, Build] = {
     "dense": as_it_is,
@@ -133,11 +112,9 @@ VARIANTS: dict[str, Build] = {
         for name, changes in CHANGES.items()
     },
     **{
-        f"fxhash-{aspect}-{name}{'2' * dense_small}{signs and '-' + signs}": partial(allocated, aspect=aspect, density=density, signs=signs, dense_small=dense_small)
+        f"fxhash-{aspect}-power{power:+g}": partial(with_fxhash, aspect=aspect, density_power=power)
         for aspect in ASPECTS
-        for name, density in DENSITIES.items()
-        for signs in ("", "parameter", "slice", "row", "roll", "roll9")
-        for dense_small in (False, True)
+        for power in DENSITY_POWERS
     },
 }
 

@@ -81,7 +81,9 @@ class Separable(nn.Module):
                 if math.prod(shape[2:]) > 1
             }
         )
-        self.sizes = [shape[0] * shape[1] * (terms if math.prod(shape[2:]) > 1 else 1) for shape in self.shapes.values()]
+        self.sizes = [
+            shape[0] * shape[1] * (terms if math.prod(shape[2:]) > 1 else 1) for shape in self.shapes.values()
+        ]
         own = sum(each.numel() for each in self.kernels.values())
         self.generator = make(sum(self.sizes), math.floor(compress * total) - dense - len(weights) - own)
         self.log_scales = nn.Parameter(torch.stack([each.detach().std() for each in weights.values()]).log())
@@ -173,13 +175,13 @@ class Changed(SMHGenerator):
     """The product's generator with one thing changed; `change_` puts it in place.
 
     Attributes:
-        modulation: what each of a parameter's rows of `W` is multiplied by, shape `(parameters, slices, cols)`: one
-            slice for all rows, or one for each of the rows that make up an output channel, in turn. None for nothing.
+        modulation: for each parameter, what its rows of `W` are multiplied by, shape `(1 or rows, cols)`. None for
+            nothing.
         rolls: by how many columns each parameter's rows are shifted, cyclically. None for none.
         raw_scales: trained scales themselves, not their logarithms; shape `(parameters,)`. None for the product's.
     """
 
-    modulation: Tensor | Sequence[Tensor] | None
+    modulation: Sequence[Tensor] | None
     rolls: Sequence[int] | None
     raw_scales: Tensor | None
 
@@ -200,8 +202,7 @@ class Changed(SMHGenerator):
 def change_(
     gm: fx.GraphModule,
     *,
-    balance: float = 1.0,
-    natural: bool = False,
+    balanced: bool = False,
     orthogonal: bool = False,
     signs: str = "",
     rolls: bool = False,
@@ -213,13 +214,11 @@ def change_(
 
     Args:
         gm: the model; it is changed in place.
-        balance: how much larger the entries of `right` start than those of `left`. An optimizer whose steps don't
-            depend on the size of gradients then changes `right` more slowly by that factor.
-        natural: whether the entries of `right` start with variance one, and those of a parameter's `left` with that of
-            the model's own weight, so that a learning rate changes them as it would change that weight.
+        balanced: whether the entries of both factors start with the same size, as in Structured Multi-Hashing, so that
+            an optimizer whose steps don't depend on the size of gradients changes both alike.
         orthogonal: whether the rows of `right` start orthogonal to each other.
         signs: whether entries of `W` get fixed random signs: `"parameter"` for a sign a column and parameter,
-            `"slice"` for other ones for each row of an output channel.
+            `"slice"` for other ones for each row of an output channel, `"row"` for other ones for each row.
         rolls: whether each parameter's rows of `W` are shifted by another number of columns.
         diagonal: whether each parameter has a trained factor a column.
         raw_scales: whether scales are trained themselves, not their logarithms.
@@ -228,139 +227,39 @@ def change_(
     generator = gm.smh_generator
     assert isinstance(generator, SMHGenerator)
     generator.__class__ = Changed
-    plan, parameters, cols = generator.plan, len(generator.plan.hashed), generator.plan.layout.cols
-    generator.raw_scales = None
-    if raw_scales:
-        generator.log_scales.requires_grad_(False)
-        generator.raw_scales = nn.Parameter(generator.log_scales.detach().exp())
-    generator.rolls = [(37 * index) % cols for index in range(parameters)] if rolls else None
-    generator.modulation = None
+    plan, cols = generator.plan, generator.plan.layout.cols
+    generator.raw_scales = generator.rolls = generator.modulation = None
     with torch.no_grad():
         if orthogonal:
             size = generator.right.square().mean().sqrt()
             basis = torch.linalg.qr(generator.right.T).Q.T
             generator.right.copy_(basis * size / basis.square().mean().sqrt())
-        generator.right.mul_(balance**0.5)
-        for left in (*generator.left, *generator.more_left):
-            left.div_(balance**0.5)
-        if natural:
-            size = generator.right.std()
-            for index, (parameter, left) in enumerate(zip(plan.hashed, generator.left, strict=True)):
-                change = generator(parameter.fqn).std() / left.std()
-                for block in (left, *(generator.more_left if parameter.more_rows else ())):
+        if balanced:
+            size = plan.layout.rank**-0.25
+            generator.right.mul_(size)
+            for index, parameter in enumerate(plan.hashed):
+                blocks = generator._blocks(parameter.fqn)
+                change = size / blocks[0].square().mean().sqrt()
+                for block in blocks:
                     block.mul_(change)
-                generator.log_scales[index] += (size / change).log()
-            generator.right.div_(size)
+                generator.log_scales[index] -= (size * change).log()
+    if raw_scales:
+        generator.log_scales.requires_grad_(False)
+        generator.raw_scales = nn.Parameter(generator.log_scales.detach().exp())
+    if rolls:
+        generator.rolls = [(37 * index) % cols for index in range(len(plan.hashed))]
     if signs:
         generator.modulation = [_signs(signs, parameter, plan) for parameter in plan.hashed]
     if diagonal:
-        generator.modulation = nn.Parameter(torch.ones(parameters, 1, cols))
+        generator.modulation = nn.ParameterList(torch.ones(1, cols) for _ in plan.hashed)
     generator.right.requires_grad_(not frozen_right)
     return gm
 
 
-class Allocated(nn.Module):
-    """The product's generator with a rank of its own for each parameter, so that a layer's share is not its size.
-
-    A parameter's rows use the first of the rows of `right`, as many as its rank. One whose rank would be that of its
-    rows is kept whole.
-
-    Args:
-        gm: a model that was transformed.
-        compress: trainable parameters after over before, at most.
-        density: of a weight by its shape: trained parameters over weights, up to a factor for all.
-        signs: whether the columns of each parameter get fixed random signs.
-    """
-
-    def __init__(
-        self, gm: fx.GraphModule, compress: float, density: Callable[[Sequence[int]], float], signs: str = "", dense_small: bool = False
-    ) -> None:
-        super().__init__()
-        generator = gm.smh_generator
-        plan, cols = generator.plan, generator.plan.layout.cols
-        budget = math.floor(compress * plan.trainable_before) - plan.dense_trainable
-        densities = {each.fqn: density(each.shape) for each in plan.hashed}
-
-        def ranks(factor: float, least: float) -> dict[str, int]:
-            return {
-                each.fqn: min(max(round(factor * densities[each.fqn] * cols), 1), cols)
-                if densities[each.fqn] <= least
-                else each.numel
-                for each in plan.hashed
-            }
-
-        def whole(each: ParameterPlan, rank: int) -> bool:
-            return plan.rows_of(each) * rank >= each.numel
-
-        def cost(chosen: dict[str, int]) -> int:
-            own = sum(min(plan.rows_of(each) * chosen[each.fqn] + 1, each.numel) for each in plan.hashed)
-            shared = [chosen[each.fqn] for each in plan.hashed if not whole(each, chosen[each.fqn])]
-            return own + cols * max(shared, default=0)
-
-        best = 0.0
-        for least in sorted(set(densities.values())) if dense_small else [max(densities.values())]:
-            low, high = 0.0, 1e9
-            for _ in range(100):
-                middle = (low * high) ** 0.5 if low else high / 2
-                low, high = (middle, high) if cost(ranks(middle, least)) <= budget else (low, middle)
-            if low > best:
-                best, self.ranks = low, ranks(low, least)
-        assert cost(self.ranks) <= budget, (cost(self.ranks), budget)
-        self.numel = {each.fqn: each.numel for each in plan.hashed}
-        self.shapes = {each.fqn: each.shape for each in plan.hashed}
-        shared = max(rank for each in plan.hashed if (rank := self.ranks[each.fqn]) * plan.rows_of(each) < each.numel)
-        self.right = nn.Parameter(torch.randn(shared, cols))
-        self.left = nn.ParameterDict()
-        self.log_scales = nn.ParameterDict()
-        self.signs = {}
-        self.rolls = {}
-        for each in plan.hashed:
-            weight = generator(each.fqn).detach()
-            key, rank, rows = each.fqn.replace(".", "/"), self.ranks[each.fqn], plan.rows_of(each)
-            if rank * rows < each.numel:
-                self.left[key] = nn.Parameter(torch.randn(rows, rank) * weight.std())
-                self.log_scales[key] = nn.Parameter(torch.tensor(-0.5 * math.log(rank)))
-                if signs.startswith("roll"):
-                    step = int(signs[4:] or 1)
-                    self.rolls[each.fqn] = int(len(self.rolls) * 0.618034 % 1 * (cols // step)) * step
-                elif signs:
-                    self.signs[each.fqn] = _signs(signs, each, plan)
-            else:
-                self.left[key] = nn.Parameter(weight.clone())
-        gm.smh_generator = self
-
-    def forward(self, name: str) -> Tensor:
-        key = name.replace(".", "/")
-        left = self.left[key]
-        if key not in self.log_scales:
-            return left
-        with torch.autocast(self.right.device.type, enabled=False):
-            rows = (left * self.log_scales[key].exp()) @ self.right[: left.shape[1]]
-            if name in self.rolls:
-                rows = rows.roll(self.rolls[name], 1)
-            if name in self.signs:
-                rows = rows * self.signs[name]
-            return rows.flatten()[: self.numel[name]].view(self.shapes[name])
-
-
-def erdos_renyi_kernel(shape: Sequence[int]) -> float:
-    """Density of a layer in sparse networks (Evci et al., arXiv 1911.11134): sum of a weight's sizes over its numel."""
-    return sum(shape) / math.prod(shape)
-
-
 def _signs(kind: str, parameter: ParameterPlan, plan: CompressionPlan) -> Tensor:
-    """Random signs for the rows of a parameter; shape `(rows, cols)`."""
+    """Random signs for the rows of a parameter; shape `(1 or rows, cols)`."""
     rows, cols = plan.rows_of(parameter), plan.layout.cols
-    if kind == "row":
-        return torch.randint(2, (rows, cols)) * 2.0 - 1
-    if kind == "parameter":
-        return (torch.randint(2, (1, cols)) * 2.0 - 1).repeat(rows, 1)
-    slices = _slices(parameter, plan)
-    groups = 1 if kind == "slice" else int(kind.partition("-")[2])
-    channels = -(-rows // slices)
-    each = torch.randint(2, (groups, slices, cols)) * 2.0 - 1
-    return torch.cat([each[channel * groups // channels] for channel in range(channels)])[:rows]
-
-
-def _slices(parameter: ParameterPlan, plan: CompressionPlan) -> int:
-    return max(math.prod(parameter.shape[1:]) // plan.layout.cols, 1)
+    slices = max(math.prod(parameter.shape[1:]) // cols, 1)
+    different = {"parameter": 1, "slice": slices, "row": rows}[kind]
+    signs = torch.randint(2, (different, cols)) * 2.0 - 1
+    return signs if different == 1 else signs.repeat(-(-rows // different), 1)[:rows]

@@ -77,34 +77,31 @@ class SMHGenerator(nn.Module):
     def initialise_(self, originals: Mapping[str, Tensor], seed: torch.Generator | None = None) -> None:
         """Fill the factors at random and match the spread of each original parameter, whatever its layer's type.
 
-        Each scale is the ratio of two measured standard deviations, the original's and the generated weight's, so the
-        match is exact. Where the original's mean outweighs its spread, the mean becomes the shift.
+        Entries of `right` have variance one, and those of a parameter's rows of `left` that of the original: a step of
+        an optimizer that doesn't depend on the size of gradients, such as Adam's, then changes these rows as it would
+        have changed the weight, and `right`, which all share, more carefully. The scale is the ratio of two measured
+        standard deviations, the original's and the generated weight's, so the match is exact. Where the original's mean
+        outweighs its spread, the mean becomes the shift.
 
         Args:
             originals: the original parameters by their fully qualified names.
             seed: source of randomness on the CPU; torch's global one where left out.
         """
-        rank = self.plan.layout.rank
-        self.right.copy_(standard_normal(rank, self.plan.layout.cols, rank, seed))
+        self.right.copy_(standard_normal(*self.right.shape, seed))
         self.log_scales.zero_()
         self.shifts.zero_()
         spread = Spread(self.right)
         for fqn, (index, parameter) in self._hashed.items():
-            rows, own_rank = self.left[index].shape
-            self.left[index].copy_(standard_normal(rows, own_rank, rank, seed))
-            if fqn in self._more:
-                self.more_left[self._more[fqn]].copy_(standard_normal(parameter.more_rows, 1, rank, seed))
             std, mean = _std_and_mean(originals[fqn])
             if not math.isfinite(std) or not math.isfinite(mean):
                 raise TransformError(f"parameter {parameter.fqn!r} holds NaN or infinity: its spread can't be matched")
             self.shifts[index] = mean if abs(mean) > std else 0.0
+            for block in self._blocks(fqn):
+                # A constant has no spread to match: it starts as its shift alone, and its rows learn from zero.
+                block.copy_(standard_normal(*block.shape, seed) * std)
             if std > 0:
                 self.log_scales[index] = math.log(std / spread(self.scaled_left(fqn), parameter.numel))
             else:
-                # A constant has no spread to match: it starts as its shift alone, and its rows learn from zero.
-                self.left[index].zero_()
-                if fqn in self._more:
-                    self.more_left[self._more[fqn]].zero_()
                 self.log_scales[index] = math.log(abs(mean) or (parameter.shape[0] / parameter.numel) ** 0.5)
 
     @torch.no_grad()
@@ -125,12 +122,23 @@ class SMHGenerator(nn.Module):
         if not fitted:
             return
         right, to_left = principal.factor(self.plan.layout.rank)
-        self.right.copy_(right)
+        size = right.square().mean().sqrt()
+        self.right.copy_(right / size)
         for fqn, (index, parameter) in fitted.items():
-            left, rank = self._rows(fqn, originals[fqn]).double() @ to_left, self.left[index].shape[1]
+            left = self._rows(fqn, originals[fqn]).double() @ to_left * size
+            rank = self.left[index].shape[1]
+            # As in a random start, entries of `left` are about as large as the original's.
+            scale = rank**-0.5
+            left *= self.log_scales[index].exp() / scale
+            self.log_scales[index] = math.log(scale)
             self.left[index].copy_(left[:, :rank])
             if parameter.more_rows:
                 self.more_left[self._more[fqn]].copy_(left[: parameter.more_rows, rank : rank + 1])
+
+    def _blocks(self, name: str) -> list[Tensor]:
+        """The parameters that make up the rows of `left` of one hashed parameter."""
+        more = [self.more_left[self._more[name]]] if name in self._more else []
+        return [self.left[self._hashed[name][0]], *more]
 
     def _rows(self, name: str, original: Tensor) -> Tensor:
         """The rows of `W` that would give a parameter its original values, with zeros after the last."""

@@ -129,23 +129,19 @@ class Spread:
         return math.sqrt(max((squares - total * total / numel).item() / (numel - 1), 0.0))
 
 
-def standard_normal(rows: int, cols: int, rank: int, generator: torch.Generator | None = None) -> Tensor:
-    """A random factor: with both drawn like this, the entries of `left @ right` have mean zero and variance one.
-
-    An entry of `W` is a sum of `rank` products of two independent factor entries, so factor entries of standard
-    deviation `rank ** -0.25` give it variance one.
+def standard_normal(rows: int, cols: int, generator: torch.Generator | None = None) -> Tensor:
+    """A random factor of mean zero and variance one.
 
     Args:
         rows: rows of the factor.
         cols: columns of the factor.
-        rank: the inner size of the product.
         generator: source of randomness on the CPU; torch's global one where left out.
 
     Returns:
         Shape `(rows, cols)`, float32, on the CPU: drawn there whatever the model's device, so that a seed gives the
         same numbers everywhere.
     """
-    return torch.randn(rows, cols, generator=generator, dtype=torch.float32, device="cpu") * rank**-0.25
+    return torch.randn(rows, cols, generator=generator, dtype=torch.float32, device="cpu")
 
 
 class PrincipalRows:

@@ -23,6 +23,17 @@ def test_initial_spread_is_that_of_each_original_parameter(case):
         torch.testing.assert_close(weight.std(), original.std(), rtol=tolerance, atol=1e-6)
 
 
+@pytest.mark.parametrize("init", ["random", "pretrained"])
+def test_left_starts_as_large_as_the_original_and_right_with_variance_one(init):
+    """Up to a factor of two or three; a step of an optimizer then changes these rows as it would have the weight."""
+    model = nn.Sequential(nn.Linear(80, 300), nn.Linear(300, 80), nn.Linear(80, 80))
+    nn.init.normal_(model[2].weight, std=3.0)
+    generator = fxhash.transform(model, 0.2, init=init, seed=0).smh_generator
+    assert abs(generator.right.square().mean().item() - 1) < 0.1
+    for layer, left in zip(model, generator.left, strict=True):
+        assert 0.3 < left.std().item() / layer.weight.std().item() < 1.5
+
+
 def test_initial_weights_have_mean_zero():
     generator = fxhash.transform(nn.Sequential(nn.Linear(200, 200), nn.Linear(200, 300)), 0.2, seed=0).smh_generator
     assert (generator.shifts == 0).all()

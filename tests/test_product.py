@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fxhash.product import PrincipalRows, Spread, generate, rows_for, standard_normal
+from fxhash.product import PrincipalRows, Spread, generate, rows_for
 
 sizes = st.integers(1, 5)
 
@@ -33,14 +33,6 @@ def test_equals_the_definition(shape, cols, rank, unused_rank, shift):
 @given(st.integers(1, 500), st.integers(1, 60))
 def test_rows_hold_all_elements_and_none_is_empty(numel, cols):
     assert (rows_for(numel, cols) - 1) * cols < numel <= rows_for(numel, cols) * cols
-
-
-def test_product_of_the_initial_factors_has_variance_one():
-    for rank in (1, 5, 60):
-        seed = torch.Generator().manual_seed(0)
-        product = standard_normal(900, rank, rank, seed) @ standard_normal(rank, 700, rank, seed)
-        assert abs(product.mean().item()) < 0.05
-        assert abs(product.var().item() - 1) < 0.1
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5), st.data())
