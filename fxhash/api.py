@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxhash.copying import copy_model
+from fxhash.dataflow import convolution_weights
 from fxhash.deployed import find_deployed
 from fxhash.deployment import DeploymentPlan, choose_kept, read_bytes, read_methods
 from fxhash.errors import PlanError, TransformError
@@ -31,6 +32,7 @@ def transform(
     include: Selector | None = None,
     exclude: Selector | None = None,
     aspect: float = DEFAULT_ASPECT,
+    separable: bool = True,
     init: str = "random",
     seed: int | torch.Generator | None = None,
     device: torch.device | str | None = None,
@@ -51,6 +53,8 @@ def transform(
         exclude: which of them to keep dense after all, in the same form.
         aspect: rows over columns of the matrix: 1 is the square of the paper; a taller one has a smaller rank for the
             same budget, which makes deployment faster.
+        separable: whether the weights of convolutions may be entries of the matrix for pairs of channels times spatial
+            kernels, where the budget is small; if not, each weight is an entry of its own.
         init: `"random"`, or `"pretrained"` for the factors whose weights come nearest to the model's own (a truncated
             SVD): a start from which fewer epochs are needed, not yet a good model.
         seed: an integer or a CPU `torch.Generator` for the initial factors; torch's global one where left out.
@@ -86,7 +90,8 @@ def transform(
     names_in_use = {original_name(name) for name, _ in traced.named_parameters(remove_duplicate=False)}
     used = [parameter for parameter in described if names_in_use & {parameter.fqn, *parameter.aliases}]
     unused = [parameter.fqn for parameter in described if not names_in_use & {parameter.fqn, *parameter.aliases}]
-    plan = plan_parameters(used, compress, aspect, unused)
+    convolutions = convolution_weights(traced.graph) if separable else set()
+    plan = plan_parameters(used, compress, aspect, unused, convolutions)
 
     originals: Mapping[str, Tensor] = {names[0]: same[0] for names, same in tied_groups(traced_model)}
     devices = sorted({str(originals[parameter.fqn].device) for parameter in plan.hashed})

@@ -167,12 +167,15 @@ def _distinct_tensors(gm: fx.GraphModule) -> dict[str, Tensor]:
 
 
 def _factors(gm: fx.GraphModule) -> dict[str, int]:
-    """Names of the factors in the state dict, and the dimension that is not the rank."""
+    """Names of the factors in the state dict, and the dimension whose entries are alike: not the rank, or positions."""
     generator = find_generator(gm)
     assert generator is not None
     (prefix,) = (path for path, module in gm.named_modules() if module is generator)
     names = [name for name, _ in generator.named_parameters() if name.startswith(("left.", "more_left."))]
-    return {f"{prefix}.right": 1} | {f"{prefix}.{name}": 0 for name in names}
+    kernels = [name for name, _ in generator.named_parameters() if name.startswith("kernels.")]
+    return (
+        {f"{prefix}.right": 1} | {f"{prefix}.{name}": 0 for name in names} | {f"{prefix}.{name}": 2 for name in kernels}
+    )
 
 
 def _aliases(gm: fx.GraphModule) -> dict[str, str]:

@@ -16,6 +16,10 @@ from fxhash.factored import (
     linear_by_size,
     linear_in_turn,
 )
+from fxhash.product import separable
+
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 # These return memory of their own. Whatever else uses a value might return a view of it.
 _RETURN_NEW_MEMORY = {
@@ -42,6 +46,7 @@ _RETURN_NEW_MEMORY = {
     embedding_in_turn,
     linear_by_size,
     conv_by_size,
+    separable,
 }
 
 
@@ -87,3 +92,22 @@ def live_ranges(graph: fx.Graph, values: set[fx.Node]) -> dict[fx.Node, tuple[in
         last = max(position[reader] for alias in aliases for reader in (alias, *flow.successors(alias)))
         ranges[value] = (position[value], last)
     return ranges
+
+
+def convolution_weights(graph: fx.Graph) -> set[str]:
+    """Names of the parameters that are weights of convolutions without groups, and nothing else."""
+    found: dict[str, bool] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            name = str(node.target)
+            found[name] = found.get(name, True) and all(is_convolution_with(node, user) for user in node.users)
+    return {name for name, only in found.items() if only}
+
+
+def is_convolution_with(weight: fx.Node, user: fx.Node) -> bool:
+    """Whether a node is a convolution without groups, and a value its weight and nothing else of it."""
+    if user.target not in CONVOLUTIONS:
+        return False
+    arguments = dict(zip(CONVOLUTION_ARGUMENTS, user.args, strict=False)) | dict(user.kwargs)
+    others = [value for name, value in arguments.items() if name != "weight"]
+    return arguments["weight"] is weight and weight not in others and bool(arguments.get("groups", 1) == 1)

@@ -14,7 +14,15 @@ from torch.nn import functional as F
 from fxhash.errors import TransformError
 from fxhash.parts import original_name
 from fxhash.plan import CompressionPlan, ParameterPlan
-from fxhash.product import PrincipalRows, Spread, generate, standard_normal
+from fxhash.product import (
+    PrincipalRows,
+    Spread,
+    generate,
+    nearest_pairs,
+    principal_kernels,
+    separable,
+    standard_normal,
+)
 from fxhash.selection import dtype_name
 
 
@@ -22,7 +30,8 @@ class SMHGenerator(nn.Module):
     """Generates the weights of a transformed model (Eban et al., CVPR 2020, arXiv 1911.11177).
 
     Parameter `p` is `scale_p * (left_p @ right[:rank_p]).flatten()[:numel_p].view(shape_p) + shift_p`: a run of the one
-    matrix `W = left @ right` that starts on a row of its own, so that `left_p` belongs to it alone. Factors and scales
+    matrix `W = left @ right` that starts on a row of its own, so that `left_p` belongs to it alone. For a separable
+    convolution the run has a few entries for each pair of channels, which spatial kernels spread. Factors and scales
     are trained, the scale by its logarithm: a batch norm after a layer leaves its scale without a gradient, and an
     optimizer that divides by the size of gradients would carry it through zero, where the layer's output changes its
     sign. Shifts are constants: zero, except for a parameter whose mean outweighs its spread, such as the all-ones
@@ -34,6 +43,7 @@ class SMHGenerator(nn.Module):
         more_left: the last column of a block whose first rows use one row of `right` more than the others; shape
             `(more_rows, 1)`. There is one such block at most.
         right: the right factor, shared by all; shape `(rank, cols)`.
+        kernels: spatial kernels of each separable convolution; shape `(terms, kernels, positions)`.
         log_scales: the logarithm of one trained scale a hashed parameter; shape `(hashed,)`.
         shifts: one constant a hashed parameter; shape `(hashed,)`.
         captured: how the model became a graph, for the summary.
@@ -65,6 +75,9 @@ class SMHGenerator(nn.Module):
             for index, parameter in enumerate(parameter for parameter in plan.hashed if parameter.more_rows)
         }
         self.right = nn.Parameter(room(plan.layout.rank, plan.layout.cols))
+        separable_ones = [parameter for parameter in plan.hashed if parameter.terms]
+        self.kernels = nn.ParameterList(nn.Parameter(room(*parameter.kernels_shape)) for parameter in separable_ones)
+        self._kernels = {parameter.fqn: index for index, parameter in enumerate(separable_ones)}
         self.log_scales = nn.Parameter(room(len(self._hashed)))
         self.register_buffer("shifts", room(len(self._hashed)))
         # Empty tensors whose only content is a type: `.to()`, `.half()` and `.double()` convert them with the rest,
@@ -87,7 +100,9 @@ class SMHGenerator(nn.Module):
             originals: the original parameters by their fully qualified names.
             seed: source of randomness on the CPU; torch's global one where left out.
         """
-        self.right.copy_(standard_normal(*self.right.shape, seed))
+        self.right.copy_(standard_normal(*self.right.shape, seed=seed))
+        for kernels in self.kernels:
+            kernels.copy_(standard_normal(*kernels.shape, seed=seed))
         self.log_scales.zero_()
         self.shifts.zero_()
         spread = Spread(self.right)
@@ -98,26 +113,38 @@ class SMHGenerator(nn.Module):
             self.shifts[index] = mean if abs(mean) > std else 0.0
             for block in self._blocks(fqn):
                 # A constant has no spread to match: it starts as its shift alone, and its rows learn from zero.
-                block.copy_(standard_normal(*block.shape, seed) * std)
+                block.copy_(standard_normal(*block.shape, seed=seed) * std)
             if std > 0:
-                self.log_scales[index] = math.log(std / spread(self.scaled_left(fqn), parameter.numel))
+                start = (
+                    self._separable_spread(fqn) if parameter.terms else spread(self.scaled_left(fqn), parameter.numel)
+                )
+                self.log_scales[index] = math.log(std / start)
             else:
                 self.log_scales[index] = math.log(abs(mean) or (parameter.shape[0] / parameter.numel) ** 0.5)
+
+    def _separable_spread(self, name: str) -> float:
+        _, parameter = self._hashed[name]
+        run = generate(self.scaled_left(name), self.right, parameter.run_shape)
+        return separable(run.double(), self.kernels_of(name).double(), parameter.shape).std().item()
 
     @torch.no_grad()
     def fit_(self, originals: Mapping[str, Tensor]) -> None:
         """Set the factors to what comes nearest to the original parameters; call `initialise_` before.
 
         Each parameter counts by its relative error: the squared error of all, each divided by its root mean square
-        about its shift, is as small as the rank allows (a truncated SVD).
+        about its shift, is as small as the rank allows (a truncated SVD). The kernels of a separable convolution are
+        the principal ones of the input channels that use them.
 
         Args:
             originals: the original parameters by their fully qualified names.
         """
         principal = PrincipalRows(self.plan.layout.cols, self.right.device)
         fitted = {fqn: place for fqn, place in self._hashed.items() if self.left[place[0]].any()}
-        for fqn, (index, _) in fitted.items():
-            self.log_scales[index] = (originals[fqn].double() - self.shifts[index]).square().mean().sqrt().log()
+        for fqn, (index, parameter) in fitted.items():
+            centred = originals[fqn].double() - self.shifts[index]
+            self.log_scales[index] = centred.square().mean().sqrt().log()
+            if parameter.terms:
+                self.kernels_of(fqn).copy_(principal_kernels(centred, *parameter.kernels_shape[:2]))
             principal.add(self._rows(fqn, originals[fqn]))
         if not fitted:
             return
@@ -141,11 +168,13 @@ class SMHGenerator(nn.Module):
         return [self.left[self._hashed[name][0]], *more]
 
     def _rows(self, name: str, original: Tensor) -> Tensor:
-        """The rows of `W` that would give a parameter its original values, with zeros after the last."""
+        """The rows of `W` that come nearest to a parameter's original values, with zeros after the last."""
         index, parameter = self._hashed[name]
-        values = (original.flatten() - self.shifts[index]) / self.log_scales[index].exp()
+        values = (original - self.shifts[index]) / self.log_scales[index].exp()
+        if parameter.terms:
+            values = nearest_pairs(values, self.kernels_of(name))
         cols = self.plan.layout.cols
-        return F.pad(values, (0, self.plan.rows_of(parameter) * cols - parameter.numel)).view(-1, cols)
+        return F.pad(values.flatten(), (0, self.plan.rows_of(parameter) * cols - parameter.run_numel)).view(-1, cols)
 
     def forward(self, name: str) -> Tensor:
         """The weight of one parameter, in its own shape and type.
@@ -159,8 +188,22 @@ class SMHGenerator(nn.Module):
             # FSDP's mixed precision casts parameters for a call, but no buffers: weights have the cast's type then.
             dtype = self.right.dtype
         with _full_precision(self.right.device.type):
-            weight = generate(self.scaled_left(name), self.right, parameter.shape, shift.to(self.right.dtype))
+            shift = shift.to(self.right.dtype)
+            if parameter.terms:
+                run = generate(self.scaled_left(name), self.right, parameter.run_shape)
+                weight = separable(run, self.kernels_of(name), parameter.shape) + shift
+            else:
+                weight = generate(self.scaled_left(name), self.right, parameter.shape, shift)
         return weight.to(dtype)
+
+    def pointwise(self, name: str) -> Tensor:
+        """The run of a separable convolution, as the weight of its pointwise half."""
+        _, parameter = self._hashed[name]
+        return generate(self.scaled_left(name), self.right, parameter.run_shape).to(self.dtype_of(parameter))
+
+    def kernels_of(self, name: str) -> Tensor:
+        """The spatial kernels of a separable convolution; shape `(terms, kernels, positions)`."""
+        return self.kernels[self._kernels[name]]
 
     def scaled_left(self, name: str) -> Tensor:
         """The rows of `left` of one parameter, times its scale; zero where a row uses fewer rows of `right`."""

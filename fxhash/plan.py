@@ -10,7 +10,7 @@ import json
 import math
 import numbers
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import ROUND_CEILING, Context
 from functools import cached_property
@@ -41,6 +41,10 @@ _LARGEST_FIT = 2**0.5
 _LARGEST_STRETCH = 4
 # Layers with the most weights decide which columns fit; beyond a few, others add little.
 _FITTED_LAYERS = 16
+# A separable convolution has as many terms as bring trained parameters over entries of `W` near to this density, and as
+# many kernels of each term (docs/accuracy.md).
+_ENTRY_DENSITY = 0.4
+_KERNELS = 4
 # Of the interval in which the ranks' common scale is sought: to a part in a million of the columns.
 _HALVINGS = 20
 
@@ -57,6 +61,9 @@ class ParameterPlan:
         first_row: the row of `W` where it starts; None for a dense parameter.
         rank: how many rows of `right` all of its rows use, the first ones; None for a dense parameter.
         more_rows: how many of its first rows use one row of `right` more.
+        terms: of a separable convolution, how many entries of `W` there are for each pair of channels; each is
+            multiplied by a spatial kernel, and the products are added. 0 where each weight is an entry of `W`.
+        kernels: of a separable convolution, how many spatial kernels the input channels use in turn, for each term.
         dense_because: why it stays dense; empty for a hashed parameter.
         aliases: further names of the same parameter.
 
@@ -72,6 +79,8 @@ class ParameterPlan:
     first_row: int | None = None
     rank: int | None = None
     more_rows: int = 0
+    terms: int = 0
+    kernels: int = 0
     dense_because: str = ""
     aliases: tuple[str, ...] = ()
 
@@ -79,6 +88,23 @@ class ParameterPlan:
     def numel(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def run_shape(self) -> tuple[int, ...]:
+        """Shape of its run of `W`: its own, or that of a separable convolution's weight for pairs of channels."""
+        if not self.terms:
+            return self.shape
+        return (self.shape[0], self.shape[1] * self.terms, *[1] * len(self.shape[2:]))
+
+    @property
+    def run_numel(self) -> int:
+        """Number of entries of `W` that it takes."""
+        return math.prod(self.run_shape)
+
+    @property
+    def kernels_shape(self) -> tuple[int, int, int]:
+        """Terms, kernels of each, and positions of a kernel."""
+        return self.terms, self.kernels, math.prod(self.shape[2:])
 
     @property
     def hashed(self) -> bool:
@@ -166,13 +192,18 @@ class CompressionPlan:
         return left + self.layout.rank * self.layout.cols
 
     @property
+    def kernel_parameters(self) -> int:
+        """Number of elements of all spatial kernels of separable convolutions."""
+        return _kernel_parameters(self.hashed)
+
+    @property
     def trainable_after(self) -> int:
-        """Number of trainable parameters of the transformed model: factors, scales and dense ones."""
-        return self.factor_parameters + len(self.hashed) + self.dense_trainable
+        """Number of trainable parameters of the transformed model: factors, kernels, scales and dense ones."""
+        return self.factor_parameters + self.kernel_parameters + len(self.hashed) + self.dense_trainable
 
     def rows_of(self, parameter: ParameterPlan) -> int:
         """Number of rows of `W` that a hashed parameter takes."""
-        return rows_for(parameter.numel, self.layout.cols)
+        return rows_for(parameter.run_numel, self.layout.cols)
 
     def to_json(self) -> str:
         """The plan as one line of JSON."""
@@ -223,6 +254,7 @@ class CompressionPlan:
             if parameter.first_row is not None:
                 last_row = parameter.first_row + self.rows_of(parameter) - 1
                 kept, where, rank = "hashed", f"{parameter.first_row}..{last_row}", str(parameter.rank)
+                kept += f", separable ({parameter.terms}x{parameter.kernels} kernels)" if parameter.terms else ""
                 rank += f" ({parameter.more_rows} rows {parameter.rank or 0} + 1)" if parameter.more_rows else ""
             names = " = ".join((parameter.fqn, *parameter.aliases))
             rows.append((names, "x".join(map(str, parameter.shape)) or "scalar", kept, where, rank))
@@ -245,6 +277,7 @@ class CompressionPlan:
                 f"trainable after   {self.trainable_after:>15,}"
                 f"   {self.trainable_after / self.trainable_before:.4%} (asked: at most {self.compress:.4%})",
                 f"  factors         {self.factor_parameters:>15,}",
+                *([f"  kernels         {self.kernel_parameters:>15,}"] if self.kernel_parameters else []),
                 f"  scales          {len(self.hashed):>15,}",
                 f"  kept dense      {self.dense_trainable:>15,}",
                 f"frozen, uncounted {self.frozen:>15,}",
@@ -258,20 +291,30 @@ _DEFAULTS: dict[str, Any] = {
     "first_row": None,
     "rank": None,
     "more_rows": 0,
+    "terms": 0,
+    "kernels": 0,
     "dense_because": "",
     "aliases": (),
 }
 
 
 def plan_parameters(
-    parameters: Iterable[ParameterPlan], compress: float, aspect: float = DEFAULT_ASPECT, unused: Iterable[str] = ()
+    parameters: Iterable[ParameterPlan],
+    compress: float,
+    aspect: float = DEFAULT_ASPECT,
+    unused: Iterable[str] = (),
+    convolutions: Collection[str] = (),
 ) -> CompressionPlan:
     """Lay the hashed ones among `parameters` out in rows, and choose factors that use the budget.
 
-    The budget counts everything that is trained afterwards: factors, one scale a hashed parameter, and whatever
-    stays dense. Near the requested aspect, the number of columns is chosen such that it divides, or is divided by, the
-    weights of an output channel of as many layers as can be: rows of `W` then belong to one channel, or hold several
-    whole ones.
+    The budget counts everything that is trained afterwards: factors, kernels, one scale a hashed parameter, and
+    whatever stays dense. Near the requested aspect, the number of columns is chosen such that it divides, or is divided
+    by, the weights of an output channel of as many layers as can be: rows of `W` then belong to one channel, or hold
+    several whole ones.
+
+    A weight of `convolutions` with at least as many input channels as positions in its kernel becomes separable where
+    the budget is small: `weight[o, i] = sum(W[o, i, t] * kernel[t, i % kernels] for t in range(terms))`. There are as
+    many terms as leave the entries of `W` a few times as many as the parameters that they come from.
 
     Args:
         parameters: what the model's forward uses; their places are ignored.
@@ -279,6 +322,7 @@ def plan_parameters(
         aspect: rows over columns of `W`; 1 is the square of the paper, more is taller. Generating costs
             `2 * rank` FLOP a weight, and a taller `W` has a smaller rank for the same budget.
         unused: names of parameters that the forward never reads, for the record.
+        convolutions: names of parameters that are weights of convolutions without groups, and nothing else.
 
     Raises:
         PlanError: for a `compress` or `aspect` out of range, or if no parameter is hashed.
@@ -286,23 +330,49 @@ def plan_parameters(
     """
     _check_fraction(compress)
     _check_aspect(aspect)
-    parameters = tuple(parameters)
+    parameters = tuple(replace(parameter, terms=0, kernels=0) for parameter in parameters)
     hashed = [parameter for parameter in parameters if parameter.hashed]
     if not hashed:
         raise PlanError(_nothing_to_hash(parameters))
     dense = sum(parameter.numel for parameter in parameters if not parameter.hashed and parameter.trainable)
     before = sum(parameter.numel for parameter in hashed) + dense
     budget = _budget(compress, before)
-    candidates = _candidate_columns(hashed, aspect)
-    good_use = _GOOD_USE if budget >= _SMALL_BUDGET else _GOOD_USE_OF_SMALL
-    sizes = [parameter.numel for parameter in hashed]
-    layout = _choose_layout(sizes, candidates, good_use * budget - dense, budget - dense)
-    if layout is None:
-        least = min(_Shares(sizes, cols).cost(0.0) for cols in candidates)
-        raise _budget_error(compress, before, budget, dense, len(hashed), least - len(hashed))
-    return CompressionPlan(
-        tuple(_with_places(parameters, layout)), layout.shape, float(compress), float(aspect), tuple(unused)
-    )
+    least = math.inf
+    for terms in _numbers_of_terms(hashed, convolutions, budget - dense):
+        described = [_with_terms(parameter, convolutions, terms) for parameter in parameters]
+        hashed = [parameter for parameter in described if parameter.hashed]
+        available = budget - dense - _kernel_parameters(hashed)
+        candidates = _candidate_columns(hashed, aspect)
+        good_use = _GOOD_USE if budget >= _SMALL_BUDGET else _GOOD_USE_OF_SMALL
+        sizes = [parameter.run_numel for parameter in hashed]
+        layout = _choose_layout(sizes, candidates, good_use * budget - (budget - available), available)
+        if layout is not None:
+            places = tuple(_with_places(described, layout))
+            return CompressionPlan(places, layout.shape, float(compress), float(aspect), tuple(unused))
+        factors = min(_Shares(sizes, cols).cost(0.0) for cols in candidates) - len(hashed)
+        least = min(least, factors + _kernel_parameters(hashed))
+    raise _budget_error(compress, before, budget, dense, len(hashed), int(least))
+
+
+def _numbers_of_terms(hashed: Sequence[ParameterPlan], convolutions: Collection[str], budget: int) -> list[int]:
+    """Terms of separable convolutions to try, best first; 0 for no separable ones."""
+    separable = [_with_terms(parameter, convolutions, 1) for parameter in hashed]
+    entries = sum(parameter.run_numel for parameter in separable)
+    terms = max(round(budget / entries / _ENTRY_DENSITY), 1)
+    return list(dict.fromkeys([terms, 1, 0]))
+
+
+def _with_terms(parameter: ParameterPlan, convolutions: Collection[str], terms: int) -> ParameterPlan:
+    """The parameter as a separable convolution, if it can and should be one."""
+    channels, positions = math.prod(parameter.shape[1:2]), math.prod(parameter.shape[2:])
+    can_be = parameter.hashed and parameter.fqn in convolutions and 1 < positions <= channels
+    if not can_be or not 0 < terms < positions / 2:
+        return parameter
+    return replace(parameter, terms=terms, kernels=min(_KERNELS, channels))
+
+
+def _kernel_parameters(parameters: Iterable[ParameterPlan]) -> int:
+    return sum(math.prod(parameter.kernels_shape) for parameter in parameters if parameter.terms)
 
 
 @dataclass(frozen=True)
@@ -322,7 +392,7 @@ def _with_places(parameters: Sequence[ParameterPlan], layout: _FilledLayout) -> 
         if parameter.hashed:
             rank, more_rows = next(places)
             yield replace(parameter, first_row=row, rank=rank, more_rows=more_rows)
-            row += rows_for(parameter.numel, layout.shape.cols)
+            row += rows_for(parameter.run_numel, layout.shape.cols)
         else:
             yield replace(parameter, first_row=None, rank=None, more_rows=0)
 
@@ -366,13 +436,13 @@ def _budget(compress: float, before: int) -> int:
 
 def _candidate_columns(hashed: Sequence[ParameterPlan], aspect: float) -> list[int]:
     """Numbers of columns to try, best first: those that fit many weights, then the nearest, then ever taller ones."""
-    weights = sum(parameter.numel for parameter in hashed)
+    weights = sum(parameter.run_numel for parameter in hashed)
     exact = math.sqrt(weights / aspect)
     nearest = min(max(round(exact), 1), weights)
     channels: Counter[tuple[int, ...]] = Counter()
     for parameter in hashed:
         if len(parameter.shape) >= 2:
-            channels[parameter.shape[1:]] += parameter.numel
+            channels[parameter.run_shape[1:]] += parameter.run_numel
     largest = dict(channels.most_common(_FITTED_LAYERS))
     # Stretched the way that it leans already, a square one towards tall: there, generating gets cheaper.
     leans_tall = aspect >= 1
@@ -548,13 +618,13 @@ def _check_parameter(parameter: ParameterPlan) -> None:
         and isinstance(getattr(torch, parameter.dtype, None), torch.dtype)
         and isinstance(parameter.trainable, bool)
         and isinstance(parameter.dense_because, str)
-        and _is_count(parameter.more_rows)
+        and all(_is_count(count) for count in (parameter.more_rows, parameter.terms, parameter.kernels))
         and all(isinstance(alias, str) and alias for alias in parameter.aliases)
     )
     if not well_typed:
         raise PlanError(f"a parameter is described wrongly: {parameter!r}")
     if not parameter.hashed:
-        if parameter.first_row is not None or parameter.rank is not None or parameter.more_rows:
+        if parameter.first_row is not None or parameter.rank is not None or parameter.more_rows or parameter.terms:
             raise PlanError(f"{parameter.fqn!r} is dense, but has a place in W")
     elif (
         parameter.dtype not in HASHABLE_DTYPES
@@ -563,6 +633,12 @@ def _check_parameter(parameter: ParameterPlan) -> None:
         or not _is_count(parameter.rank)
     ):
         raise PlanError(f"{parameter.fqn!r} can't be hashed: {parameter!r}")
+    elif parameter.terms and not (
+        len(parameter.shape) > 2
+        and parameter.terms <= math.prod(parameter.shape[2:])
+        and 0 < parameter.kernels <= parameter.shape[1]
+    ):
+        raise PlanError(f"{parameter.fqn!r} can't be a separable convolution: {parameter!r}")
 
 
 def _is_count(value: object) -> bool:

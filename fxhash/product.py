@@ -94,6 +94,48 @@ def generate(
     return weight
 
 
+@recorded
+def separable(run: Tensor, kernels: Tensor, shape: Sequence[int]) -> Tensor:
+    """The weight of a separable convolution: `sum(run[o, i, t] * kernels[t, i % count] for t in range(terms))`.
+
+    Args:
+        run: an entry for each output channel, input channel and term, in this order; any shape.
+        kernels: the spatial kernels, of shape `(terms, count, positions)`; input channels use them in turn.
+        shape: the weight's shape, `(out, in, *kernel)`.
+
+    Returns:
+        A contiguous tensor of `shape`.
+
+    Example:
+        >>> run, kernels = torch.tensor([[1.0, 2.0]]), torch.tensor([[[1.0, 0.0, -1.0]]])
+        >>> separable(run, kernels, (1, 2, 3)).tolist()
+        [[[1.0, 0.0, -1.0], [2.0, 0.0, -2.0]]]
+    """
+    terms = kernels.shape[0]
+    pairs = run.reshape(shape[0], shape[1], terms)
+    own = depthwise(kernels, shape[1:]).view(shape[1], terms, -1)
+    weight = pairs[:, :, :1] * own[:, 0]
+    for term in range(1, terms):
+        weight = weight + pairs[:, :, term : term + 1] * own[:, term]
+    return weight.view(tuple(shape))
+
+
+def depthwise(kernels: Tensor, shape: Sequence[int]) -> Tensor:
+    """The first half of a separable convolution as the weight of a depthwise one; the other half is pointwise.
+
+    Args:
+        kernels: shape `(terms, count, positions)`.
+        shape: input channels, and the shape of a kernel.
+
+    Returns:
+        Shape `(channels * terms, 1, *kernel)`.
+    """
+    channels, *kernel = shape
+    terms, count, _ = kernels.shape
+    own = kernels.repeat(1, -(-channels // count), 1)[:, :channels].transpose(0, 1)
+    return own.reshape(channels * terms, 1, *kernel)
+
+
 class Spread:
     """Standard deviation of `(left @ right).flatten()[:numel]` for many `left`, without building any product.
 
@@ -129,19 +171,18 @@ class Spread:
         return math.sqrt(max((squares - total * total / numel).item() / (numel - 1), 0.0))
 
 
-def standard_normal(rows: int, cols: int, generator: torch.Generator | None = None) -> Tensor:
+def standard_normal(*shape: int, seed: torch.Generator | None = None) -> Tensor:
     """A random factor of mean zero and variance one.
 
     Args:
-        rows: rows of the factor.
-        cols: columns of the factor.
-        generator: source of randomness on the CPU; torch's global one where left out.
+        shape: of the factor.
+        seed: source of randomness on the CPU; torch's global one where left out.
 
     Returns:
-        Shape `(rows, cols)`, float32, on the CPU: drawn there whatever the model's device, so that a seed gives the
-        same numbers everywhere.
+        A float32 tensor of `shape`, on the CPU: drawn there whatever the model's device, so that a seed gives the same
+        numbers everywhere.
     """
-    return torch.randn(rows, cols, generator=generator, dtype=torch.float32, device="cpu")
+    return torch.randn(shape, generator=seed, dtype=torch.float32, device="cpu")
 
 
 class PrincipalRows:
@@ -190,3 +231,41 @@ class PrincipalRows:
         size = squares.sqrt().clamp(min=1e-3 * squares[0].sqrt().item() + 1e-30)
         balance = (size * math.sqrt(self.gram.shape[0] / self.rows)).sqrt()
         return (vectors * balance).T, vectors / balance
+
+
+def principal_kernels(weight: Tensor, terms: int, count: int) -> Tensor:
+    """The spatial kernels with which a separable convolution comes nearest to a weight, of mean square one.
+
+    Args:
+        weight: shape `(out, in, *kernel)`.
+        terms: kernels of an input channel.
+        count: after how many input channels they repeat.
+
+    Returns:
+        Shape `(terms, count, positions)`; those of a channel are orthogonal to each other.
+    """
+    by_channel = weight.flatten(2).transpose(0, 1)
+    kernels = []
+    for first in range(count):
+        _, vectors = torch.linalg.eigh(_gram(by_channel[first::count]))
+        kernels.append(vectors.flip(1)[:, :terms].T)
+    return torch.stack(kernels, 1) * math.sqrt(weight[0, 0].numel())
+
+
+def nearest_pairs(weight: Tensor, kernels: Tensor) -> Tensor:
+    """The run from which `separable` with orthogonal kernels of mean square one makes what is nearest to a weight.
+
+    Args:
+        weight: shape `(out, in, *kernel)`.
+        kernels: shape `(terms, count, positions)`.
+
+    Returns:
+        Shape `(out, in, terms)`.
+    """
+    own = depthwise(kernels, weight.shape[1:]).view(weight.shape[1], kernels.shape[0], -1)
+    return torch.einsum("oik,itk->oit", weight.flatten(2), own.to(weight.dtype)) / own.shape[2]
+
+
+def _gram(matrices: Tensor) -> Tensor:
+    stacked = matrices.flatten(0, 1).double()
+    return stacked.T @ stacked

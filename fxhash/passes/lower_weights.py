@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxhash.costs import Costs, layer_costs, lookup_costs
-from fxhash.dataflow import is_changed_in_place, live_ranges
+from fxhash.dataflow import CONVOLUTION_ARGUMENTS, is_changed_in_place, is_convolution_with, live_ranges
 from fxhash.deployed import DeployedFactors, ScratchSlots
 from fxhash.deployment import DeploymentPlan, LoweredUse, assign_slots, kept_bytes, peak_of
 from fxhash.errors import PlanError
@@ -38,7 +39,7 @@ from fxhash.parts import OpaquePart, free_name
 from fxhash.passes.contract import graph_pass
 from fxhash.passes.fold_batch_norm import FoundNorm, batch_norm_after, folded_bias, norm_scale
 from fxhash.plan import ParameterPlan
-from fxhash.product import fits, generate
+from fxhash.product import depthwise, fits, generate, separable
 
 
 class _Layer(NamedTuple):
@@ -49,9 +50,7 @@ class _Layer(NamedTuple):
     by_size: Callable[..., Tensor] | None
 
 
-_CONVOLUTION = _Layer(
-    ("input", "weight", "bias", "stride", "padding", "dilation", "groups"), conv_in_turn, conv_by_size
-)
+_CONVOLUTION = _Layer(CONVOLUTION_ARGUMENTS, conv_in_turn, conv_by_size)
 _LAYERS: dict[Any, _Layer] = {
     F.linear: _Layer(("input", "weight", "bias"), linear_in_turn, linear_by_size),
     F.conv1d: _CONVOLUTION,
@@ -79,6 +78,7 @@ _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1
 def lower_weights(graph_module: fx.GraphModule, methods: Mapping[str, str] | None = None) -> bool:
     """Lower every use of every generated weight, and fold batch norms into the factors.
 
+    A separable convolution becomes a depthwise one with its kernels, and a pointwise one, whose weight is a run of `W`.
     A linear layer, convolution or embedding whose weight fits the columns multiplies by the factors in turn where that
     is fewer operations. Any other use gets its weight generated right before the first use, into a scratch slot that
     weights share whose live ranges don't overlap.
@@ -115,8 +115,10 @@ class _Lowering:
         self.uses: dict[fx.Node, LoweredUse] = {}
         self.uses_inside: list[tuple[fx.Node, LoweredUse]] = []
         self.position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
+        self.pointwise: set[str] = set()
 
     def run(self, calls: list[fx.Node], methods: Mapping[str, str]) -> None:
+        self._split_separable(calls)
         self._lower_parts(methods)
         for call in calls:
             fqn = str(call.args[0])
@@ -139,6 +141,31 @@ class _Lowering:
         self._share_right()
         self.factors.plan = self._plan()
         self._insert_scratch()
+
+    def _split_separable(self, calls: list[fx.Node]) -> None:
+        """Split separable convolutions in two, whose second has a run of `W` as its weight."""
+        by_name: dict[str, list[fx.Node]] = {}
+        for call in calls:
+            by_name.setdefault(str(call.args[0]), []).append(call)
+        for fqn, same in by_name.items():
+            parameter, users = self._parameter(fqn), [(call, user) for call in same for user in call.users]
+            if (
+                not parameter.terms
+                or self._shift(fqn) is not None
+                or not all(is_convolution_with(call, user) for call, user in users)
+            ):
+                continue
+            kernels = depthwise(self.generator.kernels_of(fqn).detach(), parameter.shape[1:])
+            key = self.factors.store(f"{fqn}, kernels", kernels.to(self.generator.dtype_of(parameter)))
+            for call, user in users:
+                arguments = _bind(user)
+                moved = [arguments[name] for name in ("stride", "padding", "dilation")]
+                with self.graph.inserting_before(user):
+                    stored = self.graph.call_module(self.name, (key,))
+                    spatial = (arguments["input"], stored, None, *moved, parameter.shape[1])
+                    first = self.graph.create_node("call_function", user.target, spatial)
+                user.args, user.kwargs = (first, call, arguments["bias"]), {}
+            self.pointwise.add(fqn)
 
     def _lower_parts(self, methods: Mapping[str, str]) -> None:
         """Let layers inside of opaque parts come by their weights when they are called."""
@@ -165,7 +192,12 @@ class _Lowering:
             method = methods.get(fqn) or ("in turn" if is_table else costs.method)
             if method == "by size" and ways != "layer":
                 method = "generate"
-            if not ways or method == "keep" or (method == "in turn" and costs.in_turn is None):
+            if (
+                not ways
+                or method == "keep"
+                or self._parameter(fqn).terms
+                or (method == "in turn" and costs.in_turn is None)
+            ):
                 remaining.append((call, names))
                 continue
             source, memory = self._source(fqn, unbuilt=method == "in turn")
@@ -233,18 +265,18 @@ class _Lowering:
         """Let a layer multiply in turn, if it can and should; fold the batch norm after it, if there is one."""
         if user.target not in _LAYERS or not self._may_be_factored(call, user):
             return
-        layer, parameter, left = _LAYERS[user.target], self._parameter(fqn), self._left(fqn)
+        layer, shape, left = _LAYERS[user.target], self._shape(fqn), self._left(fqn)
         costs = self._costs(call, user)
         # A table is never generated to look up rows of it: its memory is why it is compressed.
         by_size = None if always or costs.method == "in turn" else layer.by_size
-        channel_rows = rows_per_channel(parameter.shape, self.factors.right.shape[1])
+        channel_rows = rows_per_channel(shape, self.factors.right.shape[1])
         norm = None if channel_rows is None else self._fold_norm(fqn, user)
         if norm is not None and channel_rows is not None:
             left = left * norm_scale(norm).repeat_interleave(channel_rows).unsqueeze(1).to(left)
         arguments = _bind(user)
         given = [arguments[name] for name in ("bias", "stride", "padding", "dilation") if name in arguments]
         with self.graph.inserting_before(user):
-            args = (arguments["input"], self._store(user, fqn, left), self._right(), parameter.shape, *given)
+            args = (arguments["input"], self._store(user, fqn, left), self._right(), shape, *given)
             if by_size is None:
                 lowered = self.graph.call_function(layer.in_turn, args)
             else:
@@ -277,13 +309,15 @@ class _Lowering:
         )
 
     def _may_be_factored(self, call: fx.Node, user: fx.Node) -> bool:
-        parameter = self._parameter(str(call.args[0]))
+        fqn = str(call.args[0])
+        shape = self._shape(fqn)
         return (
-            ((self._is_attention(user) and len(parameter.shape) == 2) or self._is_plain_layer(call, user))
-            and len(parameter.shape) >= 2
-            and fits(parameter.shape, self.factors.right.shape[1])
-            and self._has_type_of_factors(parameter.fqn)
-            and self._shift(parameter.fqn) is None
+            ((self._is_attention(user) and len(shape) == 2) or self._is_plain_layer(call, user))
+            and len(shape) >= 2
+            and fits(shape, self.factors.right.shape[1])
+            and self._has_type_of_factors(fqn)
+            and self._shift(fqn) is None
+            and (not self._parameter(fqn).terms or fqn in self.pointwise)
         )
 
     def _is_plain_layer(self, call: fx.Node, user: fx.Node) -> bool:
@@ -297,7 +331,7 @@ class _Lowering:
 
     def _keep(self, call: fx.Node, fqn: str) -> None:
         """Generate the weight now and store it."""
-        weight = self.generator(fqn).detach()
+        weight = (self.generator.pointwise(fqn) if fqn in self.pointwise else self.generator(fqn)).detach()
         costs = {user: self._costs(call, user) for user in call.users}
         norm = self._fold_into_only_user(call, fqn)
         if norm is not None:
@@ -309,35 +343,42 @@ class _Lowering:
     def _generate(self, call: fx.Node, fqn: str) -> None:
         """Generate the weight right before its first remaining use."""
         parameter, left, shift = self._parameter(fqn), self._left(fqn), self._shift(fqn)
+        shape, dtype = self._shape(fqn), self.generator.dtype_of(parameter)
+        is_built_of_run = bool(parameter.terms) and fqn not in self.pointwise
         first_user = min(call.users, key=self.position.__getitem__)
         costs = self._costs(call, first_user)
-        norm = self._fold_into_only_user(call, fqn)
+        norm = None if is_built_of_run else self._fold_into_only_user(call, fqn)
         options: dict[str, Any] = {}
-        if shift is not None:
-            options["shift"] = self._store(first_user, f"{fqn}, shift", shift)
+        added = None if shift is None else self._store(first_user, f"{fqn}, shift", shift)
+        if added is not None and not is_built_of_run:
+            options["shift"] = added
         if norm is not None:
             scale = norm_scale(norm).to(left)
-            channel_rows = rows_per_channel(parameter.shape, self.factors.right.shape[1])
+            channel_rows = rows_per_channel(shape, self.factors.right.shape[1])
             if channel_rows is None or shift is not None:
                 options["channel_scale"] = self._store(first_user, f"{fqn}, scale", scale)
             else:
                 left = left * scale.repeat_interleave(channel_rows).unsqueeze(1)
         memory = self._generated_bytes(left)
         with self.graph.inserting_before(first_user):
-            args = (self._store(first_user, fqn, left), self._right(), parameter.shape)
-            weight = self.graph.call_function(generate, args, options)
-            dtype = self.generator.dtype_of(parameter)
+            args = (self._store(first_user, fqn, left), self._right(), parameter.run_shape)
+            weight = generated = self.graph.call_function(generate, args, options)
+            if is_built_of_run:
+                kernels = self._store(first_user, f"{fqn}, kernels", self.generator.kernels_of(fqn).detach())
+                weight = self.graph.call_function(separable, (generated, kernels, shape))
+                if added is not None:
+                    weight = self.graph.call_function(operator.add, (weight, added))
+                memory += parameter.numel * left.element_size()
             if dtype != self.factors.right.dtype:
                 weight = self.graph.call_method("to", (weight, dtype))
-                memory += parameter.numel * dtype.itemsize
+                memory += math.prod(shape) * dtype.itemsize
         call.replace_all_uses_with(weight)
         self.uses[weight] = self._use(weight, fqn, "generate", costs, norm, memory)
 
     def _use(
         self, node: fx.Node, fqn: str, method: str, costs: Costs, norm: FoundNorm | None, memory: int = 0
     ) -> LoweredUse:
-        parameter = self._parameter(fqn)
-        size = parameter.numel * self.generator.dtype_of(parameter).itemsize
+        size = math.prod(self._shape(fqn)) * self.generator.dtype_of(self._parameter(fqn)).itemsize
         return LoweredUse(
             node.name, fqn, method, size, costs, memory, folded_norm="" if norm is None else norm.node.name
         )
@@ -345,12 +386,12 @@ class _Lowering:
     def _costs(self, call: fx.Node, user: fx.Node) -> Costs:
         """Of this use; a layer of an unknown kind counts none of its own work."""
         parameter = self._parameter(str(call.args[0]))
-        rank = self._rank(parameter)
+        rank, shape = self._rank(parameter), self._shape(parameter.fqn)
         if not self._may_be_factored(call, user):
-            return Costs(parameter.numel * rank, parameter.numel if user.target in _LAYERS else 0)
+            return Costs(parameter.run_numel * rank, math.prod(shape) if user.target in _LAYERS else 0)
         if user.target is F.embedding:
-            return lookup_costs(parameter.shape, rank)
-        return layer_costs(parameter.shape, rank, self.factors.right.shape[1])
+            return lookup_costs(shape, rank)
+        return layer_costs(shape, rank, self.factors.right.shape[1])
 
     def _fold_norm(self, fqn: str, user: fx.Node) -> FoundNorm | None:
         """Take the batch norm after a convolution out of the graph and give the convolution the bias for both."""
@@ -374,6 +415,11 @@ class _Lowering:
 
     def _parameter(self, fqn: str) -> ParameterPlan:
         return self.generator._hashed[fqn][1]
+
+    def _shape(self, fqn: str) -> tuple[int, ...]:
+        """Shape of what the layers multiply by: the weight, or that of the pointwise half of a separable one."""
+        parameter = self._parameter(fqn)
+        return parameter.run_shape if fqn in self.pointwise else parameter.shape
 
     def _rank(self, parameter: ParameterPlan) -> int:
         return (parameter.rank or 0) + bool(parameter.more_rows)
