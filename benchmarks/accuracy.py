@@ -28,7 +28,7 @@ from unittest.mock import patch
 
 import torch
 from deploy import commit
-from generators import Derived, PlainSMH, RandomHash, Separable, Tiles, change_
+from generators import Derived, PlainSMH, RandomHash, Tiles, change_
 from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -44,10 +44,19 @@ Build = Callable[[nn.Module, float, int], nn.Module]
 
 
 def with_fxhash(
-    model: nn.Module, compress: float, seed: int, density_power: float = plan._DENSITY_POWER, **options: object
+    model: nn.Module,
+    compress: float,
+    seed: int,
+    density_power: float = plan._DENSITY_POWER,
+    kernels: int | None = None,
+    **options: object,
 ) -> nn.Module:
-    """The product, with options of `fxhash.transform`, or with densities that depend on size in another way."""
-    with patch.object(plan, "_DENSITY_POWER", density_power):
+    """The product, with options of `fxhash.transform`, or with other choices in its plan."""
+    numbers_of_kernels = plan._numbers_of_kernels if kernels is None else lambda *_: [kernels]
+    with (
+        patch.object(plan, "_DENSITY_POWER", density_power),
+        patch.object(plan, "_numbers_of_kernels", numbers_of_kernels),
+    ):
         return fxhash.transform(model, compress, seed=seed, **options)
 
 
@@ -65,11 +74,6 @@ def changed(model: nn.Module, compress: float, seed: int, aspect: float, **chang
 def derived(model: nn.Module, compress: float, seed: int, make: Callable[[int, int], nn.Module]) -> nn.Module:
     """One of the generators beside this file."""
     return Derived(model, compress, make)
-
-
-def separable(model: nn.Module, compress: float, seed: int, **options: object) -> nn.Module:
-    """A number for each pair of channels, times kernels."""
-    return Separable(model, compress, **options)
 
 
 def as_it_is(model: nn.Module, compress: float, seed: int) -> nn.Module:
@@ -94,11 +98,6 @@ ASPECTS = (1, 4, 16, 64)
 VARIANTS: dict[str, Build] = {
     "dense": as_it_is,
     "square-smh": partial(derived, make=PlainSMH),
-    **{
-        f"separable-{kernels}-{terms}": partial(separable, make=PlainSMH, kernels=kernels, terms=terms)
-        for kernels in (0, 1, 4, 8, 16)
-        for terms in (1, 2, 3)
-    },
     "random-hash": partial(derived, make=RandomHash),
     **{f"tall-smh-{aspect}": partial(derived, make=partial(PlainSMH, aspect=aspect)) for aspect in (4, 16, 64)},
     **{f"tiles-{rank}": partial(derived, make=partial(Tiles, rank=rank)) for rank in (1, 2, 4)},
@@ -110,6 +109,12 @@ VARIANTS: dict[str, Build] = {
         f"fxhash-{aspect}-{name}": partial(changed, aspect=aspect, **changes)
         for aspect in ASPECTS
         for name, changes in CHANGES.items()
+    },
+    **{f"fxhash-{aspect}-whole": partial(with_fxhash, aspect=aspect, separable=False) for aspect in ASPECTS},
+    **{
+        f"fxhash-{aspect}-kernels{kernels}": partial(with_fxhash, aspect=aspect, kernels=kernels)
+        for aspect in ASPECTS
+        for kernels in (1, 2, 3, 4)
     },
     **{
         f"fxhash-{aspect}-power{power:+g}": partial(with_fxhash, aspect=aspect, density_power=power)

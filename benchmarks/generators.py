@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from fxhash.errors import BudgetError
 from fxhash.generator import SMHGenerator
 from fxhash.plan import CompressionPlan, ParameterPlan
+from fxhash.product import separable
 
 
 class Derived(nn.Module):
@@ -51,60 +52,6 @@ class Derived(nn.Module):
                 name: part.view(shape) * scale
                 for (name, shape), part, scale in zip(self.shapes.items(), parts, self.scales, strict=True)
             }
-        return functional_call(self.model, weights, (images,))
-
-
-class Separable(nn.Module):
-    """Weights of convolutions as one derived number for each pair of channels, times spatial kernels of its own.
-
-    Args:
-        model: the dense model.
-        compress: trainable parameters after over before, at most.
-        make: as for `Derived`, for one number a pair of channels.
-        kernels: how many kernels a layer has: they go to its input channels in turn. 0 for one an input channel.
-        terms: how many such products are added up.
-    """
-
-    def __init__(
-        self, model: nn.Module, compress: float, make: Callable[[int, int], nn.Module], kernels: int = 0, terms: int = 1
-    ) -> None:
-        super().__init__()
-        weights = {name: each for name, each in model.named_parameters() if each.dim() >= 2}
-        total = sum(each.numel() for each in model.parameters())
-        dense = total - sum(each.numel() for each in weights.values())
-        self.shapes = {name: each.shape for name, each in weights.items()}
-        self.terms = terms
-        self.kernels = nn.ParameterDict(
-            {
-                name.replace(".", "/"): torch.randn(terms, kernels or shape[1], math.prod(shape[2:]))
-                for name, shape in self.shapes.items()
-                if math.prod(shape[2:]) > 1
-            }
-        )
-        self.sizes = [
-            shape[0] * shape[1] * (terms if math.prod(shape[2:]) > 1 else 1) for shape in self.shapes.values()
-        ]
-        own = sum(each.numel() for each in self.kernels.values())
-        self.generator = make(sum(self.sizes), math.floor(compress * total) - dense - len(weights) - own)
-        self.log_scales = nn.Parameter(torch.stack([each.detach().std() for each in weights.values()]).log())
-        self.model = model
-        for weight in weights.values():
-            weight.requires_grad_(False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """What the model gives with the weights of now."""
-        with torch.autocast(images.device.type, enabled=False):
-            parts = self.generator()[: sum(self.sizes)].split(self.sizes)
-            scales = self.log_scales.exp()
-            weights = {}
-            for index, (name, shape) in enumerate(self.shapes.items()):
-                part = parts[index]
-                key = name.replace(".", "/")
-                if key in self.kernels:
-                    kernels = self.kernels[key] * self.terms**-0.5
-                    kernels = kernels.repeat(1, -(-shape[1] // kernels.shape[1]), 1)[:, : shape[1]]
-                    part = (part.view(self.terms, shape[0], shape[1], 1) * kernels.unsqueeze(1)).sum(0)
-                weights[name] = part.reshape(shape) * scales[index]
         return functional_call(self.model, weights, (images,))
 
 
@@ -196,7 +143,12 @@ class Changed(SMHGenerator):
                 rows = rows.roll(self.rolls[index], 1)
             if self.modulation is not None:
                 rows = rows * self.modulation[index]
-            return rows.flatten()[: parameter.numel].view(parameter.shape)
+            run = rows.flatten()[: parameter.run_numel]
+            return (
+                separable(run, self.kernels_of(name), parameter.shape)
+                if parameter.kernels
+                else run.view(parameter.shape)
+            )
 
 
 def change_(
@@ -259,7 +211,7 @@ def change_(
 def _signs(kind: str, parameter: ParameterPlan, plan: CompressionPlan) -> Tensor:
     """Random signs for the rows of a parameter; shape `(1 or rows, cols)`."""
     rows, cols = plan.rows_of(parameter), plan.layout.cols
-    slices = max(math.prod(parameter.shape[1:]) // cols, 1)
+    slices = max(math.prod(parameter.run_shape[1:]) // cols, 1)
     different = {"parameter": 1, "slice": slices, "row": rows}[kind]
     signs = torch.randint(2, (different, cols)) * 2.0 - 1
     return signs if different == 1 else signs.repeat(-(-rows // different), 1)[:rows]

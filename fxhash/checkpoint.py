@@ -174,7 +174,7 @@ def _factors(gm: fx.GraphModule) -> dict[str, int]:
     names = [name for name, _ in generator.named_parameters() if name.startswith(("left.", "more_left."))]
     kernels = [name for name, _ in generator.named_parameters() if name.startswith("kernels.")]
     return (
-        {f"{prefix}.right": 1} | {f"{prefix}.{name}": 0 for name in names} | {f"{prefix}.{name}": 2 for name in kernels}
+        {f"{prefix}.right": 1} | {f"{prefix}.{name}": 0 for name in names} | {f"{prefix}.{name}": 1 for name in kernels}
     )
 
 

@@ -30,12 +30,13 @@ class SMHGenerator(nn.Module):
     """Generates the weights of a transformed model (Eban et al., CVPR 2020, arXiv 1911.11177).
 
     Parameter `p` is `scale_p * (left_p @ right[:rank_p]).flatten()[:numel_p].view(shape_p) + shift_p`: a run of the one
-    matrix `W = left @ right` that starts on a row of its own, so that `left_p` belongs to it alone. For a separable
-    convolution the run has a few entries for each pair of channels, which spatial kernels spread. Factors and scales
-    are trained, the scale by its logarithm: a batch norm after a layer leaves its scale without a gradient, and an
-    optimizer that divides by the size of gradients would carry it through zero, where the layer's output changes its
-    sign. Shifts are constants: zero, except for a parameter whose mean outweighs its spread, such as the all-ones
-    weight of a two-dimensional layer norm, which no multiple of mean-zero noise could stand for.
+    matrix `W = left @ right` that starts on a row of its own, so that `left_p` belongs to it alone. The run of a
+    separable convolution has an entry for each pair of channels and each of a few spatial kernels, which it multiplies.
+
+    Factors, kernels and scales are trained, the scale by its logarithm: a batch norm after a layer leaves its scale
+    without a gradient, and an optimizer that divides by the size of gradients would carry it through zero, where the
+    layer's output changes its sign. Shifts are constants: zero, except for a parameter whose mean outweighs its spread,
+    such as the all-ones weight of a two-dimensional layer norm, which no multiple of mean-zero noise could stand for.
 
     Attributes:
         plan: what lies where in `W`.
@@ -43,7 +44,7 @@ class SMHGenerator(nn.Module):
         more_left: the last column of a block whose first rows use one row of `right` more than the others; shape
             `(more_rows, 1)`. There is one such block at most.
         right: the right factor, shared by all; shape `(rank, cols)`.
-        kernels: spatial kernels of each separable convolution; shape `(terms, kernels, positions)`.
+        kernels: the spatial kernels of each separable convolution; shape `(count, positions)`.
         log_scales: the logarithm of one trained scale a hashed parameter; shape `(hashed,)`.
         shifts: one constant a hashed parameter; shape `(hashed,)`.
         captured: how the model became a graph, for the summary.
@@ -75,7 +76,7 @@ class SMHGenerator(nn.Module):
             for index, parameter in enumerate(parameter for parameter in plan.hashed if parameter.more_rows)
         }
         self.right = nn.Parameter(room(plan.layout.rank, plan.layout.cols))
-        separable_ones = [parameter for parameter in plan.hashed if parameter.terms]
+        separable_ones = [parameter for parameter in plan.hashed if parameter.kernels]
         self.kernels = nn.ParameterList(nn.Parameter(room(*parameter.kernels_shape)) for parameter in separable_ones)
         self._kernels = {parameter.fqn: index for index, parameter in enumerate(separable_ones)}
         self.log_scales = nn.Parameter(room(len(self._hashed)))
@@ -116,7 +117,7 @@ class SMHGenerator(nn.Module):
                 block.copy_(standard_normal(*block.shape, seed=seed) * std)
             if std > 0:
                 start = (
-                    self._separable_spread(fqn) if parameter.terms else spread(self.scaled_left(fqn), parameter.numel)
+                    self._separable_spread(fqn) if parameter.kernels else spread(self.scaled_left(fqn), parameter.numel)
                 )
                 self.log_scales[index] = math.log(std / start)
             else:
@@ -133,7 +134,7 @@ class SMHGenerator(nn.Module):
 
         Each parameter counts by its relative error: the squared error of all, each divided by its root mean square
         about its shift, is as small as the rank allows (a truncated SVD). The kernels of a separable convolution are
-        the principal ones of the input channels that use them.
+        the principal ones of its pairs of channels.
 
         Args:
             originals: the original parameters by their fully qualified names.
@@ -143,8 +144,8 @@ class SMHGenerator(nn.Module):
         for fqn, (index, parameter) in fitted.items():
             centred = originals[fqn].double() - self.shifts[index]
             self.log_scales[index] = centred.square().mean().sqrt().log()
-            if parameter.terms:
-                self.kernels_of(fqn).copy_(principal_kernels(centred, *parameter.kernels_shape[:2]))
+            if parameter.kernels:
+                self.kernels_of(fqn).copy_(principal_kernels(centred, parameter.kernels))
             principal.add(self._rows(fqn, originals[fqn]))
         if not fitted:
             return
@@ -171,7 +172,7 @@ class SMHGenerator(nn.Module):
         """The rows of `W` that come nearest to a parameter's original values, with zeros after the last."""
         index, parameter = self._hashed[name]
         values = (original - self.shifts[index]) / self.log_scales[index].exp()
-        if parameter.terms:
+        if parameter.kernels:
             values = nearest_pairs(values, self.kernels_of(name))
         cols = self.plan.layout.cols
         return F.pad(values.flatten(), (0, self.plan.rows_of(parameter) * cols - parameter.run_numel)).view(-1, cols)
@@ -189,7 +190,7 @@ class SMHGenerator(nn.Module):
             dtype = self.right.dtype
         with _full_precision(self.right.device.type):
             shift = shift.to(self.right.dtype)
-            if parameter.terms:
+            if parameter.kernels:
                 run = generate(self.scaled_left(name), self.right, parameter.run_shape)
                 weight = separable(run, self.kernels_of(name), parameter.shape) + shift
             else:
@@ -202,7 +203,7 @@ class SMHGenerator(nn.Module):
         return generate(self.scaled_left(name), self.right, parameter.run_shape).to(self.dtype_of(parameter))
 
     def kernels_of(self, name: str) -> Tensor:
-        """The spatial kernels of a separable convolution; shape `(terms, kernels, positions)`."""
+        """The spatial kernels of a separable convolution; shape `(count, positions)`."""
         return self.kernels[self._kernels[name]]
 
     def scaled_left(self, name: str) -> Tensor:

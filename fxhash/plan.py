@@ -41,10 +41,10 @@ _LARGEST_FIT = 2**0.5
 _LARGEST_STRETCH = 4
 # Layers with the most weights decide which columns fit; beyond a few, others add little.
 _FITTED_LAYERS = 16
-# A separable convolution has as many terms as bring trained parameters over entries of `W` near to this density, and as
-# many kernels of each term (docs/accuracy.md).
+# A separable convolution has as many kernels as bring trained parameters over entries of `W` near to this density, and
+# two at least if that is possible (docs/accuracy.md).
 _ENTRY_DENSITY = 0.4
-_KERNELS = 4
+_LEAST_KERNELS = 2
 # Of the interval in which the ranks' common scale is sought: to a part in a million of the columns.
 _HALVINGS = 20
 
@@ -61,9 +61,8 @@ class ParameterPlan:
         first_row: the row of `W` where it starts; None for a dense parameter.
         rank: how many rows of `right` all of its rows use, the first ones; None for a dense parameter.
         more_rows: how many of its first rows use one row of `right` more.
-        terms: of a separable convolution, how many entries of `W` there are for each pair of channels; each is
-            multiplied by a spatial kernel, and the products are added. 0 where each weight is an entry of `W`.
-        kernels: of a separable convolution, how many spatial kernels the input channels use in turn, for each term.
+        kernels: of a separable convolution, how many spatial kernels it has, each with an entry of `W` for each pair of
+            channels. 0 where each weight is an entry of `W`.
         dense_because: why it stays dense; empty for a hashed parameter.
         aliases: further names of the same parameter.
 
@@ -79,7 +78,6 @@ class ParameterPlan:
     first_row: int | None = None
     rank: int | None = None
     more_rows: int = 0
-    terms: int = 0
     kernels: int = 0
     dense_because: str = ""
     aliases: tuple[str, ...] = ()
@@ -92,9 +90,9 @@ class ParameterPlan:
     @property
     def run_shape(self) -> tuple[int, ...]:
         """Shape of its run of `W`: its own, or that of a separable convolution's weight for pairs of channels."""
-        if not self.terms:
+        if not self.kernels:
             return self.shape
-        return (self.shape[0], self.shape[1] * self.terms, *[1] * len(self.shape[2:]))
+        return (self.shape[0], self.shape[1] * self.kernels, *[1] * len(self.shape[2:]))
 
     @property
     def run_numel(self) -> int:
@@ -102,9 +100,9 @@ class ParameterPlan:
         return math.prod(self.run_shape)
 
     @property
-    def kernels_shape(self) -> tuple[int, int, int]:
-        """Terms, kernels of each, and positions of a kernel."""
-        return self.terms, self.kernels, math.prod(self.shape[2:])
+    def kernels_shape(self) -> tuple[int, int]:
+        """How many spatial kernels, and positions of each."""
+        return self.kernels, math.prod(self.shape[2:])
 
     @property
     def hashed(self) -> bool:
@@ -254,7 +252,7 @@ class CompressionPlan:
             if parameter.first_row is not None:
                 last_row = parameter.first_row + self.rows_of(parameter) - 1
                 kept, where, rank = "hashed", f"{parameter.first_row}..{last_row}", str(parameter.rank)
-                kept += f", separable ({parameter.terms}x{parameter.kernels} kernels)" if parameter.terms else ""
+                kept += f", separable ({parameter.kernels} kernels)" if parameter.kernels else ""
                 rank += f" ({parameter.more_rows} rows {parameter.rank or 0} + 1)" if parameter.more_rows else ""
             names = " = ".join((parameter.fqn, *parameter.aliases))
             rows.append((names, "x".join(map(str, parameter.shape)) or "scalar", kept, where, rank))
@@ -291,7 +289,6 @@ _DEFAULTS: dict[str, Any] = {
     "first_row": None,
     "rank": None,
     "more_rows": 0,
-    "terms": 0,
     "kernels": 0,
     "dense_because": "",
     "aliases": (),
@@ -313,8 +310,8 @@ def plan_parameters(
     several whole ones.
 
     A weight of `convolutions` with at least as many input channels as positions in its kernel becomes separable where
-    the budget is small: `weight[o, i] = sum(W[o, i, t] * kernel[t, i % kernels] for t in range(terms))`. There are as
-    many terms as leave the entries of `W` a few times as many as the parameters that they come from.
+    the budget is small: `weight[o, i] = sum(W[o, i, k] * kernel[k] for k in range(kernels))`. It has as many kernels as
+    leave the entries of `W` a few times as many as the parameters that they come from.
 
     Args:
         parameters: what the model's forward uses; their places are ignored.
@@ -330,7 +327,7 @@ def plan_parameters(
     """
     _check_fraction(compress)
     _check_aspect(aspect)
-    parameters = tuple(replace(parameter, terms=0, kernels=0) for parameter in parameters)
+    parameters = tuple(replace(parameter, kernels=0) for parameter in parameters)
     hashed = [parameter for parameter in parameters if parameter.hashed]
     if not hashed:
         raise PlanError(_nothing_to_hash(parameters))
@@ -338,8 +335,8 @@ def plan_parameters(
     before = sum(parameter.numel for parameter in hashed) + dense
     budget = _budget(compress, before)
     least = math.inf
-    for terms in _numbers_of_terms(hashed, convolutions, budget - dense):
-        described = [_with_terms(parameter, convolutions, terms) for parameter in parameters]
+    for kernels in _numbers_of_kernels(hashed, convolutions, budget - dense):
+        described = [_with_kernels(parameter, convolutions, kernels) for parameter in parameters]
         hashed = [parameter for parameter in described if parameter.hashed]
         available = budget - dense - _kernel_parameters(hashed)
         candidates = _candidate_columns(hashed, aspect)
@@ -354,25 +351,22 @@ def plan_parameters(
     raise _budget_error(compress, before, budget, dense, len(hashed), int(least))
 
 
-def _numbers_of_terms(hashed: Sequence[ParameterPlan], convolutions: Collection[str], budget: int) -> list[int]:
-    """Terms of separable convolutions to try, best first; 0 for no separable ones."""
-    separable = [_with_terms(parameter, convolutions, 1) for parameter in hashed]
-    entries = sum(parameter.run_numel for parameter in separable)
-    terms = max(round(budget / entries / _ENTRY_DENSITY), 1)
-    return list(dict.fromkeys([terms, 1, 0]))
+def _numbers_of_kernels(hashed: Sequence[ParameterPlan], convolutions: Collection[str], budget: int) -> list[int]:
+    """Kernels of separable convolutions to try, best first; 0 for no separable ones."""
+    entries = sum(_with_kernels(parameter, convolutions, 1).run_numel for parameter in hashed)
+    kernels = max(round(budget / entries / _ENTRY_DENSITY), _LEAST_KERNELS)
+    return list(dict.fromkeys([kernels, _LEAST_KERNELS, 1, 0]))
 
 
-def _with_terms(parameter: ParameterPlan, convolutions: Collection[str], terms: int) -> ParameterPlan:
-    """The parameter as a separable convolution, if it can and should be one."""
+def _with_kernels(parameter: ParameterPlan, convolutions: Collection[str], kernels: int) -> ParameterPlan:
+    """The parameter as a separable convolution of so many kernels, if it can and should be one."""
     channels, positions = math.prod(parameter.shape[1:2]), math.prod(parameter.shape[2:])
     can_be = parameter.hashed and parameter.fqn in convolutions and 1 < positions <= channels
-    if not can_be or not 0 < terms < positions / 2:
-        return parameter
-    return replace(parameter, terms=terms, kernels=min(_KERNELS, channels))
+    return replace(parameter, kernels=kernels) if can_be and kernels < positions / 2 else parameter
 
 
 def _kernel_parameters(parameters: Iterable[ParameterPlan]) -> int:
-    return sum(math.prod(parameter.kernels_shape) for parameter in parameters if parameter.terms)
+    return sum(math.prod(parameter.kernels_shape) for parameter in parameters)
 
 
 @dataclass(frozen=True)
@@ -497,13 +491,14 @@ class _Shares:
         distinct = sorted(Counter(sizes).items(), reverse=True)
         self.numel, self.counts = np.array(distinct, dtype=np.int64).T
         self.rows = -(-self.numel // cols)
-        self.most = np.maximum((self.numel - 1) // self.rows, 1)
+        rows = int((self.counts * self.rows).sum())
+        self.most = np.clip((self.numel - 1) // self.rows, 1, rows)
         wanted = (self.numel / self.numel[0]) ** _DENSITY_POWER
         rows_of_smaller = (self.counts * self.rows)[::-1].cumsum()[::-1]
         self.wanted = np.minimum(wanted, wanted[2 * rows_of_smaller >= cols].max(initial=1.0))
 
     def ranks(self, scale: float) -> NDArray[np.int64]:
-        """The rank of each size: `scale` of the largest, 1 at least, and less than as many as would be all weights."""
+        """The rank of each size: `scale` of the largest, 1 at least, and fewer parameters than entries if possible."""
         return np.clip((scale * self.wanted).astype(np.int64), 1, self.most)
 
     def cost(self, scale: float) -> int:
@@ -618,13 +613,13 @@ def _check_parameter(parameter: ParameterPlan) -> None:
         and isinstance(getattr(torch, parameter.dtype, None), torch.dtype)
         and isinstance(parameter.trainable, bool)
         and isinstance(parameter.dense_because, str)
-        and all(_is_count(count) for count in (parameter.more_rows, parameter.terms, parameter.kernels))
+        and all(_is_count(count) for count in (parameter.more_rows, parameter.kernels))
         and all(isinstance(alias, str) and alias for alias in parameter.aliases)
     )
     if not well_typed:
         raise PlanError(f"a parameter is described wrongly: {parameter!r}")
     if not parameter.hashed:
-        if parameter.first_row is not None or parameter.rank is not None or parameter.more_rows or parameter.terms:
+        if parameter.first_row is not None or parameter.rank is not None or parameter.more_rows or parameter.kernels:
             raise PlanError(f"{parameter.fqn!r} is dense, but has a place in W")
     elif (
         parameter.dtype not in HASHABLE_DTYPES
@@ -633,11 +628,7 @@ def _check_parameter(parameter: ParameterPlan) -> None:
         or not _is_count(parameter.rank)
     ):
         raise PlanError(f"{parameter.fqn!r} can't be hashed: {parameter!r}")
-    elif parameter.terms and not (
-        len(parameter.shape) > 2
-        and parameter.terms <= math.prod(parameter.shape[2:])
-        and 0 < parameter.kernels <= parameter.shape[1]
-    ):
+    elif parameter.kernels and not (len(parameter.shape) > 2 and parameter.kernels <= math.prod(parameter.shape[2:])):
         raise PlanError(f"{parameter.fqn!r} can't be a separable convolution: {parameter!r}")
 
 

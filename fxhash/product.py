@@ -96,44 +96,36 @@ def generate(
 
 @recorded
 def separable(run: Tensor, kernels: Tensor, shape: Sequence[int]) -> Tensor:
-    """The weight of a separable convolution: `sum(run[o, i, t] * kernels[t, i % count] for t in range(terms))`.
+    """The weight of a separable convolution: `sum(run[o, i, k] * kernels[k] for k in range(len(kernels)))`.
 
     Args:
-        run: an entry for each output channel, input channel and term, in this order; any shape.
-        kernels: the spatial kernels, of shape `(terms, count, positions)`; input channels use them in turn.
+        run: an entry for each output channel, input channel and kernel, in this order; any shape.
+        kernels: the spatial kernels, of shape `(count, positions)`.
         shape: the weight's shape, `(out, in, *kernel)`.
 
     Returns:
         A contiguous tensor of `shape`.
 
     Example:
-        >>> run, kernels = torch.tensor([[1.0, 2.0]]), torch.tensor([[[1.0, 0.0, -1.0]]])
+        >>> run, kernels = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0, -1.0]])
         >>> separable(run, kernels, (1, 2, 3)).tolist()
         [[[1.0, 0.0, -1.0], [2.0, 0.0, -2.0]]]
     """
-    terms = kernels.shape[0]
-    pairs = run.reshape(shape[0], shape[1], terms)
-    own = depthwise(kernels, shape[1:]).view(shape[1], terms, -1)
-    weight = pairs[:, :, :1] * own[:, 0]
-    for term in range(1, terms):
-        weight = weight + pairs[:, :, term : term + 1] * own[:, term]
-    return weight.view(tuple(shape))
+    return (run.reshape(-1, kernels.shape[0]) @ kernels).view(tuple(shape))
 
 
 def depthwise(kernels: Tensor, shape: Sequence[int]) -> Tensor:
     """The first half of a separable convolution as the weight of a depthwise one; the other half is pointwise.
 
     Args:
-        kernels: shape `(terms, count, positions)`.
+        kernels: shape `(count, positions)`.
         shape: input channels, and the shape of a kernel.
 
     Returns:
-        Shape `(channels * terms, 1, *kernel)`.
+        Shape `(channels * count, 1, *kernel)`: each channel in turn with all kernels.
     """
     channels, *kernel = shape
-    terms, count, _ = kernels.shape
-    own = kernels.repeat(1, -(-channels // count), 1)[:, :channels].transpose(0, 1)
-    return own.reshape(channels * terms, 1, *kernel)
+    return kernels.repeat(channels, 1).view(channels * kernels.shape[0], 1, *kernel)
 
 
 class Spread:
@@ -233,23 +225,19 @@ class PrincipalRows:
         return (vectors * balance).T, vectors / balance
 
 
-def principal_kernels(weight: Tensor, terms: int, count: int) -> Tensor:
-    """The spatial kernels with which a separable convolution comes nearest to a weight, of mean square one.
+def principal_kernels(weight: Tensor, count: int) -> Tensor:
+    """The spatial kernels with which a separable convolution comes nearest to a weight: a truncated SVD.
 
     Args:
         weight: shape `(out, in, *kernel)`.
-        terms: kernels of an input channel.
-        count: after how many input channels they repeat.
+        count: how many.
 
     Returns:
-        Shape `(terms, count, positions)`; those of a channel are orthogonal to each other.
+        Shape `(count, positions)`; orthogonal to each other and of mean square one.
     """
-    by_channel = weight.flatten(2).transpose(0, 1)
-    kernels = []
-    for first in range(count):
-        _, vectors = torch.linalg.eigh(_gram(by_channel[first::count]))
-        kernels.append(vectors.flip(1)[:, :terms].T)
-    return torch.stack(kernels, 1) * math.sqrt(weight[0, 0].numel())
+    pairs = weight.flatten(2).flatten(0, 1).double()
+    _, vectors = torch.linalg.eigh(pairs.T @ pairs)
+    return vectors.flip(1)[:, :count].T * math.sqrt(pairs.shape[1])
 
 
 def nearest_pairs(weight: Tensor, kernels: Tensor) -> Tensor:
@@ -257,15 +245,9 @@ def nearest_pairs(weight: Tensor, kernels: Tensor) -> Tensor:
 
     Args:
         weight: shape `(out, in, *kernel)`.
-        kernels: shape `(terms, count, positions)`.
+        kernels: shape `(count, positions)`.
 
     Returns:
-        Shape `(out, in, terms)`.
+        Shape `(out, in, count)`.
     """
-    own = depthwise(kernels, weight.shape[1:]).view(weight.shape[1], kernels.shape[0], -1)
-    return torch.einsum("oik,itk->oit", weight.flatten(2), own.to(weight.dtype)) / own.shape[2]
-
-
-def _gram(matrices: Tensor) -> Tensor:
-    stacked = matrices.flatten(0, 1).double()
-    return stacked.T @ stacked
+    return weight.flatten(2) @ kernels.T.to(weight.dtype) / kernels.shape[1]

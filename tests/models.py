@@ -52,6 +52,58 @@ class ConvCalledTwice(nn.Module):
         return self.conv(F.relu(self.conv(x)))
 
 
+class SeparableConvolutions(nn.Module):
+    """Enough channels beside a large layer, so that convolutions become separable; in every way to call one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(12, 16, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.strided = nn.Conv2d(16, 10, 3, stride=2, padding="valid")
+        self.dilated = nn.Conv2d(16, 10, (1, 3), dilation=2)
+        self.twice = nn.Conv2d(10, 10, 3, padding=1, padding_mode="circular")
+        self.sequence = nn.Conv1d(10, 12, 3, padding="same")
+        self.volume = nn.Conv3d(12, 9, (1, 2, 2))
+        self.head = nn.Linear(9, 2000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.conv(x)))
+        x = self.strided(x).flatten(2).mean(2) + self.dilated(x).flatten(2).mean(2)
+        x = x[:, :, None, None].expand(-1, -1, 4, 4)
+        x = self.twice(F.relu(self.twice(x)))
+        x = self.sequence(x.flatten(2)).unflatten(2, (1, 4, 4))
+        return self.head(self.volume(x).mean((2, 3, 4)))
+
+
+class ConvolutionOfLargeMean(nn.Conv2d):
+    """Its weight's mean outweighs its spread."""
+
+    spread = 0.1
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.normal_(self.weight, 0.3, self.spread)
+
+
+class ConstantConvolution(ConvolutionOfLargeMean):
+    spread = 0.0
+
+
+class SeparableConvolutionOfLargeMean(nn.Module):
+    """One whose mean outweighs its spread, one that starts as a constant, and one whose weight something else reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = ConvolutionOfLargeMean(9, 12, 3)
+        self.constant = ConstantConvolution(12, 9, 3, padding=1)
+        self.read = nn.Conv2d(9, 9, 3, padding=1)
+        self.head = nn.Linear(9, 2000)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.read(self.constant(F.relu(self.conv(x))))
+        return self.head(x.mean((2, 3))) + self.read.weight.square().sum()
+
+
 class TiedEmbedding(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -458,6 +510,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]
     "ResidualConvNet": (ResidualConvNet, _images(3)),
     "ActivatedNorm": (ActivatedNorm, _images(8)),
     "ConvCalledTwice": (ConvCalledTwice, _images(8)),
+    "SeparableConvolutions": (SeparableConvolutions, _images(12)),
+    "SeparableConvolutionOfLargeMean": (SeparableConvolutionOfLargeMean, _images(9)),
     "TiedEmbedding": (TiedEmbedding, _tokens),
     "SharedStorage": (SharedStorage, _vectors),
     "SharedModule": (SharedModule, lambda: (torch.randn(6, 12),)),

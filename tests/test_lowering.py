@@ -20,7 +20,8 @@ from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxhash
-from fxhash.product import generate
+from fxhash.dataflow import CONVOLUTIONS
+from fxhash.product import generate, separable
 from tests.helpers import assert_same_outputs, generator_of, smallest_transform
 from tests.models import MODELS, ResidualConvNet
 from tests.strategies import random_models
@@ -63,6 +64,26 @@ def test_deployed_equals_transformed_for(name):
     assert_same_outputs(gm.eval(), deployed, *inputs)
     assert_same_outputs(gm, pickle.loads(pickle.dumps(deployed)), *inputs)
     assert_same_outputs(gm, copy.deepcopy(deployed), *inputs)
+
+
+def test_separable_convolutions_become_a_depthwise_and_a_pointwise_one():
+    gm, _ = transformed("SeparableConvolutions")
+    plan = generator_of(gm).plan
+    separable_ones = [parameter.fqn for parameter in plan.hashed if parameter.kernels]
+    assert separable_ones == ["conv.weight", "strided.weight", "twice.weight"]
+    nodes = fxhash.lower_for_deploy(gm).graph.nodes
+    depthwise = [node for node in nodes if node.target in CONVOLUTIONS and node.args[6:] and node.args[6] > 1]
+    # One is called twice.
+    assert len(depthwise) == len(separable_ones) + 1
+    assert not any(node.target is separable for node in nodes)
+
+
+def test_a_separable_weight_that_more_than_convolutions_need_is_built():
+    gm, _ = transformed("SeparableConvolutionOfLargeMean")
+    plan = generator_of(gm).plan
+    assert [parameter.fqn for parameter in plan.hashed if parameter.kernels] == ["conv.weight", "constant.weight"]
+    nodes = fxhash.lower_for_deploy(gm).graph.nodes
+    assert sum(node.target is separable for node in nodes) == 2
 
 
 @every_model

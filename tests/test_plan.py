@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tracemalloc
 
 import pytest
@@ -17,12 +18,17 @@ from fxhash.selection import describe_parameters, tied_groups
 from tests.strategies import aspects, fractions, parameter_descriptions
 
 
+def all_convolutions(described):
+    return [parameter.fqn for parameter in described if len(parameter.shape) > 2]
+
+
 def plan_or_smallest(described, compress, aspect):
+    convolutions = all_convolutions(described)
     try:
-        return plan_parameters(described, compress, aspect)
+        return plan_parameters(described, compress, aspect, convolutions=convolutions)
     except fxhash.BudgetError as error:
         assume(error.smallest_compress <= 1)
-        return plan_parameters(described, error.smallest_compress, aspect)
+        return plan_parameters(described, error.smallest_compress, aspect, convolutions=convolutions)
 
 
 @given(parameter_descriptions(), fractions, aspects)
@@ -30,7 +36,8 @@ def test_never_exceeds_the_budget(described, compress, aspect):
     plan = plan_or_smallest(described, compress, aspect)
     assert plan.trainable_after / plan.trainable_before <= plan.compress
     left = sum(plan.rows_of(parameter) * parameter.rank + parameter.more_rows for parameter in plan.hashed)
-    counted = left + plan.layout.cols * plan.layout.rank + len(plan.hashed) + plan.dense_trainable
+    kernels = sum(parameter.kernels * math.prod(parameter.shape[2:]) for parameter in plan.hashed)
+    counted = left + plan.layout.cols * plan.layout.rank + kernels + len(plan.hashed) + plan.dense_trainable
     assert plan.trainable_after == counted
 
 
@@ -40,7 +47,10 @@ def test_runs_are_disjoint_and_cover_every_row(described, compress, aspect):
     owner = [None] * plan.layout.rows
     for parameter in plan.hashed:
         rows = range(parameter.first_row, parameter.first_row + plan.rows_of(parameter))
-        assert (len(rows) - 1) * plan.layout.cols < parameter.numel <= len(rows) * plan.layout.cols
+        entries = parameter.numel
+        if parameter.kernels:
+            entries = parameter.shape[0] * parameter.shape[1] * parameter.kernels
+        assert (len(rows) - 1) * plan.layout.cols < entries <= len(rows) * plan.layout.cols
         for row in rows:
             assert owner[row] is None
             owner[row] = parameter.fqn
@@ -51,13 +61,13 @@ def test_runs_are_disjoint_and_cover_every_row(described, compress, aspect):
 
 @given(parameter_descriptions(), fractions, aspects)
 def test_smaller_parameters_have_no_lower_rank(described, compress, aspect):
-    """Up to the one rank that what is left of the budget gives to some, and to their own number of weights."""
+    """Up to the one rank that what is left of the budget gives to some, and to their own number of entries."""
     plan = plan_or_smallest(described, compress, aspect)
     for small in plan.hashed:
-        as_many_as_weights = (small.numel - 1) // plan.rows_of(small)
+        as_many_as_entries = min((small.run_numel - 1) // plan.rows_of(small), plan.layout.rows)
         for large in plan.hashed:
-            if small.numel <= large.numel:
-                assert small.rank >= min(large.rank - 1, as_many_as_weights)
+            if small.run_numel <= large.run_numel:
+                assert small.rank >= min(large.rank - 1, as_many_as_entries)
 
 
 @given(parameter_descriptions(), fractions, aspects)
@@ -68,7 +78,8 @@ def test_a_row_of_right_has_many_users(described, compress, aspect):
         users = [
             plan.rows_of(parameter)
             for parameter in plan.hashed
-            if parameter.rank > index or parameter.rank >= (parameter.numel - 1) // plan.rows_of(parameter)
+            if parameter.rank > index
+            or parameter.rank >= min((parameter.run_numel - 1) // plan.rows_of(parameter), plan.layout.rows)
         ]
         assert sum(users) >= min(plan.layout.cols / 2, plan.layout.rows)
 
@@ -94,19 +105,43 @@ def test_large_budgets_are_used(shapes, compress, aspect):
 
 @given(parameter_descriptions(), st.floats(1e-6, 0.2), aspects)
 def test_budget_error_names_the_smallest_that_can(described, compress, aspect):
+    options = {"aspect": aspect, "convolutions": all_convolutions(described)}
     try:
-        plan_parameters(described, compress, aspect)
+        plan_parameters(described, compress, **options)
     except fxhash.BudgetError as error:
         smallest = error.smallest_compress
     else:
         assume(False)
     if smallest > 1:
         with pytest.raises(fxhash.BudgetError, match="too small to compress"):
-            plan_parameters(described, 1.0, aspect)
+            plan_parameters(described, 1.0, **options)
         return
-    assert plan_parameters(described, smallest, aspect).layout.rank == 1
+    assert plan_parameters(described, smallest, **options).layout.rank == 1
     with pytest.raises(fxhash.BudgetError):
-        plan_parameters(described, smallest * (1 - 1e-9), aspect)
+        plan_parameters(described, smallest * (1 - 1e-9), **options)
+
+
+RESNET_LIKE = [
+    ParameterPlan(f"conv{index}", shape, "float32")
+    for index, shape in enumerate([(64, 3, 3, 3), *[(64, 64, 3, 3)] * 4, *[(128, 128, 3, 3)] * 4, (256, 128, 1, 1)])
+]
+
+
+@pytest.mark.parametrize(("compress", "kernels"), [(0.02, 2), (0.1, 2), (0.2, 3), (0.3, 4), (0.4, 0), (0.9, 0)])
+def test_convolutions_are_separable_where_the_budget_is_small(compress, kernels):
+    """With fewer kernels the smaller it is; not those of few channels or one position, or that other layers use."""
+    named = [parameter.fqn for parameter in RESNET_LIKE if parameter.fqn != "conv3"]
+    plan = plan_parameters(RESNET_LIKE, compress, convolutions=named)
+    assert [parameter.kernels for parameter in plan.hashed] == [0, *[kernels] * 2, 0, *[kernels] * 5, 0]
+    assert not any(parameter.kernels for parameter in plan_parameters(RESNET_LIKE, compress).hashed)
+
+
+def test_separable_convolutions_allow_smaller_models():
+    with pytest.raises(fxhash.BudgetError) as whole:
+        plan_parameters(RESNET_LIKE, 0.0001)
+    with pytest.raises(fxhash.BudgetError) as separable:
+        plan_parameters(RESNET_LIKE, 0.0001, convolutions=all_convolutions(RESNET_LIKE))
+    assert separable.value.smallest_compress < 0.6 * whole.value.smallest_compress
 
 
 def test_budget_error_says_what_to_do():
@@ -220,6 +255,8 @@ def damaged(**changes):
         damaged(parameters__0__more_rows=-1),
         damaged(parameters__0__more_rows="1"),
         damaged(parameters__0__rank=0),
+        damaged(parameters__0__kernels=1),
+        damaged(parameters__0__kernels=-1),
         damaged(parameters__0__rank=100),
         damaged(parameters__0__rank=None),
         damaged(parameters__1__dense_because=5),

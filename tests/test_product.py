@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
-from fxhash.product import PrincipalRows, Spread, generate, rows_for
+from fxhash.product import (
+    PrincipalRows,
+    Spread,
+    depthwise,
+    generate,
+    nearest_pairs,
+    principal_kernels,
+    rows_for,
+    separable,
+)
 
 sizes = st.integers(1, 5)
 
@@ -71,3 +83,45 @@ def test_ranks_that_the_matrices_do_not_use_can_be_learnt():
     assert right.isfinite().all()
     assert to_left.isfinite().all()
     assert (right.norm(dim=1) > 0).all()
+
+
+@st.composite
+def separable_convolutions(draw):
+    """Entries of `W`, kernels and the shape of a weight."""
+    kernel = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
+    out, channels, count = draw(st.integers(1, 6)), draw(st.integers(1, 7)), draw(st.integers(1, 4))
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    run = torch.randn(out, channels * count, dtype=torch.float64)
+    return run, torch.randn(count, math.prod(kernel), dtype=torch.float64), (out, channels, *kernel)
+
+
+@given(separable_convolutions())
+def test_separable_weights_are_sums_of_products(case):
+    run, kernels, shape = case
+    weight = separable(run, kernels, shape)
+    assert weight.shape == shape
+    assert weight.is_contiguous()
+    for o in range(shape[0]):
+        for i in range(shape[1]):
+            expected = sum(run[o, i * len(kernels) + k] * kernel for k, kernel in enumerate(kernels))
+            torch.testing.assert_close(weight[o, i].flatten(), expected)
+
+
+@given(separable_convolutions())
+def test_a_separable_convolution_is_a_depthwise_and_a_pointwise_one(case):
+    run, kernels, shape = case
+    convolution = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[len(shape)]
+    x = torch.randn(2, shape[1], *[5] * len(shape[2:]), dtype=torch.float64)
+    first = convolution(x, depthwise(kernels, shape[1:]), stride=2, groups=shape[1])
+    second = convolution(first, run.view(*run.shape, *[1] * len(shape[2:])))
+    torch.testing.assert_close(second, convolution(x, separable(run, kernels, shape), stride=2))
+
+
+@given(separable_convolutions())
+def test_the_nearest_separable_weight_to_one_that_is_separable_is_itself(case):
+    run, kernels, shape = case
+    assume(kernels.shape[0] <= kernels.shape[1])
+    weight = separable(run, kernels, shape)
+    found = principal_kernels(weight, len(kernels))
+    torch.testing.assert_close(found @ found.T / kernels.shape[1], torch.eye(len(kernels), dtype=torch.float64))
+    torch.testing.assert_close(separable(nearest_pairs(weight, found), found, shape), weight, rtol=1e-5, atol=1e-5)

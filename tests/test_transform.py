@@ -213,7 +213,7 @@ def test_tied_parameters_share_one_run_and_are_generated_once():
 
 
 def test_one_product_a_weight_and_nothing_of_the_size_of_all_weights():
-    gm = fxhash.transform(ResidualConvNet(), 0.3)
+    gm = fxhash.transform(ResidualConvNet(), 0.3, separable=False)
     loss = gm(torch.randn(2, 3, 6, 6)).sum()
     with CountingOperators() as forward:
         gm(torch.randn(2, 3, 6, 6))

@@ -150,7 +150,7 @@ class _Lowering:
         for fqn, same in by_name.items():
             parameter, users = self._parameter(fqn), [(call, user) for call in same for user in call.users]
             if (
-                not parameter.terms
+                not parameter.kernels
                 or self._shift(fqn) is not None
                 or not all(is_convolution_with(call, user) for call, user in users)
             ):
@@ -195,7 +195,7 @@ class _Lowering:
             if (
                 not ways
                 or method == "keep"
-                or self._parameter(fqn).terms
+                or self._parameter(fqn).kernels
                 or (method == "in turn" and costs.in_turn is None)
             ):
                 remaining.append((call, names))
@@ -317,7 +317,7 @@ class _Lowering:
             and fits(shape, self.factors.right.shape[1])
             and self._has_type_of_factors(fqn)
             and self._shift(fqn) is None
-            and (not self._parameter(fqn).terms or fqn in self.pointwise)
+            and (not self._parameter(fqn).kernels or fqn in self.pointwise)
         )
 
     def _is_plain_layer(self, call: fx.Node, user: fx.Node) -> bool:
@@ -344,7 +344,7 @@ class _Lowering:
         """Generate the weight right before its first remaining use."""
         parameter, left, shift = self._parameter(fqn), self._left(fqn), self._shift(fqn)
         shape, dtype = self._shape(fqn), self.generator.dtype_of(parameter)
-        is_built_of_run = bool(parameter.terms) and fqn not in self.pointwise
+        is_built_of_run = bool(parameter.kernels) and fqn not in self.pointwise
         first_user = min(call.users, key=self.position.__getitem__)
         costs = self._costs(call, first_user)
         norm = None if is_built_of_run else self._fold_into_only_user(call, fqn)
