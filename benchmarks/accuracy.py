@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import fxhash
-from fxhash import plan, zoo
+from fxhash import layout, plan, zoo
 from fxhash.training import ImageData, load_data, load_recipe
 from fxhash.training.module import Classifier, ReadsBytes
 from fxhash.training.run import quiet_lightning
@@ -47,14 +47,14 @@ def with_fxhash(
     model: nn.Module,
     compress: float,
     seed: int,
-    density_power: float = plan._DENSITY_POWER,
+    density_power: float = layout._DENSITY_POWER,
     kernels: int | None = None,
     **options: object,
 ) -> nn.Module:
     """The product, with options of `fxhash.transform`, or with other choices in its plan."""
     numbers_of_kernels = plan._numbers_of_kernels if kernels is None else lambda *_: [kernels]
     with (
-        patch.object(plan, "_DENSITY_POWER", density_power),
+        patch.object(layout, "_DENSITY_POWER", density_power),
         patch.object(plan, "_numbers_of_kernels", numbers_of_kernels),
     ):
         return fxhash.transform(model, compress, seed=seed, **options)

@@ -9,44 +9,30 @@ from __future__ import annotations
 import json
 import math
 import numbers
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from decimal import ROUND_CEILING, Context
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from fxhash.errors import BudgetError, PlanError
-from fxhash.product import fits, rows_for
+from fxhash.layout import FilledLayout, Layout, candidate_columns, choose_layout, least_parameters
+from fxhash.product import rows_for
 
 FORMAT_VERSION = 1
 # As accurate as a square in benchmarks/results/layout_accuracy.csv, and faster when deployed.
 DEFAULT_ASPECT = 16.0
 HASHABLE_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
-# A weight's density, trained parameters over weights, falls with this power of its size: small layers, early ones above
-# all, are worth more a weight (docs/accuracy.md).
-_DENSITY_POWER = -0.25
-
-# The layout search stops at the first shape with which the model uses this share of its budget. A small budget is a few
-# ranks: there, columns that fit the layers are worth more than the last parameters.
-_GOOD_USE, _GOOD_USE_OF_SMALL, _SMALL_BUDGET = 0.99, 0.95, 10_000
-# How far the search may go from the requested number of columns: a little for columns that fit the layers, further to
-# use the budget.
-_LARGEST_FIT = 2**0.5
-_LARGEST_STRETCH = 4
-# Layers with the most weights decide which columns fit; beyond a few, others add little.
-_FITTED_LAYERS = 16
 # A separable convolution has as many kernels as bring trained parameters over entries of `W` near to this density, and
 # two at least if that is possible (docs/accuracy.md).
 _ENTRY_DENSITY = 0.4
 _LEAST_KERNELS = 2
-# Of the interval in which the ranks' common scale is sought: to a part in a million of the columns.
-_HALVINGS = 20
+# The layout search stops at the first shape with which the model uses this share of its budget. A small budget is a few
+# ranks: there, columns that fit the layers are worth more than the last parameters.
+_GOOD_USE, _GOOD_USE_OF_SMALL, _SMALL_BUDGET = 0.99, 0.95, 10_000
 
 
 @dataclass(frozen=True)
@@ -108,18 +94,6 @@ class ParameterPlan:
     def hashed(self) -> bool:
         """Whether its values are generated."""
         return not self.dense_because
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Shape of the factors: `left` is `(rows, rank)`, `right` is `(rank, cols)`.
-
-    The rank is a whole number and a budget rarely a multiple of it: some rows may use one row of `right` less.
-    """
-
-    rows: int
-    cols: int
-    rank: int
 
 
 @dataclass(frozen=True)
@@ -334,21 +308,20 @@ def plan_parameters(
     dense = sum(parameter.numel for parameter in parameters if not parameter.hashed and parameter.trainable)
     before = sum(parameter.numel for parameter in hashed) + dense
     budget = _budget(compress, before)
-    least = math.inf
+    least: list[int] = []
     for kernels in _numbers_of_kernels(hashed, convolutions, budget - dense):
         described = [_with_kernels(parameter, convolutions, kernels) for parameter in parameters]
         hashed = [parameter for parameter in described if parameter.hashed]
         available = budget - dense - _kernel_parameters(hashed)
-        candidates = _candidate_columns(hashed, aspect)
+        candidates = candidate_columns([parameter.run_shape for parameter in hashed], aspect)
         good_use = _GOOD_USE if budget >= _SMALL_BUDGET else _GOOD_USE_OF_SMALL
         sizes = [parameter.run_numel for parameter in hashed]
-        layout = _choose_layout(sizes, candidates, good_use * budget - (budget - available), available)
+        layout = choose_layout(sizes, candidates, good_use * budget - (budget - available), available)
         if layout is not None:
             places = tuple(_with_places(described, layout))
             return CompressionPlan(places, layout.shape, float(compress), float(aspect), tuple(unused))
-        factors = min(_Shares(sizes, cols).cost(0.0) for cols in candidates) - len(hashed)
-        least = min(least, factors + _kernel_parameters(hashed))
-    raise _budget_error(compress, before, budget, dense, len(hashed), int(least))
+        least.append(least_parameters(sizes, candidates) - len(hashed) + _kernel_parameters(hashed))
+    raise _budget_error(compress, before, budget, dense, len(hashed), min(least))
 
 
 def _numbers_of_kernels(hashed: Sequence[ParameterPlan], convolutions: Collection[str], budget: int) -> list[int]:
@@ -369,17 +342,7 @@ def _kernel_parameters(parameters: Iterable[ParameterPlan]) -> int:
     return sum(math.prod(parameter.kernels_shape) for parameter in parameters)
 
 
-@dataclass(frozen=True)
-class _FilledLayout:
-    """A layout, with the rank and the further rows of each hashed parameter."""
-
-    shape: Layout
-    ranks: tuple[int, ...]
-    more_rows: tuple[int, ...]
-    parameters: int
-
-
-def _with_places(parameters: Sequence[ParameterPlan], layout: _FilledLayout) -> Iterable[ParameterPlan]:
+def _with_places(parameters: Sequence[ParameterPlan], layout: FilledLayout) -> Iterable[ParameterPlan]:
     row = 0
     places = zip(layout.ranks, layout.more_rows, strict=True)
     for parameter in parameters:
@@ -426,123 +389,6 @@ def _budget(compress: float, before: int) -> int:
     while budget / before > compress:
         budget -= 1
     return budget
-
-
-def _candidate_columns(hashed: Sequence[ParameterPlan], aspect: float) -> list[int]:
-    """Numbers of columns to try, best first: those that fit many weights, then the nearest, then ever taller ones."""
-    weights = sum(parameter.run_numel for parameter in hashed)
-    exact = math.sqrt(weights / aspect)
-    nearest = min(max(round(exact), 1), weights)
-    channels: Counter[tuple[int, ...]] = Counter()
-    for parameter in hashed:
-        if len(parameter.shape) >= 2:
-            channels[parameter.run_shape[1:]] += parameter.run_numel
-    largest = dict(channels.most_common(_FITTED_LAYERS))
-    # Stretched the way that it leans already, a square one towards tall: there, generating gets cheaper.
-    leans_tall = aspect >= 1
-    lowest = max(nearest / (_LARGEST_STRETCH if leans_tall else _LARGEST_FIT), 1)
-    highest = min(nearest * (_LARGEST_FIT if leans_tall else _LARGEST_STRETCH), weights)
-    fitting = {cols for channel in largest for cols in _fitting_columns(math.prod(channel), lowest, highest)}
-
-    def misfit(cols: int) -> tuple[bool, int, float, int]:
-        distance = abs(math.log(cols / exact))
-        fitting_weights = sum(weights for channel, weights in largest.items() if fits((1, *channel), cols))
-        return distance > math.log(_LARGEST_FIT), -fitting_weights, distance, cols
-
-    stretched = (round(nearest * (0.995 if leans_tall else 1.005) ** step) for step in range(400))
-    return list(
-        dict.fromkeys([*sorted(fitting, key=misfit), nearest, *(c for c in stretched if lowest <= c <= highest)])
-    )
-
-
-def _fitting_columns(channel: int, lowest: float, highest: float) -> list[int]:
-    """Multiples and divisors of the weights of an output channel in a range, a bounded number of them."""
-    multiples = range(max(math.ceil(lowest / channel), 1), int(highest / channel) + 1)
-    spaced = multiples[:: max(len(multiples) // 64, 1)]
-    divisors = range(max(math.ceil(channel / highest), 1), min(int(channel / lowest), 4096) + 1)
-    return [channel * factor for factor in spaced] + [channel // d for d in divisors if channel % d == 0]
-
-
-def _choose_layout(sizes: Sequence[int], candidates: Iterable[int], enough: float, budget: int) -> _FilledLayout | None:
-    """The first candidate with `enough` parameters, or the one with most; None if each exceeds the budget at rank 1."""
-    best = None
-    for cols in candidates:
-        layout = _fill(sizes, cols, budget)
-        if layout is not None and (best is None or layout.parameters > best.parameters):
-            best = layout
-            if layout.parameters >= enough:
-                break
-    return best
-
-
-class _Shares:
-    """Ranks for parameters of some sizes, in the proportions of their densities, and what they cost.
-
-    Small parameters get the higher ranks, but few rows alone get none of their own: a row of `right` is used by half as
-    many rows of `left`, at least, as it has columns.
-
-    Args:
-        sizes: numbers of weights of all hashed parameters.
-        cols: columns of `W`.
-    """
-
-    def __init__(self, sizes: Iterable[int], cols: int) -> None:
-        self.cols = cols
-        distinct = sorted(Counter(sizes).items(), reverse=True)
-        self.numel, self.counts = np.array(distinct, dtype=np.int64).T
-        self.rows = -(-self.numel // cols)
-        rows = int((self.counts * self.rows).sum())
-        self.most = np.clip((self.numel - 1) // self.rows, 1, rows)
-        wanted = (self.numel / self.numel[0]) ** _DENSITY_POWER
-        rows_of_smaller = (self.counts * self.rows)[::-1].cumsum()[::-1]
-        self.wanted = np.minimum(wanted, wanted[2 * rows_of_smaller >= cols].max(initial=1.0))
-
-    def ranks(self, scale: float) -> NDArray[np.int64]:
-        """The rank of each size: `scale` of the largest, 1 at least, and fewer parameters than entries if possible."""
-        return np.clip((scale * self.wanted).astype(np.int64), 1, self.most)
-
-    def cost(self, scale: float) -> int:
-        """Parameters in factors and scales."""
-        ranks = self.ranks(scale)
-        return int((self.counts * (self.rows * ranks + 1)).sum() + self.cols * ranks.max())
-
-    def largest_scale(self, budget: int) -> float:
-        """The largest scale whose cost is within the budget, if that of rank 1 is."""
-        low, high = 0.0, float(self.cols)
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self.cost(middle) <= budget else (low, middle)
-        return low
-
-
-def _fill(sizes: Sequence[int], cols: int, budget: int) -> _FilledLayout | None:
-    """The highest ranks that the budget allows, and one more for as many rows as it still can; None if it allows none.
-
-    What is left over goes to the parameters that miss most of one rank, and at last to some rows of one.
-    """
-    shares = _Shares(sizes, cols)
-    if shares.cost(0.0) > budget:
-        return None
-    scale = shares.largest_scale(budget)
-    left_over = budget - shares.cost(scale)
-    index_of = {int(size): index for index, size in enumerate(shares.numel)}
-    at = [index_of[size] for size in sizes]
-    ranks = [int(shares.ranks(scale)[index]) for index in at]
-    missing = [scale * float(shares.wanted[index]) - rank for index, rank in zip(at, ranks, strict=True)]
-    more_rows = [0] * len(sizes)
-    highest = max(ranks)
-    for place in sorted(range(len(sizes)), key=lambda place: (-missing[place], -sizes[place], place)):
-        rows, most = int(shares.rows[at[place]]), int(shares.most[at[place]])
-        needs_right = cols if ranks[place] == highest else 0
-        if ranks[place] == most or left_over <= needs_right:
-            continue
-        highest = max(highest, ranks[place] + 1)
-        left_over -= needs_right
-        ranks[place] += left_over >= rows
-        more_rows[place] = 0 if left_over >= rows else left_over
-        left_over -= min(left_over, rows)
-    layout = Layout(sum(int(shares.rows[index]) for index in at), cols, highest)
-    return _FilledLayout(layout, tuple(ranks), tuple(more_rows), budget - left_over)
 
 
 def _budget_error(compress: float, before: int, budget: int, dense: int, scales: int, factors: int) -> BudgetError:

@@ -17,6 +17,7 @@ ORDER = [
     {"version"},
     {"errors", "files", "narrowing"},
     {"product"},
+    {"layout"},
     {"plan"},
     {"selection"},
     {"factored", "factored_weight", "dataflow", "costs"},
