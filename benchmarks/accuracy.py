@@ -4,9 +4,10 @@ Trains every variant at every learning rate with the first seed, then at its bes
 the recipe `small-images`. Each run is a row of a CSV file with all that repeats it; rows that are there already are
 not run again, so that a grid may be extended or stopped at any time.
 
-    python benchmarks/accuracy.py --data imagefolder:DIR --variant square-smh fxhash-16 --compress 0.1 0.03 \\
-        --output benchmarks/results/accuracy.csv
-    python benchmarks/accuracy.py --data imagefolder:DIR --network resnet8 resnet20x8 --variant dense --output ...
+    python benchmarks/accuracy.py --data imagefolder:DIR --image-size 16 --variant square-smh random-hash fxhash-16 \\
+        --compress 0.1 0.03 --output benchmarks/results/accuracy.csv
+    python benchmarks/accuracy.py --data imagefolder:DIR --image-size 16 --network resnet8x9 resnet20x5 \\
+        --variant dense --output benchmarks/results/accuracy.csv
 
 A network is a residual one of the zoo, with a width after an `x` if it is not 16. Each run has one thread.
 """
@@ -217,7 +218,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--network", nargs="+", default=["resnet20"])
     parser.add_argument("--variant", nargs="+", required=True, choices=VARIANTS, metavar="VARIANT")
     parser.add_argument("--compress", type=float, nargs="+", default=[0.1, 0.03])
-    parser.add_argument("--learning-rates", type=float, nargs="+", default=[5e-3, 1e-2, 2e-2])
+    parser.add_argument("--learning-rates", type=float, nargs="+", default=[1e-2, 2e-2, 4e-2])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--processes", type=int, default=os.cpu_count())

@@ -77,7 +77,7 @@ def transform(
         >>> dense = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 10))
         >>> small = transform(dense, compress=0.1)
         >>> sum(parameter.numel() for parameter in small.parameters())
-        2172
+        2221
         >>> small(torch.zeros(5, 100)).shape
         torch.Size([5, 10])
     """

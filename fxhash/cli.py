@@ -90,6 +90,10 @@ def create_app() -> "typer.Typer":
             float | None,
             typer.Option(help="Rows over columns of the global matrix; 16 if left out."),
         ] = None,
+        separable: Annotated[
+            bool | None,
+            typer.Option("--separable/--whole", help="Whether convolutions may be separable, or are whole."),
+        ] = None,
         include: Annotated[
             list[str] | None,
             typer.Option(metavar="REGEX", help="Hash only parameters whose name matches; repeatable."),
@@ -104,7 +108,13 @@ def create_app() -> "typer.Typer":
         Prints which parameters would be hashed, which stay dense, and the totals before and after; for a
         saved file, the plan that it holds.
         """
-        options = {"compress": compress, "aspect": aspect, "include": include, "exclude": exclude}
+        options = {
+            "compress": compress,
+            "aspect": aspect,
+            "separable": separable,
+            "include": include,
+            "exclude": exclude,
+        }
         with _one_line_errors():
             _inspect(target, {name: value for name, value in options.items() if value not in (None, [])})
 

@@ -144,11 +144,17 @@ class TestInspectModel:
         assert run("inspect", f"{factories}:Net.build").exit_code == 0
 
     def test_prints_the_summary_of_the_transformed_model(self, capsys: pytest.CaptureFixture[str]) -> None:
-        options = {"compress": 0.2, "aspect": 4.0, "include": [r"stage\d"], "exclude": ["stage1", "bn"]}
+        options = {
+            "compress": 0.2,
+            "aspect": 4.0,
+            "separable": False,
+            "include": [r"stage\d"],
+            "exclude": ["stage1", "bn"],
+        }
         expected = str(fxhash.summary(fxhash.transform(zoo.create("resnet8"), **options)))
         capsys.readouterr()
         result = run(
-            *("inspect", "zoo:resnet8", "--compress", "0.2", "--aspect", "4"),
+            *("inspect", "zoo:resnet8", "--compress", "0.2", "--aspect", "4", "--whole"),
             *("--include", r"stage\d", "--exclude", "stage1", "--exclude", "bn"),
         )
         assert result.stdout == f"{expected}\n"
