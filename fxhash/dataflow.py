@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fxhash.factored import (
     conv_by_size,
     conv_in_turn,
+    depthwise,
     embedding_in_turn,
     linear_by_size,
     linear_in_turn,
@@ -46,6 +47,7 @@ _RETURN_NEW_MEMORY = {
     embedding_in_turn,
     linear_by_size,
     conv_by_size,
+    depthwise,
     separable,
 }
 

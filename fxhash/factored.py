@@ -109,6 +109,33 @@ def conv_in_turn(
 
 
 @recorded
+def depthwise(
+    x: Tensor, kernels: Tensor, shape: Sequence[int], stride: Any = 1, padding: Any = 0, dilation: Any = 1
+) -> Tensor:
+    """The first half of a separable convolution: every input channel with every kernel. The other half is pointwise.
+
+    Args:
+        x: input of shape `(batch, in, *size)` or `(in, *size)`.
+        kernels: shape `(count, positions)`.
+        shape: the convolution's weight's shape, `(out, in, *kernel)`.
+        stride: as in `F.conv2d`.
+        padding: as in `F.conv2d`.
+        dilation: as in `F.conv2d`.
+
+    Returns:
+        Shape `(batch, in * count, *size)` or `(in * count, *size)`: each channel in turn with all kernels.
+    """
+    _, channels, *kernel = shape
+    convolution, sizes = _CONVOLUTIONS[len(kernel)], len(kernel)
+    # One convolution a kernel: those with several output channels a group have no fast path.
+    parts = [
+        convolution(x, each.repeat(channels, 1).view(channels, 1, *kernel), None, stride, padding, dilation, channels)
+        for each in kernels
+    ]
+    return torch.stack(parts, -sizes - 1).flatten(-sizes - 2, -sizes - 1)
+
+
+@recorded
 def embedding_in_turn(indices: Tensor, left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
     """`F.embedding(indices, weight)` for the table of `shape` `(count, size)` that `left @ right` stands for.
 

@@ -114,20 +114,6 @@ def separable(run: Tensor, kernels: Tensor, shape: Sequence[int]) -> Tensor:
     return (run.reshape(-1, kernels.shape[0]) @ kernels).view(tuple(shape))
 
 
-def depthwise(kernels: Tensor, shape: Sequence[int]) -> Tensor:
-    """The first half of a separable convolution as the weight of a depthwise one; the other half is pointwise.
-
-    Args:
-        kernels: shape `(count, positions)`.
-        shape: input channels, and the shape of a kernel.
-
-    Returns:
-        Shape `(channels * count, 1, *kernel)`: each channel in turn with all kernels.
-    """
-    channels, *kernel = shape
-    return kernels.repeat(channels, 1).view(channels * kernels.shape[0], 1, *kernel)
-
-
 class Spread:
     """Standard deviation of `(left @ right).flatten()[:numel]` for many `left`, without building any product.
 

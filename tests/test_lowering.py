@@ -6,6 +6,7 @@ import copy
 import gc
 import operator
 import pickle
+import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
@@ -20,12 +21,13 @@ from torch.torch_version import TorchVersion
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fxhash
-from fxhash.dataflow import CONVOLUTIONS
+from fxhash.factored import depthwise
 from fxhash.product import generate, separable
 from tests.helpers import assert_same_outputs, generator_of, smallest_transform
 from tests.models import MODELS, ResidualConvNet
 from tests.strategies import random_models
 
+lowering_module = sys.modules["fxhash.passes.lower_weights"]
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
@@ -66,16 +68,27 @@ def test_deployed_equals_transformed_for(name):
     assert_same_outputs(gm, copy.deepcopy(deployed), *inputs)
 
 
-def test_separable_convolutions_become_a_depthwise_and_a_pointwise_one():
-    gm, _ = transformed("SeparableConvolutions")
-    plan = generator_of(gm).plan
-    separable_ones = [parameter.fqn for parameter in plan.hashed if parameter.kernels]
+@pytest.mark.parametrize("compress", [0.2, 0.5])
+def test_separable_convolutions_of_many_channels_become_a_depthwise_and_a_pointwise_one(compress, monkeypatch):
+    torch.manual_seed(0)
+    model, inputs = MODELS["SeparableConvolutions"]
+    gm, x = fxhash.transform(model(), compress, seed=0).eval(), inputs()
+    perturb(gm)
+    separable_ones = [parameter.fqn for parameter in generator_of(gm).plan.hashed if parameter.kernels]
     assert separable_ones == ["conv.weight", "strided.weight", "twice.weight"]
-    nodes = fxhash.lower_for_deploy(gm).graph.nodes
-    depthwise = [node for node in nodes if node.target in CONVOLUTIONS and node.args[6:] and node.args[6] > 1]
+    of_few_channels = fxhash.lower_for_deploy(gm)
+    assert_same_outputs(gm, of_few_channels, *x)
+    monkeypatch.setattr(lowering_module, "_LEAST_SPLIT_CHANNELS", 1)
+    split = fxhash.lower_for_deploy(gm)
+    assert_same_outputs(gm, split, *x)
+    assert_same_outputs(gm, fxhash.lower_for_deploy(gm, memory_budget="1GB"), *x)
+    targets, other_targets = ([node.target for node in each.graph.nodes] for each in (split, of_few_channels))
     # One is called twice.
-    assert len(depthwise) == len(separable_ones) + 1
-    assert not any(node.target is separable for node in nodes)
+    assert targets.count(depthwise) == len(separable_ones) + 1
+    assert separable not in targets
+    assert other_targets.count(separable) == len(separable_ones)
+    assert depthwise not in other_targets
+    assert not any(use.folded_norm == "" and use.fqn == "conv.weight" for use in split.smh_factors.plan.uses)
 
 
 def test_a_separable_weight_that_more_than_convolutions_need_is_built():

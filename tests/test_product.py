@@ -8,12 +8,10 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from torch.nn import functional as F
 
 from fxhash.product import (
     PrincipalRows,
     Spread,
-    depthwise,
     generate,
     nearest_pairs,
     principal_kernels,
@@ -105,16 +103,6 @@ def test_separable_weights_are_sums_of_products(case):
         for i in range(shape[1]):
             expected = sum(run[o, i * len(kernels) + k] * kernel for k, kernel in enumerate(kernels))
             torch.testing.assert_close(weight[o, i].flatten(), expected)
-
-
-@given(separable_convolutions())
-def test_a_separable_convolution_is_a_depthwise_and_a_pointwise_one(case):
-    run, kernels, shape = case
-    convolution = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[len(shape)]
-    x = torch.randn(2, shape[1], *[5] * len(shape[2:]), dtype=torch.float64)
-    first = convolution(x, depthwise(kernels, shape[1:]), stride=2, groups=shape[1])
-    second = convolution(first, run.view(*run.shape, *[1] * len(shape[2:])))
-    torch.testing.assert_close(second, convolution(x, separable(run, kernels, shape), stride=2))
 
 
 @given(separable_convolutions())
