@@ -8,8 +8,9 @@ idle machine.
     python benchmarks/deploy.py --models resnet34 --feathermap DIR --output FILE
 
 Candidates: the dense model; dense with batch norms folded; `torch.nn.utils.parametrize` with the same factors;
-FeatherMap's own deployment (`--feathermap`, a path to a checkout); fxhash at each compression and aspect, and with an
-unlimited memory budget; with `--compile`, which takes minutes, the dense model and fxhash compiled.
+FeatherMap's own deployment (`--feathermap`, a path to a checkout); fxhash at each compression and aspect, with an
+unlimited memory budget, and with `separable=False` where that makes a difference; with `--compile`, which takes
+minutes, the dense model and fxhash compiled.
 
 Of each candidate it reports, beside the ratios:
 
@@ -248,6 +249,10 @@ def measure(
             for version, deployed in versions.items():
                 facts[version] = describe(deployed)
                 assert_same(f"{name} {version}", deployed(x), gm(x))
+            if aspect == arguments.aspects[-1] and gm.smh_generator.plan.kernel_parameters:
+                whole = fxhash.transform(dense, compress, aspect=aspect, separable=False, seed=0).eval()
+                versions[f"{label}, whole convolutions"] = fxhash.lower_for_deploy(whole)
+                facts[f"{label}, whole convolutions"] = describe(versions[f"{label}, whole convolutions"])
             candidates |= versions
             if arguments.compile and aspect == arguments.aspects[-1]:
                 candidates[f"{label}, compiled"] = torch.compile(versions[label], dynamic=False)
