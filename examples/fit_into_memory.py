@@ -10,7 +10,7 @@ def main() -> None:
     gm = fxhash.transform(zoo.create("resnet20", width=64), compress=0.1)
     image = torch.zeros(1, 3, 32, 32)
 
-    for budget in (0, "1MB", "100MB"):
+    for budget in (0, "2MB", "100MB"):
         deployed = fxhash.lower_for_deploy(gm, memory_budget=budget)
         plan = deployed.smh_factors.plan
         kept = sum(use.method == "keep" for use in plan.uses)

@@ -1,11 +1,12 @@
-"""Draw `accuracy.png` from `benchmarks/results/accuracy.csv`: test accuracy over trained parameters.
+"""Draw `accuracy_over_size.png` from `benchmarks/results/accuracy.csv`: test accuracy over trained parameters.
 
-Run it with `PYTHONPATH=benchmarks python docs/figures/accuracy.py`; it needs matplotlib.
+Run it with `PYTHONPATH=benchmarks python docs/figures/accuracy_over_size.py`; it needs matplotlib.
 """
 
 from pathlib import Path
 
 from accuracy_table import Cell, read_cells
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
@@ -18,7 +19,7 @@ COMPRESSED = {
     "random-hash": ("random hashing, of ResNet-20", "#c2255c", "v"),
 }
 DENSE = {"resnet8": ("#adb5bd", "^"), "resnet14": ("#868e96", "D"), "resnet20": ("#343a40", "P")}
-TICKS = (5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
+TICKS = (5_000, 7_000, 10_000, 15_000, 20_000, 30_000)
 
 
 def main() -> None:
@@ -42,12 +43,12 @@ def main() -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(colors=MUTED)
     axes.legend(frameon=False, labelcolor=INK)
-    figure.savefig(HERE / "accuracy.png")
+    figure.savefig(HERE / "accuracy_over_size.png")
 
 
-def draw(axes: object, cells: list[Cell], label: str, color: str, marker: str, line: str) -> None:
+def draw(axes: Axes, cells: list[Cell], label: str, color: str, marker: str, line: str) -> None:
     """One line with error bars, from the smallest network to the largest."""
-    cells = sorted(cells, key=lambda cell: cell.trained)
+    cells = sorted((cell for cell in cells if len(cell.accuracies) > 1), key=lambda cell: cell.trained)
     axes.errorbar(
         [cell.trained for cell in cells],
         [100 * cell.mean for cell in cells],
