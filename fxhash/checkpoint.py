@@ -167,7 +167,7 @@ def _distinct_tensors(gm: fx.GraphModule) -> dict[str, Tensor]:
 
 
 def _factors(gm: fx.GraphModule) -> dict[str, int]:
-    """Names of the factors in the state dict, and the dimension whose entries are alike: not the rank, or positions."""
+    """Names of factors and kernels in the state dict, and the dimension whose entries share a step in 8 bits."""
     generator = find_generator(gm)
     assert generator is not None
     (prefix,) = (path for path, module in gm.named_modules() if module is generator)
