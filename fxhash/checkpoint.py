@@ -30,6 +30,8 @@ from fxhash.selection import describe_parameters
 PathLike: TypeAlias = str | os.PathLike[str]
 
 _KEY = "fxhash"
+# Of the generator's parameters that may be stored in fewer bits, the dimension whose entries share a step in 8 bits.
+_SHARES_A_STEP = {"right": 1, "left": 0, "more_left": 0, "kernels": 1}
 
 
 def save(gm: fx.GraphModule, path: PathLike, *, dtype: torch.dtype | None = None) -> None:
@@ -171,11 +173,8 @@ def _factors(gm: fx.GraphModule) -> dict[str, int]:
     generator = find_generator(gm)
     assert generator is not None
     (prefix,) = (path for path, module in gm.named_modules() if module is generator)
-    names = [name for name, _ in generator.named_parameters() if name.startswith(("left.", "more_left."))]
-    kernels = [name for name, _ in generator.named_parameters() if name.startswith("kernels.")]
-    return (
-        {f"{prefix}.right": 1} | {f"{prefix}.{name}": 0 for name in names} | {f"{prefix}.{name}": 1 for name in kernels}
-    )
+    named = [(name, name.partition(".")[0]) for name, _ in generator.named_parameters()]
+    return {f"{prefix}.{name}": _SHARES_A_STEP[kind] for name, kind in named if kind in _SHARES_A_STEP}
 
 
 def _aliases(gm: fx.GraphModule) -> dict[str, str]:

@@ -10,6 +10,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from fxhash.factored import (
+    CONVOLUTIONS,
     conv_by_size,
     conv_in_turn,
     depthwise,
@@ -19,7 +20,6 @@ from fxhash.factored import (
 )
 from fxhash.product import separable
 
-CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 CONVOLUTION_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 # These return memory of their own. Whatever else uses a value might return a view of it.
@@ -108,7 +108,7 @@ def convolution_weights(graph: fx.Graph) -> set[str]:
 
 def is_convolution_with(weight: fx.Node, user: fx.Node) -> bool:
     """Whether a node is a convolution without groups, and a value its weight and nothing else of it."""
-    if user.target not in CONVOLUTIONS:
+    if user.target not in CONVOLUTIONS.values():
         return False
     arguments = dict(zip(CONVOLUTION_ARGUMENTS, user.args, strict=False)) | dict(user.kwargs)
     others = [value for name, value in arguments.items() if name != "weight"]

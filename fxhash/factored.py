@@ -25,7 +25,7 @@ from fxhash.product import generate, recorded
 _LARGEST_INTERMEDIATE = 2**20
 _FEW_PER_ROW = 8
 
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def rows_per_channel(shape: Sequence[int], cols: int) -> int | None:
@@ -90,7 +90,7 @@ def conv_in_turn(
     out, channels, *kernel = shape
     if x.dim() == len(kernel) + 1:
         return conv_in_turn(x.unsqueeze(0), left, right, shape, bias, stride, padding, dilation).squeeze(0)
-    convolution = _CONVOLUTIONS[len(kernel)]
+    convolution = CONVOLUTIONS[len(kernel)]
     rank, cols = left.shape[1], right.shape[1]
     right = right[:rank]
     together = cols // math.prod(kernel)
@@ -126,7 +126,7 @@ def depthwise(
         Shape `(batch, in * count, *size)` or `(in * count, *size)`: each channel in turn with all kernels.
     """
     _, channels, *kernel = shape
-    convolution, sizes = _CONVOLUTIONS[len(kernel)], len(kernel)
+    convolution, sizes = CONVOLUTIONS[len(kernel)], len(kernel)
     # One convolution a kernel: those with several output channels a group have no fast path.
     parts = [
         convolution(x, each.repeat(channels, 1).view(channels, 1, *kernel), None, stride, padding, dilation, channels)
@@ -208,7 +208,7 @@ def conv_by_size(
     if _holds(x.numel() // shape[1] <= most):
         return conv_in_turn(x, left, right, shape, bias, stride, padding, dilation)
     weight = generate(left, right, shape, scratch=scratch)
-    return _CONVOLUTIONS[len(shape) - 2](x, weight, bias, stride, padding, dilation)
+    return CONVOLUTIONS[len(shape) - 2](x, weight, bias, stride, padding, dilation)
 
 
 # Torch 2.6 has no such function, and decides for the sizes of the example.

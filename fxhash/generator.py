@@ -125,8 +125,7 @@ class SMHGenerator(nn.Module):
 
     def _separable_spread(self, name: str) -> float:
         _, parameter = self._hashed[name]
-        run = generate(self.scaled_left(name), self.right, parameter.run_shape)
-        return separable(run.double(), self.kernels_of(name).double(), parameter.shape).std().item()
+        return separable(self._run(name).double(), self.kernels_of(name).double(), parameter.shape).std().item()
 
     @torch.no_grad()
     def fit_(self, originals: Mapping[str, Tensor]) -> None:
@@ -191,8 +190,7 @@ class SMHGenerator(nn.Module):
         with _full_precision(self.right.device.type):
             shift = shift.to(self.right.dtype)
             if parameter.kernels:
-                run = generate(self.scaled_left(name), self.right, parameter.run_shape)
-                weight = separable(run, self.kernels_of(name), parameter.shape) + shift
+                weight = separable(self._run(name), self.kernels_of(name), parameter.shape) + shift
             else:
                 weight = generate(self.scaled_left(name), self.right, parameter.shape, shift)
         return weight.to(dtype)
@@ -200,7 +198,11 @@ class SMHGenerator(nn.Module):
     def pointwise(self, name: str) -> Tensor:
         """The run of a separable convolution, as the weight of its pointwise half."""
         _, parameter = self._hashed[name]
-        return generate(self.scaled_left(name), self.right, parameter.run_shape).to(self.dtype_of(parameter))
+        return self._run(name).to(self.dtype_of(parameter))
+
+    def _run(self, name: str) -> Tensor:
+        _, parameter = self._hashed[name]
+        return generate(self.scaled_left(name), self.right, parameter.run_shape)
 
     def kernels_of(self, name: str) -> Tensor:
         """The spatial kernels of a separable convolution; shape `(count, positions)`."""

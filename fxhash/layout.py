@@ -162,9 +162,10 @@ def _fill(sizes: Sequence[int], cols: int, budget: int) -> FilledLayout | None:
         return None
     scale = shares.largest_scale(budget)
     left_over = budget - shares.cost(scale)
-    each = zip(shares.rows.tolist(), shares.ranks(scale).tolist(), shares.most.tolist(), strict=True)
+    its_ranks = shares.ranks(scale)
+    each = zip(shares.rows.tolist(), its_ranks.tolist(), shares.most.tolist(), strict=True)
     of_size = dict(zip(shares.numel.tolist(), each, strict=True))
-    missing = dict(zip(shares.numel.tolist(), (scale * shares.wanted - shares.ranks(scale)).tolist(), strict=True))
+    missing = dict(zip(shares.numel.tolist(), (scale * shares.wanted - its_ranks).tolist(), strict=True))
     ranks, more_rows = [of_size[size][1] for size in sizes], [0] * len(sizes)
     highest = max(ranks)
     for place in sorted(range(len(sizes)), key=lambda place: (-missing[sizes[place]], -sizes[place], place)):

@@ -308,13 +308,13 @@ def plan_parameters(
     dense = sum(parameter.numel for parameter in parameters if not parameter.hashed and parameter.trainable)
     before = sum(parameter.numel for parameter in hashed) + dense
     budget = _budget(compress, before)
+    good_use = _GOOD_USE if budget >= _SMALL_BUDGET else _GOOD_USE_OF_SMALL
     least: list[int] = []
     for kernels in _numbers_of_kernels(hashed, convolutions, budget - dense):
         described = [_with_kernels(parameter, convolutions, kernels) for parameter in parameters]
         hashed = [parameter for parameter in described if parameter.hashed]
         available = budget - dense - _kernel_parameters(hashed)
         candidates = candidate_columns([parameter.run_shape for parameter in hashed], aspect)
-        good_use = _GOOD_USE if budget >= _SMALL_BUDGET else _GOOD_USE_OF_SMALL
         sizes = [parameter.run_numel for parameter in hashed]
         layout = choose_layout(sizes, candidates, good_use * budget - (budget - available), available)
         if layout is not None:

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from fxhash.factored import CONVOLUTIONS
 from fxhash.parts import TrainingFlag
-
-_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 
 
 class FoundNorm(NamedTuple):
@@ -37,7 +36,7 @@ class FoundNorm(NamedTuple):
 
 def batch_norm_after(graph_module: fx.GraphModule, node: fx.Node) -> FoundNorm | None:
     """The batch norm that reads a convolution's output and nothing else does; None if there is none to fold."""
-    if node.target not in _CONVOLUTIONS or len(node.users) != 1:
+    if node.target not in CONVOLUTIONS.values() or len(node.users) != 1:
         return None
     (user,) = node.users
     if user.op == "call_module":
