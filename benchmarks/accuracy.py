@@ -10,6 +10,10 @@ not run again, so that a grid may be extended or stopped at any time.
         --variant dense --output benchmarks/results/accuracy.csv
 
 A network is a residual one of the zoo, with a width after an `x` if it is not 16. Each run has one thread.
+
+Variants that end in `-taught` learn from the logits of a dense ResNet-20 too, those that end in `-warm` start from its
+weights, and `-warm-taught` does both. It is trained once a seed as all else is, at the learning rate of
+`--teacher-learning-rate`, and is kept in the folder of `--teachers`.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import argparse
 import csv
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -96,6 +101,8 @@ CHANGES: dict[str, dict[str, object]] = {
 }
 DENSITY_POWERS = (0.25, 0.0, -0.5)
 ASPECTS = (1, 4, 16, 64)
+TEACHER = "resnet20"
+TAUGHT, WARM = "-taught", "-warm"
 VARIANTS: dict[str, Build] = {
     "dense": as_it_is,
     "square-smh": partial(derived, make=PlainSMH),
@@ -123,6 +130,8 @@ VARIANTS: dict[str, Build] = {
         for power in DENSITY_POWERS
     },
 }
+VARIANTS |= {f"{name}{TAUGHT}": VARIANTS[name] for name in ("dense", "square-smh", "fxhash-16")}
+VARIANTS |= {f"fxhash-16{WARM}{taught}": partial(with_fxhash, aspect=16, init="pretrained") for taught in ("", TAUGHT)}
 
 
 @dataclass(frozen=True)
@@ -180,13 +189,14 @@ def main() -> None:
         for variant in arguments.variant
         for compress in ([1.0] if variant == "dense" else arguments.compress)
     ]
+    teachers = Teachers(arguments.teachers, arguments.teacher_learning_rate)
     with ProcessPoolExecutor(arguments.processes) as pool:
         running: dict[Future[Outcome], Run] = {}
 
         def start(runs: Iterable[Run]) -> None:
             for run in runs:
                 if run not in rows and run not in running.values():
-                    running[pool.submit(train, run, arguments.data, commit())] = run
+                    running[pool.submit(train, run, arguments.data, commit(), teachers)] = run
 
         def start_missing() -> None:
             for cell in cells:
@@ -222,11 +232,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--teachers", type=Path, default=Path("runs/teachers"), help="folder of dense networks")
+    parser.add_argument("--teacher-learning-rate", type=float, default=4e-2)
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()
 
 
-def train(run: Run, data_name: str, at_commit: str) -> Outcome:
+def train(run: Run, data_name: str, at_commit: str, teachers: Teachers) -> Outcome:
     """Train and test once, in a process of its own."""
     torch.set_num_threads(1)
     data = load(data_name, run.train_images, run.image_size)
@@ -234,9 +246,32 @@ def train(run: Run, data_name: str, at_commit: str) -> Outcome:
     torch.manual_seed(run.seed)
     dense = build_network(run.network, data)
     before = sum(parameter.numel() for parameter in dense.parameters())
+    if WARM in run.variant:
+        dense.load_state_dict(teachers.weights(run, data))
     model = VARIANTS[run.variant](dense, run.compress, run.seed)
+    teacher = None
+    if run.variant.endswith(TAUGHT):
+        taught_by = build_network(TEACHER, data)
+        taught_by.load_state_dict(teachers.weights(run, data))
+        teacher = ReadsBytes(taught_by, *data.statistics())
+    metrics = fit(model, run, data, teacher)
+    return Outcome(
+        trainable_before=before,
+        trainable_after=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        test_accuracy=round(metrics["test_accuracy"], 4),
+        test_loss=round(metrics["test_loss"], 4),
+        train_loss=round(metrics["train_loss"], 4),
+        seconds=round(time.perf_counter() - started, 1),
+        commit=at_commit,
+        torch=torch.__version__,
+        python=platform.python_version(),
+    )
+
+
+def fit(model: nn.Module, run: Run, data: ImageData, teacher: nn.Module | None = None) -> dict[str, float]:
+    """Train a model in place, and give the last epoch's losses and accuracy."""
     recipe = load_recipe("small-images").with_changes({"learning_rate": run.learning_rate, "epochs": run.epochs})
-    classifier = Classifier(ReadsBytes(model, *data.statistics()), recipe, data.mirrored, run.seed)
+    classifier = Classifier(ReadsBytes(model, *data.statistics()), recipe, data.mirrored, run.seed, teacher)
     trained = TensorDataset(data.train_images, data.train_labels)
     tested = TensorDataset(data.test_images, data.test_labels)
     with quiet_lightning():
@@ -256,18 +291,37 @@ def train(run: Run, data_name: str, at_commit: str) -> Outcome:
         trainer.fit(
             classifier, DataLoader(trained, recipe.batch_size, sampler=order, drop_last=True), DataLoader(tested, 500)
         )
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return Outcome(
-        trainable_before=before,
-        trainable_after=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        test_accuracy=round(metrics["test_accuracy"], 4),
-        test_loss=round(metrics["test_loss"], 4),
-        train_loss=round(metrics["train_loss"], 4),
-        seconds=round(time.perf_counter() - started, 1),
-        commit=at_commit,
-        torch=torch.__version__,
-        python=platform.python_version(),
-    )
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Dense networks that others learn or start from, in files of one folder.
+
+    Attributes:
+        folder: where they are kept, or will be.
+        learning_rate: at which they are trained.
+    """
+
+    folder: Path
+    learning_rate: float
+
+    def weights(self, run: Run, data: ImageData) -> dict[str, torch.Tensor]:
+        """Those of the teacher with the seed, data and epochs of a run, trained unless it was before."""
+        as_teacher = replace(run, variant="dense", network=TEACHER, compress=1.0, learning_rate=self.learning_rate)
+        words = "-".join(str(value) for value in asdict(as_teacher).values())
+        path = self.folder / (re.sub(r"[^\w.]+", "-", words) + ".pt")
+        if not path.exists():
+            torch.manual_seed(run.seed)
+            network = build_network(TEACHER, data)
+            fit(network, as_teacher, data)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Another process may be at the same one: whoever comes last leaves a whole file.
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            torch.save(network.state_dict(), unfinished)
+            unfinished.replace(path)
+        weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
+        return weights
 
 
 @cache
