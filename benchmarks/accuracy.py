@@ -235,7 +235,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--teachers", type=Path, default=Path("runs/teachers"), help="folder of dense networks")
     parser.add_argument("--teacher-learning-rate", type=float, default=4e-2)
     parser.add_argument("--output", type=Path, required=True)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.network != [TEACHER] and any(WARM in variant for variant in arguments.variant):
+        parser.error(f"variants with {WARM!r} start from a dense {TEACHER}: give --network {TEACHER}")
+    return arguments
 
 
 def train(run: Run, data_name: str, at_commit: str, teachers: Teachers) -> Outcome:
