@@ -102,11 +102,11 @@ def convolution_weights(graph: fx.Graph) -> set[str]:
     for node in graph.nodes:
         if node.op == "get_attr":
             name = str(node.target)
-            found[name] = found.get(name, True) and all(is_convolution_with(node, user) for user in node.users)
+            found[name] = found.get(name, True) and all(_is_convolution_with(node, user) for user in node.users)
     return {name for name, only in found.items() if only}
 
 
-def is_convolution_with(weight: fx.Node, user: fx.Node) -> bool:
+def _is_convolution_with(weight: fx.Node, user: fx.Node) -> bool:
     """Whether a node is a convolution without groups, and a value its weight and nothing else of it."""
     if user.target not in CONVOLUTIONS.values():
         return False

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxhash.costs import Costs, layer_costs, lookup_costs
-from fxhash.dataflow import CONVOLUTION_ARGUMENTS, is_changed_in_place, is_convolution_with, live_ranges
+from fxhash.dataflow import CONVOLUTION_ARGUMENTS, is_changed_in_place, live_ranges
 from fxhash.deployed import DeployedFactors, ScratchSlots
 from fxhash.deployment import DeploymentPlan, LoweredUse, assign_slots, kept_bytes, peak_of
 from fxhash.errors import PlanError
@@ -159,7 +159,7 @@ class _Lowering:
                 not parameter.kernels
                 or parameter.shape[1] < _LEAST_SPLIT_CHANNELS
                 or self._shift(fqn) is not None
-                or not all(is_convolution_with(call, user) for call, user in users)
+                or not all(self._is_plain_layer(call, user) for call, user in users)
             ):
                 continue
             kernels = self.generator.kernels_of(fqn).detach()
