@@ -187,7 +187,7 @@ def main() -> None:
         )
         for network in arguments.network
         for variant in arguments.variant
-        for compress in ([1.0] if variant == "dense" else arguments.compress)
+        for compress in ([1.0] if VARIANTS[variant] is as_it_is else arguments.compress)
     ]
     teachers = Teachers(arguments.teachers, arguments.teacher_learning_rate)
     with ProcessPoolExecutor(arguments.processes) as pool:

@@ -1,4 +1,4 @@
-"""Means over seeds of what `accuracy.py` recorded, as a Markdown table, best first.
+"""Means over seeds of what `accuracy.py` recorded, as a Markdown table, from the largest network to the smallest.
 
 python benchmarks/accuracy_table.py benchmarks/results/accuracy.csv
 """
@@ -50,15 +50,27 @@ def read_cells(path: Path) -> list[Cell]:
 
 
 def main() -> None:
-    print("| network | size | variant | trained parameters | test accuracy, % | seeds | learning rate | of |")
-    print("|---|--:|---|--:|--:|--:|--:|---|")
-    for cell in read_cells(Path(sys.argv[1])):
-        accuracy = f"{100 * cell.mean:.1f} ± {100 * cell.deviation:.1f}"
-        rates = ", ".join(f"{rate:g}" for rate in cell.rates)
+    print("| method | network | size | trained parameters | test accuracy, % | peak learning rate |")
+    print("|---|---|--:|--:|--:|--:|")
+    for cell in sorted(read_cells(Path(sys.argv[1])), key=lambda cell: (-cell.trained, -cell.mean)):
+        size = "dense" if cell.run.compress == 1 else f"{100 * cell.run.compress:g} %"
         print(
-            f"| {cell.run.network} | {100 * cell.run.compress:g} % | {cell.run.variant} | {cell.trained:,} "
-            f"| {accuracy} | {len(cell.accuracies)} | {cell.run.learning_rate:g} | {rates} |"
+            f"| {cell.run.variant} | {title(cell.run.network)} | {size} | {cell.trained:,} "
+            f"| {described(cell.accuracies)} | {cell.run.learning_rate:g} |"
         )
+
+
+def title(network: str) -> str:
+    """`"resnet8x10"` in words."""
+    family, _, width = network.partition("x")
+    return f"ResNet-{family.removeprefix('resnet')}" + (f" of width {width}" if width else "")
+
+
+def described(accuracies: list[float]) -> str:
+    """Mean and standard deviation in per cent, or the one value there is."""
+    percentages = [100 * accuracy for accuracy in accuracies]
+    deviation = f" ± {statistics.stdev(percentages):.1f}" if len(percentages) > 1 else ""
+    return f"{statistics.mean(percentages):.1f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ RECORDS = HERE.parent.parent / "benchmarks" / "results" / "accuracy.csv"
 INK, MUTED = "#1f2933", "#52606d"
 COMPRESSED = {
     "fxhash-16": ("fxhash, of ResNet-20", "#0b7285", "o"),
+    "fxhash-16-taught": ("fxhash, taught by the dense ResNet-20", "#22b8cf", "*"),
     "square-smh": ("Structured Multi-Hashing as published, of ResNet-20", "#e8590c", "s"),
     "random-hash": ("random hashing, of ResNet-20", "#c2255c", "v"),
 }
 DENSE = {"resnet8": ("#adb5bd", "^"), "resnet14": ("#868e96", "D"), "resnet20": ("#343a40", "P")}
-TICKS = (5_000, 7_000, 10_000, 15_000, 20_000, 30_000)
+TICKS = (5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
 
 
 def main() -> None:
@@ -28,7 +29,8 @@ def main() -> None:
     figure = Figure(figsize=(9, 5.5), dpi=100, facecolor="white", layout="constrained")
     axes = figure.subplots()
     for variant, (label, color, marker) in COMPRESSED.items():
-        draw(axes, [cell for cell in cells if cell.run.variant == variant], label, color, marker, "-")
+        chosen = [cell for cell in cells if cell.run.variant == variant and cell.run.network == "resnet20"]
+        draw(axes, chosen, label, color, marker, "-")
     for family, (color, marker) in DENSE.items():
         chosen = [cell for cell in cells if cell.run.variant == "dense" and cell.run.network.split("x")[0] == family]
         draw(axes, chosen, f"dense ResNet-{family[6:]} of several widths", color, marker, "--")
