@@ -13,6 +13,16 @@ from typing import NamedTuple
 
 from accuracy import Outcome, Run, read_rows
 
+METHODS = {
+    "fxhash-16": "**fxhash**",
+    "fxhash-16-taught": "fxhash, taught",
+    "fxhash-16-warm": "fxhash, from dense weights",
+    "fxhash-16-warm-taught": "fxhash, from dense weights, taught",
+    "dense-taught": "dense, taught",
+    "square-smh": "Structured Multi-Hashing as published",
+    "random-hash": "random hashing (HashedNets)",
+}
+
 
 class Cell(NamedTuple):
     """Runs that differ in their seed alone, at the learning rate that was the best for the first seed."""
@@ -50,13 +60,16 @@ def read_cells(path: Path) -> list[Cell]:
 
 
 def main() -> None:
+    cells = sorted(read_cells(Path(sys.argv[1])), key=lambda cell: (-cell.trained, -cell.mean))
     print("| method | network | size | trained parameters | test accuracy, % | peak learning rate |")
     print("|---|---|--:|--:|--:|--:|")
-    for cell in sorted(read_cells(Path(sys.argv[1])), key=lambda cell: (-cell.trained, -cell.mean)):
-        size = "dense" if cell.run.compress == 1 else f"{100 * cell.run.compress:g} %"
+    for cell in cells:
+        run = cell.run
+        size = "dense" if run.compress == 1 else f"{100 * run.compress:g} %"
+        method = METHODS.get(run.variant, run.variant)
         print(
-            f"| {cell.run.variant} | {title(cell.run.network)} | {size} | {cell.trained:,} "
-            f"| {described(cell.accuracies)} | {cell.run.learning_rate:g} |"
+            f"| {method}, {run.epochs} epochs | {title(run.network)} | {size} | {cell.trained:,} "
+            f"| {described(cell.accuracies)} | {run.learning_rate:g} |"
         )
 
 

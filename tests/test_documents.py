@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import runpy
+import statistics
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import fxhash
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+ACCURACY = (ROOT / "docs" / "accuracy.md").read_text()
 
 
 def test_readme_example_runs_as_printed(tmp_path, monkeypatch, capsys):
@@ -158,6 +161,29 @@ def test_recipes_state_the_recorded_figures():
         values = json.loads((ROOT / "fxhash" / "training" / "recipes" / f"{recipe}.json").read_text())
         stated = [{name: str(figures[name]) for name in names} for figures in values["reached"]]
         assert stated == [{name: run[name] for name in names} for run in recorded_runs() if run["recipe"] == recipe]
+
+
+def accuracies_of_repeated_runs():
+    """Trained parameters, learning rate and accuracies over seeds, of whatever was run with three at its best rate."""
+    with (ROOT / "benchmarks" / "results" / "accuracy.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    cells = defaultdict(list)
+    for row in rows:
+        cells[row["variant"], row["network"], row["compress"], row["epochs"]].append(row)
+    for cell in cells.values():
+        first = [row for row in cell if row["seed"] == "0"]
+        rate = max(first, key=lambda row: float(row["test_accuracy"]))["learning_rate"]
+        chosen = [row for row in cell if row["learning_rate"] == rate]
+        if len(chosen) >= 3:
+            yield int(chosen[0]["trainable_after"]), rate, [100 * float(row["test_accuracy"]) for row in chosen]
+
+
+def test_table_of_accuracies_is_the_recorded_one():
+    rows = list(accuracies_of_repeated_runs())
+    assert len(rows) == len(re.findall(r" \| [\d,]+ \| [\d.]+ ± [\d.]+ \| ", ACCURACY))
+    for trained, rate, accuracies in rows:
+        mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
+        assert f" | {trained:,} | {mean:.1f} ± {deviation:.1f} | {rate} |" in ACCURACY
 
 
 def test_readme_figures_of_scale_are_the_recorded_ones():
