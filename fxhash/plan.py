@@ -22,7 +22,7 @@ from fxhash.layout import FilledLayout, Layout, candidate_columns, choose_layout
 from fxhash.product import rows_for
 
 FORMAT_VERSION = 1
-# As accurate as a square in benchmarks/results/layout_accuracy.csv, and faster when deployed.
+# About as accurate as taller ones, and faster when deployed than a square (docs/accuracy.md, README).
 DEFAULT_ASPECT = 16.0
 HASHABLE_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
