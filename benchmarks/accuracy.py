@@ -12,8 +12,8 @@ not run again, so that a grid may be extended or stopped at any time.
 A network is a residual one of the zoo, with a width after an `x` if it is not 16. Each run has one thread.
 
 Variants that end in `-taught` learn from the logits of a dense ResNet-20 too, those that end in `-warm` start from its
-weights, and `-warm-taught` does both. It is trained once a seed as all else is, at the learning rate of
-`--teacher-learning-rate`, and is kept in the folder of `--teachers`.
+weights, and `-warm-taught` does both. It is trained once a seed as all else is, at its best
+learning rate, and is kept in the folder of `--teachers`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ CHANGES: dict[str, dict[str, object]] = {
 }
 DENSITY_POWERS = (0.25, 0.0, -0.5)
 ASPECTS = (1, 4, 16, 64)
-TEACHER = "resnet20"
+TEACHER, TEACHER_RATE = "resnet20", 4e-2
 TAUGHT, WARM = "-taught", "-warm"
 VARIANTS: dict[str, Build] = {
     "dense": as_it_is,
@@ -189,14 +189,13 @@ def main() -> None:
         for variant in arguments.variant
         for compress in ([1.0] if VARIANTS[variant] is as_it_is else arguments.compress)
     ]
-    teachers = Teachers(arguments.teachers, arguments.teacher_learning_rate)
     with ProcessPoolExecutor(arguments.processes) as pool:
         running: dict[Future[Outcome], Run] = {}
 
         def start(runs: Iterable[Run]) -> None:
             for run in runs:
                 if run not in rows and run not in running.values():
-                    running[pool.submit(train, run, arguments.data, commit(), teachers)] = run
+                    running[pool.submit(train, run, arguments.data, commit(), arguments.teachers)] = run
 
         def start_missing() -> None:
             for cell in cells:
@@ -233,7 +232,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="bf16-mixed")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--teachers", type=Path, default=Path("runs/teachers"), help="folder of dense networks")
-    parser.add_argument("--teacher-learning-rate", type=float, default=4e-2)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     if arguments.network != [TEACHER] and any(WARM in variant for variant in arguments.variant):
@@ -241,7 +239,7 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def train(run: Run, data_name: str, at_commit: str, teachers: Teachers) -> Outcome:
+def train(run: Run, data_name: str, at_commit: str, teachers: Path) -> Outcome:
     """Train and test once, in a process of its own."""
     torch.set_num_threads(1)
     data = load(data_name, run.train_images, run.image_size)
@@ -250,13 +248,9 @@ def train(run: Run, data_name: str, at_commit: str, teachers: Teachers) -> Outco
     dense = build_network(run.network, data)
     before = sum(parameter.numel() for parameter in dense.parameters())
     if WARM in run.variant:
-        dense.load_state_dict(teachers.weights(run, data))
+        dense = teacher_of(run, data, teachers)
     model = VARIANTS[run.variant](dense, run.compress, run.seed)
-    teacher = None
-    if run.variant.endswith(TAUGHT):
-        taught_by = build_network(TEACHER, data)
-        taught_by.load_state_dict(teachers.weights(run, data))
-        teacher = ReadsBytes(taught_by, *data.statistics())
+    teacher = teacher_of(run, data, teachers) if run.variant.endswith(TAUGHT) else None
     metrics = fit(model, run, data, teacher)
     return Outcome(
         trainable_before=before,
@@ -274,7 +268,9 @@ def train(run: Run, data_name: str, at_commit: str, teachers: Teachers) -> Outco
 def fit(model: nn.Module, run: Run, data: ImageData, teacher: nn.Module | None = None) -> dict[str, float]:
     """Train a model in place, and give the last epoch's losses and accuracy."""
     recipe = load_recipe("small-images").with_changes({"learning_rate": run.learning_rate, "epochs": run.epochs})
-    classifier = Classifier(ReadsBytes(model, *data.statistics()), recipe, data.mirrored, run.seed, teacher)
+    statistics = data.statistics()
+    taught_by = None if teacher is None else ReadsBytes(teacher, *statistics)
+    classifier = Classifier(ReadsBytes(model, *statistics), recipe, data.mirrored, run.seed, taught_by)
     trained = TensorDataset(data.train_images, data.train_labels)
     tested = TensorDataset(data.test_images, data.test_labels)
     with quiet_lightning():
@@ -297,34 +293,23 @@ def fit(model: nn.Module, run: Run, data: ImageData, teacher: nn.Module | None =
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
-@dataclass(frozen=True)
-class Teachers:
-    """Dense networks that others learn or start from, in files of one folder.
-
-    Attributes:
-        folder: where they are kept, or will be.
-        learning_rate: at which they are trained.
-    """
-
-    folder: Path
-    learning_rate: float
-
-    def weights(self, run: Run, data: ImageData) -> dict[str, torch.Tensor]:
-        """Those of the teacher with the seed, data and epochs of a run, trained unless it was before."""
-        as_teacher = replace(run, variant="dense", network=TEACHER, compress=1.0, learning_rate=self.learning_rate)
-        words = "-".join(str(value) for value in asdict(as_teacher).values())
-        path = self.folder / (re.sub(r"[^\w.]+", "-", words) + ".pt")
-        if not path.exists():
-            torch.manual_seed(run.seed)
-            network = build_network(TEACHER, data)
-            fit(network, as_teacher, data)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Another process may be at the same one: whoever comes last leaves a whole file.
-            unfinished = path.with_suffix(f".{os.getpid()}")
-            torch.save(network.state_dict(), unfinished)
-            unfinished.replace(path)
-        weights: dict[str, torch.Tensor] = torch.load(path, weights_only=True)
-        return weights
+def teacher_of(run: Run, data: ImageData, folder: Path) -> nn.Module:
+    """The dense network with the seed, data and epochs of a run, from its file, or trained if there is none yet."""
+    as_teacher = replace(run, variant="dense", network=TEACHER, compress=1.0, learning_rate=TEACHER_RATE)
+    words = "-".join(str(value) for value in asdict(as_teacher).values())
+    path = folder / (re.sub(r"[^\w.]+", "-", words) + ".pt")
+    if not path.exists():
+        torch.manual_seed(run.seed)
+        network = build_network(TEACHER, data)
+        fit(network, as_teacher, data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Another process may be at the same one: whoever comes last leaves a whole file.
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        torch.save(network.state_dict(), unfinished)
+        unfinished.replace(path)
+    teacher = build_network(TEACHER, data)
+    teacher.load_state_dict(torch.load(path, weights_only=True))
+    return teacher
 
 
 @cache

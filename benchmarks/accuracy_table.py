@@ -30,7 +30,6 @@ class Cell(NamedTuple):
     run: Run
     trained: int
     accuracies: list[float]
-    rates: list[float]
 
     @property
     def mean(self) -> float:
@@ -55,7 +54,7 @@ def read_cells(path: Path) -> list[Cell]:
         chosen = {run: outcome for run, outcome in runs.items() if run.learning_rate == best}
         trained = next(iter(chosen.values())).trainable_after
         accuracies = [outcome.test_accuracy for outcome in chosen.values()]
-        cells.append(Cell(replace(cell, learning_rate=best), trained, accuracies, sorted(sweep)))
+        cells.append(Cell(replace(cell, learning_rate=best), trained, accuracies))
     return sorted(cells, key=lambda cell: (cell.run.network, cell.run.image_size, -cell.run.compress, -cell.mean))
 
 
@@ -69,7 +68,7 @@ def main() -> None:
         method = METHODS.get(run.variant, run.variant)
         print(
             f"| {method}, {run.epochs} epochs | {title(run.network)} | {size} | {cell.trained:,} "
-            f"| {described(cell.accuracies)} | {run.learning_rate:g} |"
+            f"| {described(cell)} | {run.learning_rate:g} |"
         )
 
 
@@ -79,11 +78,10 @@ def title(network: str) -> str:
     return f"ResNet-{family.removeprefix('resnet')}" + (f" of width {width}" if width else "")
 
 
-def described(accuracies: list[float]) -> str:
+def described(cell: Cell) -> str:
     """Mean and standard deviation in per cent, or the one value there is."""
-    percentages = [100 * accuracy for accuracy in accuracies]
-    deviation = f" ± {statistics.stdev(percentages):.1f}" if len(percentages) > 1 else ""
-    return f"{statistics.mean(percentages):.1f}{deviation}"
+    deviation = f" ± {100 * cell.deviation:.1f}" if len(cell.accuracies) > 1 else ""
+    return f"{100 * cell.mean:.1f}{deviation}"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from fxhash.layout import FilledLayout, Layout, candidate_columns, choose_layout
 from fxhash.product import rows_for
 
 FORMAT_VERSION = 1
-# About as accurate as taller ones, and faster when deployed than a square (docs/accuracy.md, README).
+# As accurate as a square within the noise (docs/accuracy.md), and faster when deployed.
 DEFAULT_ASPECT = 16.0
 HASHABLE_DTYPES = ("float64", "float32", "bfloat16", "float16")
 

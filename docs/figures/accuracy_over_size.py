@@ -5,7 +5,7 @@ Run it with `PYTHONPATH=benchmarks python docs/figures/accuracy_over_size.py`; i
 
 from pathlib import Path
 
-from accuracy_table import Cell, read_cells
+from accuracy_table import Cell, read_cells, title
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
@@ -33,7 +33,7 @@ def main() -> None:
         draw(axes, chosen, label, color, marker, "-")
     for family, (color, marker) in DENSE.items():
         chosen = [cell for cell in cells if cell.run.variant == "dense" and cell.run.network.split("x")[0] == family]
-        draw(axes, chosen, f"dense ResNet-{family[6:]} of several widths", color, marker, "--")
+        draw(axes, chosen, f"dense {title(family)} of several widths", color, marker, "--")
     axes.set(xscale="log", xlabel="trained parameters")
     axes.set_title("Test accuracy, mean and standard deviation of three seeds", color=INK, loc="left", weight="bold")
     axes.set_xticks(TICKS)
