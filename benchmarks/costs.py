@@ -23,9 +23,9 @@ from deploy import commit, machine
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxhash.costs import layer_costs
-from fxhash.factored import conv_in_turn, linear_in_turn
-from fxhash.product import fits, generate, rows_for
+from fxhash.lowering.costs import layer_costs
+from fxhash.lowering.functional import factored_conv, factored_linear
+from fxhash.smh.arithmetic import generate, is_row_aligned, rows_for
 
 # Shape of the weight, and height and width of the input; None for linear layers.
 LAYERS: list[tuple[tuple[int, ...], int | None]] = [
@@ -82,7 +82,7 @@ def measure(shape: tuple[int, ...], side: int | None) -> Iterator[dict[str, obje
     """One case for each number of columns that fits, rank and batch."""
     channel = math.prod(shape[1:])
     for cols in (channel // 8, channel // 4, channel, 4 * channel):
-        if cols < 32 or not fits(shape, cols):
+        if cols < 32 or not is_row_aligned(shape, cols):
             continue
         rows = rows_for(math.prod(shape), cols)
         for rank in (rank for rank in RANKS if 2 * rank <= cols):
@@ -91,20 +91,20 @@ def measure(shape: tuple[int, ...], side: int | None) -> Iterator[dict[str, obje
             for batch in (1, 64, 512) if side is None else (1, 8):
                 size = (batch, shape[1]) if side is None else (batch, shape[1], side, side)
                 positions = batch * (side or 1) ** 2
-                in_turn, generating, dense = timed(candidates(torch.randn(size), left, right, shape, scratch))
-                small_enough = costs.method == "in turn" or positions <= costs.most_positions
+                factored, generating, dense = timed(candidates(torch.randn(size), left, right, shape, scratch))
+                small_enough = costs.method == "factored" or positions <= costs.max_positions
                 yield {
                     "shape": list(shape),
                     "cols": cols,
                     "rank": rank,
                     "positions": positions,
-                    "in_turn_us": round(in_turn, 1),
+                    "in_turn_us": round(factored, 1),
                     "generate_us": round(generating, 1),
                     "dense_us": round(dense, 1),
-                    "operations_ratio": round((costs.in_turn or 0) / costs.dense, 4),
-                    "regret": round((in_turn if small_enough else generating) / min(in_turn, generating), 3),
+                    "operations_ratio": round((costs.factored or 0) / costs.dense, 4),
+                    "regret": round((factored if small_enough else generating) / min(factored, generating), 3),
                     # Where work, not the cost of a call or the memory of the weight, is what takes time.
-                    "large": positions >= 512 and (costs.in_turn or 0) > 0.2 * costs.dense,
+                    "large": positions >= 512 and (costs.factored or 0) > 0.2 * costs.dense,
                 }
 
 
@@ -115,13 +115,13 @@ def candidates(
     weight = generate(left, right, shape).clone()
     if len(shape) == 2:
         return (
-            lambda: linear_in_turn(x, left, right, shape),
+            lambda: factored_linear(x, left, right, shape),
             lambda: F.linear(x, generate(left, right, shape, scratch=scratch)),
             lambda: F.linear(x, weight),
         )
     padding = shape[2] // 2
     return (
-        lambda: conv_in_turn(x, left, right, shape, padding=padding),
+        lambda: factored_conv(x, left, right, shape, padding=padding),
         lambda: F.conv2d(x, generate(left, right, shape, scratch=scratch), padding=padding),
         lambda: F.conv2d(x, weight, padding=padding),
     )

@@ -328,7 +328,7 @@ def describe(deployed: nn.Module) -> dict[str, object]:
     return {
         "rank": factors.compression.layout.rank,
         "cols": factors.compression.layout.cols,
-        "weight_bytes": resident + factors.plan.peak_bytes - factors.plan.kept_bytes,
+        "weight_bytes": resident + factors.plan.peak_bytes - factors.plan.cached_bytes,
         "peak_generated_bytes": factors.plan.peak_bytes,
         "generating_gflop": 2 * sum({use.fqn: use.costs.generate for use in factors.plan.uses}.values()) / 1e9,
         "methods": dict(sorted(methods.items())),

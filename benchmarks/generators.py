@@ -16,9 +16,9 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from fxhash.errors import BudgetError
-from fxhash.generator import SMHGenerator
-from fxhash.plan import CompressionPlan, ParameterPlan
-from fxhash.product import separable
+from fxhash.smh.arithmetic import separable
+from fxhash.smh.generator import SMHGenerator
+from fxhash.smh.plan import CompressionPlan, ParameterPlan
 
 
 class Derived(nn.Module):
@@ -143,7 +143,7 @@ class Changed(SMHGenerator):
                 rows = rows.roll(self.rolls[index], 1)
             if self.modulation is not None:
                 rows = rows * self.modulation[index]
-            run = rows.flatten()[: parameter.run_numel]
+            run = rows.flatten()[: parameter.slice_numel]
             return (
                 separable(run, self.kernels_of(name), parameter.shape)
                 if parameter.kernels
@@ -211,7 +211,7 @@ def change_(
 def _signs(kind: str, parameter: ParameterPlan, plan: CompressionPlan) -> Tensor:
     """Random signs for the rows of a parameter; shape `(1 or rows, cols)`."""
     rows, cols = plan.rows_of(parameter), plan.layout.cols
-    slices = max(math.prod(parameter.run_shape[1:]) // cols, 1)
+    slices = max(math.prod(parameter.slice_shape[1:]) // cols, 1)
     different = {"parameter": 1, "slice": slices, "row": rows}[kind]
     signs = torch.randint(2, (different, cols)) * 2.0 - 1
     return signs if different == 1 else signs.repeat(-(-rows // different), 1)[:rows]

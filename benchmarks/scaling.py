@@ -27,8 +27,8 @@ from deploy import commit, machine
 from torch import nn
 
 import fxhash
-from fxhash.plan import plan_parameters
-from fxhash.selection import describe_parameters
+from fxhash.smh.planning import plan_parameters
+from fxhash.smh.selection import describe_parameters
 
 
 def main() -> None:

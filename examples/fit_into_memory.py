@@ -13,7 +13,7 @@ def main() -> None:
     for budget in (0, "2MB", "100MB"):
         deployed = fxhash.lower_for_deploy(gm, memory_budget=budget)
         plan = deployed.smh_factors.plan
-        kept = sum(use.method == "keep" for use in plan.uses)
+        kept = sum(use.method == "cache" for use in plan.uses)
         print(f"budget {budget}: {kept} of {len(plan.uses)} weights kept, {plan.peak_bytes / 1e3:.0f} kB at most")
 
     try:
@@ -21,8 +21,8 @@ def main() -> None:
     except fxhash.MemoryBudgetError as error:
         print(f"too small: {error}")
 
-    # Names are regular expressions; "in turn", "generate" and "keep" are the methods.
-    deployed = fxhash.lower_for_deploy(gm, methods={r"^fc\.": "keep", r"^stage3\.": "generate"})
+    # Names are regular expressions; "factored", "generate" and "cache" are the methods.
+    deployed = fxhash.lower_for_deploy(gm, methods={r"^fc\.": "cache", r"^stage3\.": "generate"})
     fxhash.summary(deployed)
     with torch.inference_mode():
         print(deployed(image).shape)

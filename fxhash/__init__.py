@@ -9,13 +9,13 @@ torch.Size([5, 10])
 """
 
 from fxhash.api import lower_for_deploy, materialize, transform
-from fxhash.checkpoint import load, save
+from fxhash.capture.tracing import trace
 from fxhash.errors import BudgetError, CheckpointError, FxhashError, MemoryBudgetError, PlanError, TransformError
-from fxhash.generator import SMHGenerator
-from fxhash.onnx_file import export_onnx
-from fxhash.plan import CompressionPlan
-from fxhash.report import Summary, summary
-from fxhash.tracing import trace
+from fxhash.smh.generator import SMHGenerator
+from fxhash.smh.plan import CompressionPlan
+from fxhash.storage.checkpoint import load, save
+from fxhash.storage.onnx import export_onnx
+from fxhash.summary import Summary, summary
 from fxhash.version import __version__
 
 __all__ = [

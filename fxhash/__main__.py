@@ -1,6 +1,6 @@
 """Run the command as `python -m fxhash`."""
 
-from fxhash.cli import main
+from fxhash.cli.app import main
 
 if __name__ == "__main__":
     main()

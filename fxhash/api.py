@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxhash.copying import copy_model
-from fxhash.dataflow import convolution_weights
-from fxhash.deployed import find_deployed
-from fxhash.deployment import DeploymentPlan, choose_kept, read_bytes, read_methods
+from fxhash.capture.copy_model import copy_model
+from fxhash.capture.exported import Model, as_module
+from fxhash.capture.meta_values import InitialValues, materialize_
+from fxhash.capture.opaque import OpaqueModule
 from fxhash.errors import PlanError, TransformError
-from fxhash.exported import Model, as_module
-from fxhash.generator import SMHGenerator, current_plan, find_generator
-from fxhash.initial import InitialValues, materialize_
-from fxhash.parts import CAPTURED, OPAQUE_PART, OpaquePart, original_name
-from fxhash.passes import hash_parameters, lower_weights, restore_parameters, restore_training_flags
-from fxhash.plan import DEFAULT_ASPECT, CompressionPlan, plan_parameters
-from fxhash.selection import Selector, describe_parameters, tied_groups
-from fxhash.tracing import trace
+from fxhash.graph.layers import convolution_weights
+from fxhash.graph.names import OPAQUE_PART, original_name
+from fxhash.lowering.memory import choose_cached
+from fxhash.lowering.options import read_bytes, read_methods
+from fxhash.passes import hash_parameters, lower_weights, restore_parameters
+from fxhash.smh.generator import SMHGenerator
+from fxhash.smh.parameters import tied_groups
+from fxhash.smh.plan import DEFAULT_ASPECT
+from fxhash.smh.planning import plan_parameters
+from fxhash.smh.selection import Selector, describe_parameters
+from fxhash.transformed import _expose, _plan_of, _require_transformed, current_plan, refuse_transformed
 
 INITS = ("random", "pretrained")
 
@@ -107,7 +110,7 @@ def transform(
         originals = InitialValues(traced_model, target)
     generator = SMHGenerator(plan, target)
     if target.type != "meta":
-        generator.initialise_(originals, _random_generator(seed))
+        generator.initialize_(originals, _random_generator(seed))
         if init == "pretrained":
             generator.fit_(originals)
     gm = hash_parameters(traced, generator).graph_module
@@ -137,8 +140,8 @@ def lower_for_deploy(
         memory_budget: bytes for weights, scratch included, or a text such as `"8MB"`. Within it, weights are generated
             once and kept, those first that save most work a byte. With 0, none is, unless `methods` says so.
         dtype: floating-point type to convert the model to, such as `torch.bfloat16`.
-        methods: overrides the choice by counted operations: `"in turn"`, `"generate"` or `"keep"` for each regular
-            expression that is found in a parameter's name, such as `{r"^head\\.": "keep"}`; the last one found counts.
+        methods: overrides the choice by counted operations: `"factored"`, `"generate"` or `"cache"` for each regular
+            expression that is found in a parameter's name, such as `{r"^head\\.": "cache"}`; the last one found counts.
 
     Returns:
         A graph module in eval mode whose parameters require no gradient. Its outputs equal those of `gm` in eval mode
@@ -156,16 +159,10 @@ def lower_for_deploy(
     evaluated = copy_model(gm).eval().requires_grad_(False).to(dtype)
     deployed = lower_weights(evaluated, chosen).graph_module
     if budget:
-        kept = choose_kept(_plan_of(deployed), budget, set(hashed) - chosen.keys())
-        deployed = lower_weights(evaluated, chosen | dict.fromkeys(kept, "keep")).graph_module
+        kept = choose_cached(_plan_of(deployed), budget, set(hashed) - chosen.keys())
+        deployed = lower_weights(evaluated, chosen | dict.fromkeys(kept, "cache")).graph_module
         assert _plan_of(deployed).peak_bytes <= budget, "a memory budget is exceeded"
     return deployed
-
-
-def _plan_of(deployed: fx.GraphModule) -> DeploymentPlan:
-    factors = find_deployed(deployed)
-    assert factors is not None
-    return factors.plan
 
 
 def materialize(gm: fx.GraphModule) -> nn.Module:
@@ -185,27 +182,11 @@ def materialize(gm: fx.GraphModule) -> nn.Module:
     _require_transformed(gm)
     dense = restore_parameters(copy_model(gm)).graph_module
     whole_model = dict(dense.named_children()).get(OPAQUE_PART, dense)
-    if isinstance(whole_model, OpaquePart):
+    if isinstance(whole_model, OpaqueModule):
         (call,) = [node for node in dense.graph.nodes if node.target == OPAQUE_PART]
         whole_model.fill([dense.get_parameter(weight.target) for weight in call.args[0]])
         return whole_model.wrapped_module
     return whole_model
-
-
-def rebuild(model: Model, plan: CompressionPlan) -> fx.GraphModule:
-    """What `transform` would return for `model` with this plan, with the generator's tensors still unset."""
-    model = as_module(model)
-    refuse_transformed(model)
-    traced = _expose(model, {parameter.fqn for parameter in plan.hashed})
-    device = model.get_parameter(plan.hashed[0].fqn).device
-    return hash_parameters(traced, SMHGenerator(plan, "cpu" if device.type == "meta" else device)).graph_module
-
-
-def _expose(model: nn.Module, names: Collection[str]) -> fx.GraphModule:
-    traced = trace(model, expose=names)
-    if isinstance(model, fx.GraphModule) and CAPTURED not in model.meta:
-        return restore_training_flags(traced).graph_module
-    return traced
 
 
 def _random_generator(seed: int | torch.Generator | None) -> torch.Generator | None:
@@ -215,28 +196,3 @@ def _random_generator(seed: int | torch.Generator | None) -> torch.Generator | N
         return torch.Generator().manual_seed(operator.index(seed))
     except TypeError as error:
         raise PlanError(f"seed={seed!r} is neither a whole number nor a torch.Generator") from error
-
-
-def refuse_transformed(model: object) -> None:
-    """Raise TransformError if `model` is no module, or one whose weights are generated already."""
-    if not isinstance(model, nn.Module):
-        raise TransformError(f"expected a torch.nn.Module or GraphModule, got {type(model).__name__}")
-    if find_generator(model) is not None or find_deployed(model) is not None:
-        raise TransformError(
-            "this model is transformed already: its weights are generated. Transform the original model, or "
-            "fxhash.materialize(...) this one first"
-        )
-
-
-def _require_transformed(gm: object) -> None:
-    if isinstance(gm, nn.Module) and find_deployed(gm) is not None:
-        raise TransformError("this model is lowered already: use the transformed model that it was made of")
-    if not isinstance(gm, fx.GraphModule) or find_generator(gm) is None:
-        raise TransformError(
-            f"expected the result of fxhash.transform or fxhash.load, got {type(gm).__name__} without a generator"
-        )
-    if any(parameter.is_meta for parameter in gm.parameters()):
-        raise TransformError(
-            "this model is on the meta device and has no values yet: fxhash.load some, or transform the original with "
-            "device='cpu' or the like"
-        )

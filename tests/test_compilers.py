@@ -11,7 +11,7 @@ from torch.torch_version import TorchVersion
 
 import fxhash
 from tests.helpers import assert_same_outputs, every_form, in_form
-from tests.test_lowering import needs_compiler_of, transformed
+from tests.lowering.test_lowered_models import needs_compiler_of, transformed
 
 
 def compiles(test):
@@ -106,7 +106,7 @@ def test_compiled_inference(name, mode):
 
 @compiles
 def test_compiled_for_batches_on_both_sides_of_a_choice_by_size():
-    gm = by_size()
+    gm = adaptive()
     compiled = torch.compile(fxhash.lower_for_deploy(gm), fullgraph=True, dynamic=True)
     with torch.inference_mode():
         for batch in (2, 7, 300):
@@ -114,12 +114,12 @@ def test_compiled_for_batches_on_both_sides_of_a_choice_by_size():
             torch.testing.assert_close(compiled(x), gm(x), rtol=1e-4, atol=1e-5)
 
 
-def by_size():
+def adaptive():
     """A transformed model whose last layer multiplies in turn for at most 13 rows."""
     dense = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     gm = fxhash.transform(dense, 0.2, seed=0).eval()
-    (use,) = [use for use in fxhash.lower_for_deploy(gm).smh_factors.plan.uses if use.method == "by size"]
-    assert use.costs.most_positions == 13
+    (use,) = [use for use in fxhash.lower_for_deploy(gm).smh_factors.plan.uses if use.method == "adaptive"]
+    assert use.costs.max_positions == 13
     return gm
 
 
@@ -169,7 +169,7 @@ def test_exported_for_any_batch(name, form):
         pytest.skip("needs the compiler of torch 2.14")
     if name == "BySize" and not hasattr(torch.compiler, "is_exporting"):
         pytest.skip("torch 2.6 fixes the method by the example's batch, and then asks for a smaller range of batches")
-    gm, inputs = (by_size(), (torch.randn(3, 64),)) if name == "BySize" else transformed(name)
+    gm, inputs = (adaptive(), (torch.randn(3, 64),)) if name == "BySize" else transformed(name)
     model = in_form(form, gm)
     with torch.no_grad():
         program = torch.export.export(model, inputs, dynamic_shapes=({0: torch.export.Dim("batch")},))

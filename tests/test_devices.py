@@ -10,8 +10,8 @@ from torch import nn
 
 import fxhash
 from tests.helpers import assert_same_outputs, smallest_transform
+from tests.lowering.test_lowered_models import SlotUser, perturb
 from tests.models import MODELS
-from tests.test_lowering import SlotUser, perturb
 
 without_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 every_device = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=without_cuda)])

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 import fxhash
 from tests.helpers import assert_same_outputs, smallest_transform, trainable
 from tests.models import MODELS
-from tests.test_training_tools import ConvNet, Transformer, loss_of
+from tests.training.test_tools import ConvNet, Transformer, loss_of
 
 pytestmark = pytest.mark.skipif(
     not distributed.is_available() or not distributed.is_gloo_available(), reason="this torch can't use gloo"

@@ -7,28 +7,30 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 import fxhash
 
 PACKAGE = Path(fxhash.__file__).parent
-# Each may import those before it, and modules of its own group.
+# Folders and files of the package, in the order of imports: each may import from those before it.
 ORDER = [
-    {"version"},
-    {"errors", "files", "narrowing"},
-    {"product"},
-    {"layout"},
-    {"plan"},
-    {"selection"},
-    {"factored", "factored_weight", "dataflow", "costs"},
-    {"copying", "deployment", "deployed", "generator", "initial", "lowered_layers", "parts"},
-    {"exported", "tracing", "passes"},
-    {"api"},
-    {"checkpoint", "onnx_file", "report"},
-    {"latency", "zoo"},
-    {"demo", "training"},
-    {"cli"},
-    {"__main__"},
+    "version",
+    "errors",
+    "tables",
+    "graph",
+    "smh",
+    "capture",
+    "lowering",
+    "passes",
+    "transformed",
+    "api",
+    "summary",
+    "storage",
+    "zoo",
+    "training",
+    "cli",
+    "__main__",
 ]
 
 
@@ -43,31 +45,47 @@ def test_exported_names():
 def test_import_is_light():
     code = (
         "import sys, fxhash; heavy = {'torchvision', 'matplotlib', 'sklearn', 'typer', 'rich', 'fxhash.zoo', "
-        "'fxhash.demo', 'fxhash.cli', 'torch._dynamo'} & set(sys.modules); print(sorted(heavy)); sys.exit(bool(heavy))"
+        "'fxhash.training', 'fxhash.cli', 'torch._dynamo'} & set(sys.modules); print(sorted(heavy)); "
+        "sys.exit(bool(heavy))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def imported_modules(file: Path) -> set[str]:
-    """Top-level modules of fxhash that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("fxhash.")}
-        if isinstance(node, ast.ImportFrom) and node.module == "fxhash":
-            found |= {alias.name for alias in node.names if (PACKAGE / f"{alias.name}.py").exists()}
+def modules() -> dict[str, Path]:
+    """The files of the package by their names, such as `graph.names`; a folder's `__init__` has the folder's name."""
+    found = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
     return found
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
-def test_imports_point_one_way(file):
-    relative = file.relative_to(PACKAGE)
-    name = relative.parts[0].removesuffix(".py")
-    if name == "__init__":
-        return
-    (level,) = [index for index, group in enumerate(ORDER) if name in group]
-    allowed = set().union(*ORDER[: level + 1])
-    assert imported_modules(file) <= allowed
+MODULES = modules()
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Modules of fxhash that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            known = {name for name in below if name.removeprefix("fxhash.") in MODULES}
+            found |= known | ({node.module} if below - known else set())
+    return {name.removeprefix("fxhash.") for name in found if name.startswith("fxhash.")}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name])
+def test_imports_point_one_way_between_folders(name):
+    folder, *_ = name.split(".")
+    allowed = ORDER[: ORDER.index(folder) + 1]
+    assert {imported.split(".")[0] for imported in imported_modules(MODULES[name])} <= set(allowed)
+
+
+def test_no_circles_inside_of_folders():
+    imports = nx.DiGraph((name, imported) for name in MODULES for imported in imported_modules(MODULES[name]))
+    # A folder's `__init__` gathers what its files offer; none of them imports it.
+    assert [sorted(circle) for circle in nx.strongly_connected_components(imports) if len(circle) > 1] == []
+    assert not list(nx.selfloop_edges(imports))

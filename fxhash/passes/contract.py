@@ -9,9 +9,9 @@ from typing import Concatenate, ParamSpec
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
-from fxhash.deployed import DeployedFactors
-from fxhash.generator import SMHGenerator
-from fxhash.parts import TensorConstant, TrainingFlag
+from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
+from fxhash.lowering.factor_store import FactorStore
+from fxhash.smh.generator import SMHGenerator
 
 Arguments = ParamSpec("Arguments")
 Rewrite = Callable[Concatenate[fx.GraphModule, Arguments], bool]
@@ -19,7 +19,7 @@ Pass = Callable[Concatenate[fx.GraphModule, Arguments], PassResult]
 
 # Calls of these have no side effect. Whatever else a user's graph calls, such as an in-place update of a buffer,
 # stays although nobody reads its result.
-_REMOVABLE_MODULES = (SMHGenerator, DeployedFactors, TensorConstant, TrainingFlag)
+_REMOVABLE_MODULES = (SMHGenerator, FactorStore, TensorConstant, TrainingFlag)
 
 
 def graph_pass(rewrite: Rewrite[Arguments]) -> Pass[Arguments]:

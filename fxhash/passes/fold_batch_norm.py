@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fxhash.factored import CONVOLUTIONS
-from fxhash.parts import TrainingFlag
+from fxhash.capture.leaf_modules import TrainingFlag
+from fxhash.graph.arguments import all_arguments
+from fxhash.graph.layers import CONVOLUTIONS
 
 
 class FoundNorm(NamedTuple):
@@ -62,9 +62,7 @@ def _of_module(node: fx.Node, norm: nn.Module) -> FoundNorm | None:
 
 
 def _of_function(graph_module: fx.GraphModule, node: fx.Node, convolution: fx.Node) -> FoundNorm | None:
-    bound = inspect.signature(F.batch_norm).bind(*node.args, **node.kwargs)
-    bound.apply_defaults()
-    given: dict[str, Any] = bound.arguments
+    given = all_arguments(node)
     training = given["training"]
     if isinstance(training, fx.Node) and training.op == "call_module":
         flag = graph_module.get_submodule(str(training.target))

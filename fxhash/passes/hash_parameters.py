@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import fx
 from torch.nn import functional as F
 
-from fxhash.generator import SMHGenerator
-from fxhash.parts import CAPTURED, free_name
+from fxhash.graph.names import CAPTURED, free_name
 from fxhash.passes.contract import graph_pass
+from fxhash.smh.generator import SMHGenerator
 
 
 @graph_pass

@@ -11,53 +11,57 @@ from typing import Any, NamedTuple
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fxhash.costs import Costs, layer_costs, lookup_costs
-from fxhash.dataflow import CONVOLUTION_ARGUMENTS, is_changed_in_place, live_ranges
-from fxhash.deployed import DeployedFactors, ScratchSlots
-from fxhash.deployment import DeploymentPlan, LoweredUse, assign_slots, kept_bytes, peak_of
+from fxhash.capture.opaque import OpaqueModule
 from fxhash.errors import PlanError
-from fxhash.factored import (
-    conv_by_size,
-    conv_in_turn,
-    depthwise,
-    embedding_in_turn,
-    linear_by_size,
-    linear_in_turn,
-    rows_per_channel,
-)
-from fxhash.factored_weight import hand_over
-from fxhash.generator import SMHGenerator
-from fxhash.lowered_layers import (
+from fxhash.graph.arguments import all_arguments, set_argument
+from fxhash.graph.layers import is_weight_of_layer
+from fxhash.graph.liveness import is_changed_in_place, live_ranges
+from fxhash.graph.names import free_name
+from fxhash.lowering.costs import Costs, layer_costs, lookup_costs
+from fxhash.lowering.factor_store import FactorStore
+from fxhash.lowering.factored_modules import (
     WeightSource,
+    can_be_factored,
     can_be_lowered,
     can_generate_parameters,
-    can_multiply_in_turn,
     can_take_unbuilt,
     generate_parameters,
     lower_layer,
 )
-from fxhash.parts import OpaquePart, free_name
+from fxhash.lowering.factored_tensor import as_factored
+from fxhash.lowering.functional import (
+    adaptive_conv,
+    adaptive_linear,
+    depthwise,
+    factored_conv,
+    factored_embedding,
+    factored_linear,
+    rows_per_channel,
+)
+from fxhash.lowering.memory import assign_slots, peak_of
+from fxhash.lowering.plan import LoweringPlan, WeightUse, cached_bytes
+from fxhash.lowering.scratch import ScratchSlots
 from fxhash.passes.contract import graph_pass
 from fxhash.passes.fold_batch_norm import FoundNorm, batch_norm_after, folded_bias, norm_scale
-from fxhash.plan import ParameterPlan
-from fxhash.product import fits, generate, separable
+from fxhash.smh.arithmetic import generate, is_row_aligned, separable
+from fxhash.smh.generator import SMHGenerator
+from fxhash.smh.plan import ParameterPlan
 
 
 class _Layer(NamedTuple):
     """A function whose weight can be multiplied by in turn."""
 
-    names: tuple[str, ...]
-    in_turn: Callable[..., Tensor]
-    by_size: Callable[..., Tensor] | None
+    factored: Callable[..., Tensor]
+    adaptive: Callable[..., Tensor] | None
 
 
-_CONVOLUTION = _Layer(CONVOLUTION_ARGUMENTS, conv_in_turn, conv_by_size)
+_CONVOLUTION = _Layer(factored_conv, adaptive_conv)
 _LAYERS: dict[Any, _Layer] = {
-    F.linear: _Layer(("input", "weight", "bias"), linear_in_turn, linear_by_size),
+    F.linear: _Layer(factored_linear, adaptive_linear),
     F.conv1d: _CONVOLUTION,
     F.conv2d: _CONVOLUTION,
     F.conv3d: _CONVOLUTION,
-    F.embedding: _Layer(("input", "weight", "padding_idx", "max_norm"), embedding_in_turn, None),
+    F.embedding: _Layer(factored_embedding, None),
 }
 # Layers of torch that multiply by their matrices and do nothing else with them.
 _ATTENTION = (
@@ -76,7 +80,6 @@ _ATTENTION = (
 # pointwise half saves. (ResNet-34's layers at batch 100, split and whole, in ms: 102 and 59 with 64 channels, 39 and 33
 # with 128, 14 and 32 with 256.)
 _LEAST_SPLIT_CHANNELS = 256
-_DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1, "max_norm": None}
 
 
 @graph_pass
@@ -91,8 +94,8 @@ def lower_weights(graph_module: fx.GraphModule, methods: Mapping[str, str] | Non
 
     Args:
         graph_module: a transformed model in eval mode, whose values are final. Batch norms that are folded are read.
-        methods: how to compute the parameters of these names: `"in turn"`, `"generate"`, or `"keep"` for a weight that
-            is generated now, once and for all. The cost model chooses for all others.
+        methods: how to compute the parameters of these names: `"factored"`, `"generate"`, or `"cache"` for a
+            weight that is generated now, once and for all. The cost model chooses for all others.
 
     Raises:
         PlanError: if a parameter can't be multiplied by in turn that is to be.
@@ -115,11 +118,11 @@ class _Lowering:
         self.graph_module = graph_module
         self.graph = graph_module.graph
         self.generator = generator
-        self.factors = DeployedFactors(generator.plan, generator.captured, generator.right.detach())
+        self.factors = FactorStore(generator.plan, generator.captured, generator.right.detach())
         self.name = free_name(graph_module, "smh_factors")
         graph_module.add_submodule(self.name, self.factors)
-        self.uses: dict[fx.Node, LoweredUse] = {}
-        self.uses_inside: list[tuple[fx.Node, LoweredUse]] = []
+        self.uses: dict[fx.Node, WeightUse] = {}
+        self.uses_inside: list[tuple[fx.Node, WeightUse]] = []
         self.position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
         self.pointwise: set[str] = set()
 
@@ -129,17 +132,17 @@ class _Lowering:
         for call in calls:
             fqn = str(call.args[0])
             method = methods.get(fqn)
-            if method in (None, "in turn") and not is_changed_in_place(call):
+            if method in (None, "factored") and not is_changed_in_place(call):
                 for user in list(call.users):
                     self._lower_layer(call, fqn, user, always=method is not None)
                     self._lower_attention(call, fqn, user, always=method is not None)
-            if call.users and method == "in turn":
+            if call.users and method == "factored":
                 raise PlanError(
                     f"methods: {fqn!r} can't be multiplied by in turn where {next(iter(call.users)).name!r} uses it: "
                     "that is no plain linear layer, convolution or embedding whose channels nest with the columns of "
                     "W. Give it 'generate' or 'keep'"
                 )
-            if call.users and method == "keep":
+            if call.users and method == "cache":
                 self._keep(call, fqn)
             elif call.users:
                 self._generate(call, fqn)
@@ -159,13 +162,13 @@ class _Lowering:
                 not parameter.kernels
                 or parameter.shape[1] < _LEAST_SPLIT_CHANNELS
                 or self._shift(fqn) is not None
-                or not all(self._is_plain_layer(call, user) for call, user in users)
+                or not all(is_weight_of_layer(call, user) for call, user in users)
             ):
                 continue
             kernels = self.generator.kernels_of(fqn).detach()
             key = self.factors.store(f"{fqn}, kernels", kernels.to(self.generator.dtype_of(parameter)))
             for call, user in users:
-                arguments = _bind(user)
+                arguments = all_arguments(user)
                 moved = [arguments[name] for name in ("stride", "padding", "dilation")]
                 with self.graph.inserting_before(user):
                     stored = self.graph.call_module(self.name, (key,))
@@ -182,10 +185,10 @@ class _Lowering:
                 nodes.setdefault(str(node.target), []).append(node)
         for target, callers in nodes.items():
             part = self.graph_module.get_submodule(target)
-            if isinstance(part, OpaquePart):
+            if isinstance(part, OpaqueModule):
                 self._lower_part(target, part, callers, methods)
 
-    def _lower_part(self, target: str, part: OpaquePart, callers: list[fx.Node], methods: Mapping[str, str]) -> None:
+    def _lower_part(self, target: str, part: OpaqueModule, callers: list[fx.Node], methods: Mapping[str, str]) -> None:
         layers: dict[nn.Module, nn.Module] = {}
         generating: dict[nn.Module, dict[str, WeightSource]] = {}
         remaining: list[tuple[fx.Node, tuple[str, ...]]] = []
@@ -195,27 +198,27 @@ class _Lowering:
             inside = [_owner(part.wrapped_module, name) for name in names]
             ways = self._ways_inside(part, fqn, inside)
             costs = self._costs_inside(fqn, inside, ways)
-            is_table = isinstance(inside[0][0], nn.Embedding) and costs.in_turn is not None
-            method = methods.get(fqn) or ("in turn" if is_table else costs.method)
-            if method == "by size" and ways != "layer":
+            is_table = isinstance(inside[0][0], nn.Embedding) and costs.factored is not None
+            method = methods.get(fqn) or ("factored" if is_table else costs.method)
+            if method == "adaptive" and ways != "layer":
                 method = "generate"
             if (
                 not ways
-                or method == "keep"
+                or method == "cache"
                 or self._parameter(fqn).kernels
-                or (method == "in turn" and costs.in_turn is None)
+                or (method == "factored" and costs.factored is None)
             ):
                 remaining.append((call, names))
                 continue
-            source, memory = self._source(fqn, unbuilt=method == "in turn")
+            source, memory = self._source(fqn, unbuilt=method == "factored")
             for owner, name in inside:
                 if ways == "layer":
-                    most = costs.most_positions if method == "by size" else 0
+                    most = costs.max_positions if method == "adaptive" else 0
                     layers[owner] = lower_layer(owner, source, method, most)
                 else:
                     generating.setdefault(owner, {})[name] = source
             for caller in callers:
-                use = self._use(caller, fqn, method, costs, None, 0 if method == "in turn" else memory)
+                use = self._use(caller, fqn, method, costs, None, 0 if method == "factored" else memory)
                 self.uses_inside.append((caller, replace(use, inside=names[0].rpartition(".")[0])))
         layers |= {
             owner: generate_parameters(layers.get(owner, owner), sources) for owner, sources in generating.items()
@@ -229,7 +232,7 @@ class _Lowering:
                 right = self._right()
             caller.update_arg(0, (*(call for call, _ in remaining), right))
 
-    def _ways_inside(self, part: OpaquePart, fqn: str, inside: list[tuple[nn.Module, str]]) -> str:
+    def _ways_inside(self, part: OpaqueModule, fqn: str, inside: list[tuple[nn.Module, str]]) -> str:
         """Who can come by a weight inside of a part: its `"layer"`, `"attention"`, its `"module"`, or nobody."""
         owners = [owner for owner, _ in inside]
         plain = self._has_type_of_factors(fqn) and self._shift(fqn) is None
@@ -256,10 +259,8 @@ class _Lowering:
     def _costs_inside(self, fqn: str, inside: list[tuple[nn.Module, str]], ways: str) -> Costs:
         parameter = self._parameter(fqn)
         rank, cols = self._rank(parameter), self.factors.right.shape[1]
-        multiplies = ways == "attention" or (
-            ways == "layer" and all(can_multiply_in_turn(owner) for owner, _ in inside)
-        )
-        if not multiplies or not fits(parameter.shape, cols):
+        multiplies = ways == "attention" or (ways == "layer" and all(can_be_factored(owner) for owner, _ in inside))
+        if not multiplies or not is_row_aligned(parameter.shape, cols):
             return Costs(parameter.numel * rank)
         if isinstance(inside[0][0], nn.Embedding):
             return lookup_costs(parameter.shape, rank)
@@ -275,23 +276,23 @@ class _Lowering:
         layer, shape, left = _LAYERS[user.target], self._shape(fqn), self._left(fqn)
         costs = self._costs(call, user)
         # A table is never generated to look up rows of it: its memory is why it is compressed.
-        by_size = None if always or costs.method == "in turn" else layer.by_size
+        adaptive = None if always or costs.method == "factored" else layer.adaptive
         channel_rows = rows_per_channel(shape, self.factors.right.shape[1])
         norm = None if channel_rows is None else self._fold_norm(fqn, user)
         if norm is not None and channel_rows is not None:
             left = left * norm_scale(norm).repeat_interleave(channel_rows).unsqueeze(1).to(left)
-        arguments = _bind(user)
+        arguments = all_arguments(user)
         given = [arguments[name] for name in ("bias", "stride", "padding", "dilation") if name in arguments]
         with self.graph.inserting_before(user):
             args = (arguments["input"], self._store(user, fqn, left), self._right(), shape, *given)
-            if by_size is None:
-                lowered = self.graph.call_function(layer.in_turn, args)
+            if adaptive is None:
+                lowered = self.graph.call_function(layer.factored, args)
             else:
-                lowered = self.graph.call_function(by_size, (*args, costs.most_positions))
+                lowered = self.graph.call_function(adaptive, (*args, costs.max_positions))
         self.position[lowered] = self.position[user]
         user.replace_all_uses_with(lowered)
         self.graph.erase_node(user)
-        method, memory = ("in turn", 0) if by_size is None else ("by size", self._generated_bytes(left))
+        method, memory = ("factored", 0) if adaptive is None else ("adaptive", self._generated_bytes(left))
         self.uses[lowered] = self._use(lowered, fqn, method, costs, norm, memory)
 
     def _lower_attention(self, call: fx.Node, fqn: str, user: fx.Node, always: bool) -> None:
@@ -299,17 +300,17 @@ class _Lowering:
         if user not in call.users or not self._is_attention(user) or not self._may_be_factored(call, user):
             return
         costs = self._costs(call, user)
-        if not always and costs.method != "in turn":
+        if not always and costs.method != "factored":
             return
         with self.graph.inserting_before(user):
             args = (self._store(user, fqn, self._left(fqn)), self._right(), self._parameter(fqn).shape)
-            weight = self.graph.call_function(hand_over, args)
+            weight = self.graph.call_function(as_factored, args)
         user.replace_input_with(call, weight)
-        self.uses[weight] = self._use(weight, fqn, "in turn", costs, None)
+        self.uses[weight] = self._use(weight, fqn, "factored", costs, None)
 
     def _is_attention(self, user: fx.Node) -> bool:
         part = self.graph_module.get_submodule(str(user.target)) if user.op == "call_module" else None
-        return isinstance(part, OpaquePart) and all(
+        return isinstance(part, OpaqueModule) and all(
             (type(module) in _ATTENTION or (_is_of_torch(module) and not module._parameters))
             and not (module._forward_pre_hooks or module._forward_hooks)
             for module in part.wrapped_module.modules()
@@ -319,22 +320,13 @@ class _Lowering:
         fqn = str(call.args[0])
         shape = self._shape(fqn)
         return (
-            ((self._is_attention(user) and len(shape) == 2) or self._is_plain_layer(call, user))
+            ((self._is_attention(user) and len(shape) == 2) or is_weight_of_layer(call, user))
             and len(shape) >= 2
-            and fits(shape, self.factors.right.shape[1])
+            and is_row_aligned(shape, self.factors.right.shape[1])
             and self._has_type_of_factors(fqn)
             and self._shift(fqn) is None
             and (not self._parameter(fqn).kernels or fqn in self.pointwise)
         )
-
-    def _is_plain_layer(self, call: fx.Node, user: fx.Node) -> bool:
-        """Whether the parameter is the weight of a layer that can multiply in turn, and nothing else of it."""
-        if user.target not in _LAYERS:
-            return False
-        arguments = _bind(user)
-        others = [value for name, value in arguments.items() if name != "weight"]
-        plain = arguments.get("groups", 1) == 1 and arguments.get("max_norm") is None
-        return plain and arguments["weight"] is call and call not in others
 
     def _keep(self, call: fx.Node, fqn: str) -> None:
         """Generate the weight now and store it."""
@@ -345,7 +337,7 @@ class _Lowering:
             weight = (weight.flatten(1) * norm_scale(norm).unsqueeze(1).to(weight)).view(weight.shape)
         call.replace_all_uses_with(self._store(call, fqn, weight))
         for user, cost in costs.items():
-            self.uses[user] = self._use(user, fqn, "keep", cost, norm)
+            self.uses[user] = self._use(user, fqn, "cache", cost, norm)
 
     def _generate(self, call: fx.Node, fqn: str) -> None:
         """Generate the weight right before its first remaining use."""
@@ -361,14 +353,14 @@ class _Lowering:
             options["shift"] = added
         if norm is not None:
             scale = norm_scale(norm).to(left)
-            channel_rows = rows_per_channel(parameter.run_shape, self.factors.right.shape[1])
+            channel_rows = rows_per_channel(parameter.slice_shape, self.factors.right.shape[1])
             if channel_rows is None or shift is not None:
                 options["channel_scale"] = self._store(first_user, f"{fqn}, scale", scale)
             else:
                 left = left * scale.repeat_interleave(channel_rows).unsqueeze(1)
         memory = self._generated_bytes(left)
         with self.graph.inserting_before(first_user):
-            args = (self._store(first_user, fqn, left), self._right(), parameter.run_shape)
+            args = (self._store(first_user, fqn, left), self._right(), parameter.slice_shape)
             weight = generated = self.graph.call_function(generate, args, options)
             if is_built_of_run:
                 kernels = self._store(first_user, f"{fqn}, kernels", self.generator.kernels_of(fqn).detach())
@@ -384,9 +376,9 @@ class _Lowering:
 
     def _use(
         self, node: fx.Node, fqn: str, method: str, costs: Costs, norm: FoundNorm | None, memory: int = 0
-    ) -> LoweredUse:
+    ) -> WeightUse:
         size = math.prod(self._shape(fqn)) * self.generator.dtype_of(self._parameter(fqn)).itemsize
-        return LoweredUse(
+        return WeightUse(
             node.name, fqn, method, size, costs, memory, folded_norm="" if norm is None else norm.node.name
         )
 
@@ -395,7 +387,7 @@ class _Lowering:
         parameter = self._parameter(str(call.args[0]))
         rank, shape = self._rank(parameter), self._shape(parameter.fqn)
         if not self._may_be_factored(call, user):
-            return Costs(parameter.run_numel * rank, math.prod(shape) if user.target in _LAYERS else 0)
+            return Costs(parameter.slice_numel * rank, math.prod(shape) if user.target in _LAYERS else 0)
         if user.target is F.embedding:
             return lookup_costs(shape, rank)
         return layer_costs(shape, rank, self.factors.right.shape[1])
@@ -405,11 +397,11 @@ class _Lowering:
         norm = batch_norm_after(self.graph_module, user)
         if norm is None:
             return None
-        bias = _bind(user)["bias"]
+        bias = all_arguments(user)["bias"]
         if bias is not None and not (isinstance(bias, fx.Node) and bias.op == "get_attr"):
             return None
         value = None if bias is None else operator.attrgetter(str(bias.target))(self.graph_module).detach()
-        _set_bias(user, self._store(user, f"{fqn}, bias", folded_bias(norm, value)))
+        set_argument(user, "bias", self._store(user, f"{fqn}, bias", folded_bias(norm, value)))
         norm.node.replace_all_uses_with(user)
         self.graph.erase_node(norm.node)
         return norm
@@ -417,7 +409,7 @@ class _Lowering:
     def _fold_into_only_user(self, call: fx.Node, fqn: str) -> FoundNorm | None:
         """The batch norm that was folded, if the weight is that of one convolution and nothing else."""
         (user, *others) = call.users
-        alone = not others and user.target in _LAYERS and _bind(user)["weight"] is call
+        alone = not others and user.target in _LAYERS and all_arguments(user)["weight"] is call
         return self._fold_norm(fqn, user) if alone and user.all_input_nodes.count(call) == 1 else None
 
     def _parameter(self, fqn: str) -> ParameterPlan:
@@ -426,7 +418,7 @@ class _Lowering:
     def _shape(self, fqn: str) -> tuple[int, ...]:
         """Shape of what the layers multiply by: the weight, or that of the pointwise half of a separable one."""
         parameter = self._parameter(fqn)
-        return parameter.run_shape if fqn in self.pointwise else parameter.shape
+        return parameter.slice_shape if fqn in self.pointwise else parameter.shape
 
     def _rank(self, parameter: ParameterPlan) -> int:
         return (parameter.rank or 0) + bool(parameter.more_rows)
@@ -455,7 +447,7 @@ class _Lowering:
             node.replace_all_uses_with(first)
             self.graph.erase_node(node)
 
-    def _plan(self) -> DeploymentPlan:
+    def _plan(self) -> LoweringPlan:
         nodes = list(self.graph.nodes)
         position = {node: index for index, node in enumerate(nodes)}
         generated = {node for node, use in self.uses.items() if use.method == "generate"}
@@ -465,7 +457,7 @@ class _Lowering:
             last = nodes[live[node][1]]
             # Whatever may outlive the call has memory of its own: the slots are the next call's then.
             takes_slot = (
-                node.target in (generate, linear_by_size, conv_by_size)
+                node.target in (generate, adaptive_linear, adaptive_conv)
                 and last.op != "output"
                 and not any(self._may_store(user) for user in node.users)
             )
@@ -476,15 +468,15 @@ class _Lowering:
         uses.sort(key=lambda use: use.live)
         assigned, slot_bytes = assign_slots(uses)
         stored = sum(tensor.numel() * tensor.element_size() for tensor in self.factors.parameters())
-        factor_bytes = stored - kept_bytes(assigned)
-        return DeploymentPlan(assigned, slot_bytes, peak_of(assigned, slot_bytes), factor_bytes)
+        factor_bytes = stored - cached_bytes(assigned)
+        return LoweringPlan(assigned, slot_bytes, peak_of(assigned, slot_bytes), factor_bytes)
 
     def _may_store(self, user: fx.Node) -> bool:
         """Whether a module may keep what it is given as an attribute; those of torch don't."""
         if user.op != "call_module":
             return False
         part = self.graph_module.get_submodule(str(user.target))
-        modules = part.wrapped_module.modules() if isinstance(part, OpaquePart) else part.modules()
+        modules = part.wrapped_module.modules() if isinstance(part, OpaqueModule) else part.modules()
         return not all(_is_of_torch(module) for module in modules)
 
     def _insert_scratch(self) -> None:
@@ -520,18 +512,3 @@ def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 def _is_of_torch(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.")
-
-
-def _bind(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a layer's call by their names."""
-    names = _LAYERS[node.target].names
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
-    return {name: given.get(name, _DEFAULTS.get(name)) for name in names}
-
-
-def _set_bias(node: fx.Node, bias: fx.Node) -> None:
-    index = _LAYERS[node.target].names.index("bias")
-    if index < len(node.args):
-        node.update_arg(index, bias)
-    else:
-        node.update_kwarg("bias", bias)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import fx, nn
 
-from fxhash.generator import SMHGenerator
-from fxhash.parts import OpaquePart
+from fxhash.capture.opaque import OpaqueModule
 from fxhash.passes.contract import graph_pass
+from fxhash.smh.generator import SMHGenerator
 
 
 @graph_pass
@@ -31,12 +31,12 @@ def restore_parameters(graph_module: fx.GraphModule) -> bool:
                 node.replace_all_uses_with(graph_module.graph.get_attr(fqn))
             modified = True
     for path, part in list(graph_module.named_modules()):
-        if isinstance(part, OpaquePart):
+        if isinstance(part, OpaqueModule):
             modified |= _unwrap(graph_module, path, part)
     return modified
 
 
-def _unwrap(graph_module: fx.GraphModule, path: str, part: OpaquePart) -> bool:
+def _unwrap(graph_module: fx.GraphModule, path: str, part: OpaqueModule) -> bool:
     """Put the wrapped module back where it was; not where the graph collects `*args` or `**kwargs` for it."""
     calls = [node for node in graph_module.graph.nodes if node.op == "call_module" and node.target == path]
     if any(node.kwargs for node in calls):

@@ -7,7 +7,7 @@ from fxhash.training.data import ImageData, load_data
 from fxhash.training.finished import evaluate, export, measure_latency
 from fxhash.training.folder import RunOptions, RunResult
 from fxhash.training.recipe import Recipe, load_recipe, recipe_names
-from fxhash.training.report import write_report
+from fxhash.training.report.document import write_report
 from fxhash.training.run import resume, train
 
 __all__ = [

@@ -12,9 +12,9 @@ from torch import fx
 
 import fxhash
 from fxhash.errors import CheckpointError, TrainingError
-from fxhash.latency import median_latencies
 from fxhash.training.data import ImageData, load_data
 from fxhash.training.folder import load_model, read_configuration, save_model
+from fxhash.training.latency import median_latencies
 from fxhash.training.module import ReadsBytes
 
 

@@ -16,7 +16,7 @@ from torch import fx, nn
 import fxhash
 from fxhash import zoo
 from fxhash.errors import CheckpointError, TrainingError
-from fxhash.files import replacing
+from fxhash.storage.atomic import replacing
 from fxhash.training.data import ImageData
 from fxhash.training.module import ReadsBytes
 from fxhash.training.recipe import Recipe

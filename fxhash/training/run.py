@@ -28,7 +28,6 @@ from torch.utils.data.distributed import DistributedSampler
 
 import fxhash
 from fxhash.errors import TrainingError
-from fxhash.generator import current_plan
 from fxhash.training.data import ImageData, load_data
 from fxhash.training.folder import (
     CHECKPOINT,
@@ -47,6 +46,7 @@ from fxhash.training.folder import (
 )
 from fxhash.training.module import Classifier, ReadsBytes
 from fxhash.training.processes import is_first_process
+from fxhash.transformed import current_plan
 from fxhash.version import __version__
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}

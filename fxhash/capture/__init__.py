@@ -1,0 +1,1 @@
+"""Any model to one graph whose parameters are `get_attr` nodes."""

@@ -1,0 +1,1 @@
+"""What `torch.fx` lacks: free names, a call's arguments by name, live ranges of values."""

@@ -1,0 +1,29 @@
+"""Names in a graph module: what is free, what is ours, and what a name was in the original model."""
+
+from __future__ import annotations
+
+from torch import nn
+
+# Where an opaque part lies below the path of the module that it wraps. Beside it lie the parameters that it is
+# handed: they can't lie on the part or the module, which would then keep them.
+OPAQUE_PART = "opaque_part"
+WRAPPED_MODULE = "wrapped_module"
+# Where the `meta` of a traced graph module says how it was captured.
+CAPTURED = "fxhash.captured"
+
+
+def free_name(module: nn.Module, name: str) -> str:
+    """`name`, with underscores behind it until `module` has no such attribute."""
+    while hasattr(module, name):
+        name += "_"
+    return name
+
+
+def original_name(name: str) -> str:
+    """The name in the original model of a parameter or buffer of a traced one.
+
+    Example:
+        >>> original_name("encoder.attention.opaque_part.wrapped_module.bias")
+        'encoder.attention.bias'
+    """
+    return ".".join(atom for atom in name.split(".") if atom not in (OPAQUE_PART, WRAPPED_MODULE))

@@ -1,0 +1,32 @@
+"""Functions that `torch.fx` records as one node, as it does with torch's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
+
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+Arguments = ParamSpec("Arguments")
+
+
+def recorded(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
+    """Let `torch.fx` record a call of `function` as one node.
+
+    Unpickling a graph module traces its code; without this, it would trace into the function.
+    """
+
+    @wraps(function)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+        if has_torch_function(args):
+            return handle_torch_function(run, args, *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return run
+
+
+def is_recorded(function: Any) -> bool:
+    """Whether a function is one of fxhash's own in a graph."""
+    return getattr(function, "__module__", "").startswith("fxhash.")

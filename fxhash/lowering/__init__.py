@@ -1,0 +1,1 @@
+"""The plan and the pieces of a lowered model."""

@@ -1,0 +1,217 @@
+"""Layers inside of parts that can't be traced, lowered one by one: each comes by its weights when it is called.
+
+A part's own code calls its layers as before and may read their attributes: a `weight` that it reads is generated then.
+Linear layers, convolutions and embeddings multiply by the factors in turn where that is less work. Any other module,
+such as experts, a recurrent layer or a layer of the user's own, has its parameters generated for each call of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from fxhash.capture.opaque import call_with_parameters
+from fxhash.lowering.factor_store import FactorStore
+from fxhash.lowering.factored_tensor import as_factored
+from fxhash.lowering.functional import (
+    adaptive_conv,
+    adaptive_linear,
+    factored_conv,
+    factored_embedding,
+    factored_linear,
+)
+from fxhash.smh.arithmetic import generate
+
+_Base: Any = nn.Module if TYPE_CHECKING else object
+
+
+class WeightSource(NamedTuple):
+    """How to come by one weight. A tuple, so that the factors are no child of the module that has it.
+
+    Attributes:
+        factors: the module that holds the factors.
+        key: under which it holds the scaled rows of `left`.
+        shape: shape of the weight.
+        shift_key: under which it holds a constant to add; empty if there is none.
+        dtype: type of the weight; None for that of the factors.
+        unbuilt: whether to hand the weight over unbuilt, to a module that multiplies by it.
+    """
+
+    factors: FactorStore
+    key: str
+    shape: tuple[int, ...]
+    shift_key: str = ""
+    dtype: torch.dtype | None = None
+    unbuilt: bool = False
+
+    @property
+    def own_factors(self) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+        """`left`, `right` and the weight's shape."""
+        return self.factors(self.key), self.factors(), self.shape
+
+    def generate(self) -> Tensor:
+        """The weight, in memory of its own."""
+        if self.unbuilt:
+            return as_factored(*self.own_factors)
+        shift = self.factors(self.shift_key) if self.shift_key else None
+        return generate(*self.own_factors, shift).to(self.dtype)
+
+
+class LoweredLayer(_Base):
+    """What the lowered layers of all kinds share; made of a layer by `lower_layer`.
+
+    Attributes:
+        source: how to come by the weight.
+        method: `"factored"`, `"adaptive"` or `"generate"`.
+        most: for `"adaptive"`, up to how many positions to multiply in turn.
+    """
+
+    source: WeightSource
+    method: str
+    most: int
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight, generated for this access."""
+        return self.source.generate()
+
+
+class LoweredLinear(LoweredLayer, nn.Linear):  # type: ignore[override]
+    """A linear layer."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the layer that it stands for."""
+        if self.method == "factored":
+            return factored_linear(input, *self.source.own_factors, self.bias)
+        if self.method == "adaptive":
+            return adaptive_linear(input, *self.source.own_factors, self.bias, self.most)
+        return super().forward(input)
+
+
+class _LoweredConvolution(LoweredLayer):
+    def forward(self, input: Tensor) -> Tensor:
+        """As the layer that it stands for."""
+        if self.method == "generate":
+            return super().forward(input)
+        given = (self.bias, self.stride, self.padding, self.dilation)
+        if self.method == "factored":
+            return factored_conv(input, *self.source.own_factors, *given)
+        return adaptive_conv(input, *self.source.own_factors, *given, self.most)
+
+
+class LoweredConv1d(_LoweredConvolution, nn.Conv1d):  # type: ignore[override]
+    """A convolution over one dimension."""
+
+
+class LoweredConv2d(_LoweredConvolution, nn.Conv2d):  # type: ignore[override]
+    """A convolution over two dimensions."""
+
+
+class LoweredConv3d(_LoweredConvolution, nn.Conv3d):  # type: ignore[override]
+    """A convolution over three dimensions."""
+
+
+class LoweredEmbedding(LoweredLayer, nn.Embedding):  # type: ignore[override]
+    """An embedding."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As the layer that it stands for."""
+        return (
+            super().forward(input) if self.method == "generate" else factored_embedding(input, *self.source.own_factors)
+        )
+
+
+_LOWERED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: LoweredLinear,
+    nn.Conv1d: LoweredConv1d,
+    nn.Conv2d: LoweredConv2d,
+    nn.Conv3d: LoweredConv3d,
+    nn.Embedding: LoweredEmbedding,
+}
+
+
+def can_be_lowered(layer: nn.Module) -> bool:
+    """Whether a layer is of a kind that can multiply by the factors itself."""
+    return (
+        type(layer) in _LOWERED
+        and not layer._forward_pre_hooks
+        and not layer._forward_hooks
+        and getattr(layer, "max_norm", None) is None
+    )
+
+
+def can_be_factored(layer: nn.Module) -> bool:
+    """Whether its arithmetic is one that a layer of factors has: not grouped, padded with zeros."""
+    return getattr(layer, "groups", 1) == 1 and getattr(layer, "padding_mode", "zeros") == "zeros"
+
+
+def lower_layer(layer: nn.Module, source: WeightSource, method: str, most: int = 0) -> nn.Module:
+    """The same layer, with everything it has but its weight; `layer` itself is left untouched."""
+    return _of_class(_LOWERED[type(layer)], layer, ["weight"], source=source, method=method, most=most)
+
+
+class GeneratesParameters(_Base):
+    """A module of any class whose parameters are generated for each call of it, or when they are read.
+
+    Attributes:
+        sources: how to come by each of its own parameters, by name.
+    """
+
+    sources: dict[str, WeightSource]
+    _made_of: tuple[type[nn.Module], tuple[str, ...]]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the module that it stands for."""
+        kind, names = self._made_of
+        if torch.compiler.is_compiling() and not issubclass(kind, nn.RNNBase):
+            # Older compilers can't follow replicas; they generate a weight once that is read twice.
+            return kind.forward(self, *args, **kwargs)
+        weights = [self.sources[name].generate() for name in names]
+        return call_with_parameters(self, kind, names, weights, args, kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        _, _, *state = super().__reduce_ex__(protocol)
+        return _empty, self._made_of, *state
+
+
+def can_generate_parameters(module: nn.Module) -> bool:
+    """Whether a module runs its class's own forward, which can then be given other parameters."""
+    return not isinstance(module, torch.jit.ScriptModule) and "forward" not in vars(module)
+
+
+def can_take_unbuilt(module: nn.Module) -> bool:
+    """Whether a module multiplies by its matrices and does nothing else with them."""
+    return type(module) in (nn.MultiheadAttention, nn.modules.linear.NonDynamicallyQuantizableLinear)
+
+
+def generate_parameters(module: nn.Module, sources: Mapping[str, WeightSource]) -> nn.Module:
+    """The same module with some parameters generated; `module` itself is left untouched."""
+    kind = _generating(type(module), tuple(sources))  # type: ignore[arg-type]  # mypy: no hash of a Module's class
+    return _of_class(kind, module, sources, sources=dict(sources))
+
+
+@cache
+def _generating(kind: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    def reading(name: str) -> property:
+        return property(lambda self: self.sources[name].generate())
+
+    attributes: dict[str, Any] = {name: reading(name) for name in names}
+    return type(kind.__name__, (GeneratesParameters, kind), {**attributes, "_made_of": (kind, names)})
+
+
+def _empty(kind: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    generating = _generating(kind, names)  # type: ignore[arg-type]
+    return generating.__new__(generating)
+
+
+def _of_class(kind: type[nn.Module], module: nn.Module, without: Collection[str], **attributes: Any) -> nn.Module:
+    """A module of another class with everything that `module` has but some parameters."""
+    changed = object.__new__(kind)
+    vars(changed).update({**vars(module), "_modules": dict(module._modules), "_buffers": dict(module._buffers)})
+    vars(changed)["_parameters"] = {name: each for name, each in module._parameters.items() if name not in without}
+    vars(changed).update(attributes)
+    return changed

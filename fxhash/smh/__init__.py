@@ -1,0 +1,1 @@
+"""Structured Multi-Hashing itself: plan, arithmetic and generator, without `torch.fx`."""

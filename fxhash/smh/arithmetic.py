@@ -1,0 +1,96 @@
+"""The arithmetic of Structured Multi-Hashing: pure functions on tensors.
+
+All hashed parameters fill one global matrix `W = left @ right` (Eban et al., CVPR 2020, arXiv 1911.11177), each from a
+row of its own on, in row-major order. So the weight of a parameter is the product of its own rows of `left` with
+`right`, flattened and cut to size. Nothing here knows of `torch.fx` or `torch.nn`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fxhash.graph.recorded import recorded
+
+
+def rows_for(numel: int, cols: int) -> int:
+    """Number of rows of `W` that a parameter of `numel` elements takes.
+
+    Example:
+        >>> rows_for(7, cols=3)
+        3
+    """
+    return -(-numel // cols)
+
+
+def is_row_aligned(shape: Sequence[int], cols: int) -> bool:
+    """Whether a weight of this shape can be multiplied by in turn: rows and output channels nest.
+
+    Example:
+        >>> [is_row_aligned((64, 32, 3, 3), cols) for cols in (144, 576, 100)]
+        [True, True, False]
+    """
+    channel, kernel = math.prod(shape[1:]), math.prod(shape[2:])
+    return len(shape) >= 2 and (cols % channel == 0 or (channel % cols == 0 and cols % kernel == 0))
+
+
+@recorded
+def generate(
+    left: Tensor,
+    right: Tensor,
+    shape: Sequence[int],
+    shift: Tensor | None = None,
+    channel_scale: Tensor | None = None,
+    scratch: Tensor | None = None,
+) -> Tensor:
+    """One weight: `channel_scale * (left @ right[:rank] + shift).flatten()[:numel].view(shape)`.
+
+    Args:
+        left: the parameter's own rows of the left factor, scaled; shape `(rows, rank)`.
+        right: the shared right factor, of shape `(at least rank, cols)`.
+        shape: the weight's shape, of more than `(rows - 1) * cols` and at most `rows * cols` elements.
+        shift: a constant to add, of shape `()`; nothing where left out.
+        channel_scale: a factor for each output channel, of shape `(shape[0],)`; one where left out.
+        scratch: memory to write to, of shape `(at least rows * cols,)`; new memory where left out.
+
+    Returns:
+        A contiguous tensor of `shape`.
+
+    Example:
+        >>> left, right = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 2.0, 3.0]])
+        >>> generate(left, right, (2, 2)).tolist()
+        [[1.0, 2.0], [3.0, 2.0]]
+    """
+    # No slices that keep everything: their backward copies whole gradients.
+    right = right if right.shape[0] == left.shape[1] else right[: left.shape[1]]
+    size = (left.shape[0], right.shape[1])
+    room = None if scratch is None else scratch[: math.prod(size)].view(size)
+    rows = torch.mm(left, right, out=room) if shift is None else torch.addmm(shift, left, right, out=room)
+    numel = math.prod(shape)
+    weight = (rows if numel == math.prod(size) else rows.flatten()[:numel]).view(tuple(shape))
+    if channel_scale is not None:
+        weight.view(shape[0], -1).mul_(channel_scale.unsqueeze(1))
+    return weight
+
+
+@recorded
+def separable(run: Tensor, kernels: Tensor, shape: Sequence[int]) -> Tensor:
+    """The weight of a separable convolution: `sum(run[o, i, k] * kernels[k] for k in range(len(kernels)))`.
+
+    Args:
+        run: an entry for each output channel, input channel and kernel, in this order; any shape.
+        kernels: the spatial kernels, of shape `(count, positions)`.
+        shape: the weight's shape, `(out, in, *kernel)`.
+
+    Returns:
+        A contiguous tensor of `shape`.
+
+    Example:
+        >>> run, kernels = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0, -1.0]])
+        >>> separable(run, kernels, (1, 2, 3)).tolist()
+        [[[1.0, 0.0, -1.0], [2.0, 0.0, -2.0]]]
+    """
+    return (run.reshape(-1, kernels.shape[0]) @ kernels).view(tuple(shape))

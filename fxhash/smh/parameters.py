@@ -1,0 +1,48 @@
+"""The parameters of a model: which are the same, and whether they have a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from fxhash.errors import TransformError
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The type's name without its prefix, such as `"float32"`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def is_lazy(parameter: nn.Parameter) -> bool:
+    """Whether a lazy module still has to learn this parameter's shape."""
+    return isinstance(parameter, UninitializedParameter)
+
+
+def refuse_lazy(model: nn.Module) -> None:
+    """Raise TransformError if a lazy module still has to learn the shape of a parameter."""
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise TransformError(f"parameter {name!r} has no shape yet: run one batch through the lazy modules first")
+
+
+def tied_groups(model: nn.Module) -> list[tuple[list[str], list[nn.Parameter]]]:
+    """The names of each distinct parameter, in the order of `named_parameters()`.
+
+    Two parameters are the same if they are one object, or the same view of one storage.
+    """
+    groups: dict[Hashable, tuple[list[str], list[nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names, parameters = groups.setdefault(_identity(parameter), ([], []))
+        names.append(name)
+        parameters.append(parameter)
+    return list(groups.values())
+
+
+def _identity(parameter: nn.Parameter) -> Hashable:
+    if is_lazy(parameter):
+        return id(parameter)
+    storage = parameter.untyped_storage()._cdata
+    return storage, parameter.storage_offset(), parameter.shape, parameter.stride(), parameter.requires_grad

@@ -1,0 +1,99 @@
+"""Which parameters of a model are hashed, decided on names, shapes and types alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from fxhash.errors import PlanError
+from fxhash.smh.parameters import dtype_name, refuse_lazy, tied_groups
+from fxhash.smh.plan import HASHABLE_DTYPES, ParameterPlan
+
+Predicate: TypeAlias = Callable[[str, nn.Parameter], bool]
+Selector: TypeAlias = str | re.Pattern[str] | Sequence[str | re.Pattern[str]] | Predicate
+
+
+def describe_parameters(
+    model: nn.Module, include: Selector | None = None, exclude: Selector | None = None
+) -> list[ParameterPlan]:
+    """Describe every parameter of a model and choose which are hashed.
+
+    By default a parameter is hashed if it has two dimensions or more, is trainable, and is real and floating
+    point. `include` replaces the rule on dimensions; `exclude` takes away from what is left.
+
+    Args:
+        model: any module; its values are not read, so it may be on the meta device.
+        include: regular expressions, found anywhere in the fully qualified name, or a predicate
+            `(fqn, parameter) -> bool`.
+        exclude: the same.
+
+    Returns:
+        One entry a parameter, without places in `W`, in the order of `named_parameters()`; tied names share one.
+
+    Raises:
+        TransformError: if a parameter is not initialised yet.
+        PlanError: for a malformed selector.
+    """
+    included = None if include is None else _as_predicate("include", include)
+    excluded = None if exclude is None else _as_predicate("exclude", exclude)
+    refuse_lazy(model)
+    scripted = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, torch.jit.ScriptModule)
+        for parameter in module.parameters()
+    }
+    described = []
+    for names, (parameter, *_) in tied_groups(model):
+        described.append(
+            ParameterPlan(
+                fqn=names[0],
+                shape=tuple(parameter.shape),
+                dtype=dtype_name(parameter.dtype),
+                trainable=parameter.requires_grad,
+                dense_because=(
+                    "inside a script module"
+                    if id(parameter) in scripted
+                    else _dense_because(names, parameter, included, excluded)
+                ),
+                aliases=tuple(names[1:]),
+            )
+        )
+    return described
+
+
+def _dense_because(
+    names: list[str], parameter: nn.Parameter, included: Predicate | None, excluded: Predicate | None
+) -> str:
+    """Why a parameter stays dense; an empty string if it is hashed."""
+    if dtype_name(parameter.dtype) not in HASHABLE_DTYPES:
+        return f"type {dtype_name(parameter.dtype)}"
+    if not parameter.requires_grad:
+        return "frozen"
+    if parameter.numel() == 0:
+        return "empty"
+    if excluded is not None and any(excluded(name, parameter) for name in names):
+        return "excluded"
+    if included is not None:
+        return "" if any(included(name, parameter) for name in names) else "not included"
+    return "" if parameter.dim() >= 2 else "fewer than two dimensions"
+
+
+def _as_predicate(argument: str, selector: Selector) -> Predicate:
+    if callable(selector):
+        return selector
+    patterns = [selector] if isinstance(selector, (str, re.Pattern)) else selector
+    if not isinstance(patterns, Iterable) or not all(isinstance(each, (str, re.Pattern)) for each in patterns):
+        raise PlanError(
+            f"{argument}={selector!r} must be a regular expression, a list of them, or a function "
+            "(fqn, parameter) -> bool"
+        )
+    try:
+        compiled = [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+        raise PlanError(f"{argument}={selector!r} is not a regular expression: {error}") from error
+    return lambda fqn, _: any(pattern.search(fqn) for pattern in compiled)

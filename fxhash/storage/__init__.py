@@ -1,0 +1,1 @@
+"""Files: transformed models, factors in fewer bits, ONNX."""

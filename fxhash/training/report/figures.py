@@ -1,0 +1,122 @@
+"""Figures of runs: accuracy over size, and the curves of training."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fxhash.training.report.comparison import Group
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure, SubFigure
+
+    Drawing: TypeAlias = Callable[["Figure | SubFigure", Sequence[Group]], None]
+
+
+def accuracy_over_size(figure: Figure | SubFigure, groups: Sequence[Group]) -> None:
+    """Test accuracy over trainable parameters: squares are dense, circles compressed; a line for each model and data.
+
+    Bars are the standard deviation over seeds. Groups without a finished run are left out.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes = figure.subplots()
+    finished = [group for group in groups if group.finished]
+    series: dict[tuple[str, str], list[Group]] = {}
+    for group in finished:
+        series.setdefault((group.options.model, group.options.data), []).append(group)
+    for (model, data), members in series.items():
+        points = sorted((group.trainable or 0, group.accuracy().mean) for group in members)
+        (line,) = axes.plot(
+            [size for size, _ in points],
+            [100 * accuracy for _, accuracy in points],
+            linewidth=1,
+            alpha=0.4,
+            label=f"{model} on {data}",
+        )
+        for group in members:
+            accuracy = group.accuracy()
+            axes.errorbar(
+                [group.trainable or 0],
+                [100 * accuracy.mean],
+                None if accuracy.deviation is None else [100 * accuracy.deviation],
+                fmt="s" if group.options.compress is None else "o",
+                color=line.get_color(),
+                capsize=3,
+            )
+    sizes = [group.trainable or 1 for group in finished]
+    axes.set_xscale("log")
+    axes.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
+    # Plain numbers: powers would need the mathematical notation that is switched off for names.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
+    axes.tick_params(axis="x", rotation=30)
+    axes.set_xlabel("trainable parameters")
+    axes.set_ylabel("test accuracy (%)")
+    _finish(axes)
+    axes.legend(fontsize=8)
+
+
+def curves(figure: Figure | SubFigure, groups: Sequence[Group]) -> None:
+    """Train loss and test accuracy over epochs: a colour a group, a line a run, dashed while it is not finished."""
+    loss, accuracy = figure.subplots(1, 2)
+    colours = _colours(len(groups))
+    for group, colour in zip(groups, colours, strict=True):
+        for index, run in enumerate(group.runs):
+            epochs = [row.epoch for row in run.curves]
+            style: dict[str, Any] = {
+                "color": colour,
+                "linewidth": 1,
+                "linestyle": "--" if run.outcome is None else "-",
+                "marker": "." if len(epochs) == 1 else "",
+            }
+            loss.plot(epochs, [row.train_loss for row in run.curves], label="" if index else group.label, **style)
+            accuracy.plot(epochs, [100 * row.test_accuracy for row in run.curves], **style)
+    for axes, name in ((loss, "train loss"), (accuracy, "test accuracy (%)")):
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        _finish(axes)
+    figure.legend(loc="outside lower center", ncols=2 if len(groups) > 1 else 1, fontsize=8)
+
+
+def as_png(*drawings: Drawing, groups: Sequence[Group]) -> bytes:
+    """One PNG image with the drawings below each other."""
+    from matplotlib.figure import Figure
+
+    with _names_as_they_are():
+        # Legends grow with the groups.
+        height = 4 + 0.1 * len(groups)
+        figure = Figure(figsize=(8, height * len(drawings)), dpi=150, layout="constrained")
+        for draw, part in zip(drawings, figure.subfigures(len(drawings), 1, squeeze=False).flat, strict=True):
+            draw(part, groups)
+        with BytesIO() as file:
+            figure.savefig(file, format="png")
+            return file.getvalue()
+
+
+def _finish(axes: Any) -> None:
+    axes.grid(visible=True, color="0.93")
+    axes.set_axisbelow(True)
+
+
+def _colours(count: int) -> list[Any]:
+    from matplotlib import colormaps
+
+    if count <= 10:
+        return [colormaps["tab10"](index) for index in range(count)]
+    return [colormaps["turbo"](index / (count - 1)) for index in range(count)]
+
+
+@contextmanager
+def _names_as_they_are() -> Iterator[None]:
+    """Dollar signs in names start no formula, and letters that the font lacks no warning."""
+    import matplotlib
+
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        yield

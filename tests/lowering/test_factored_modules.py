@@ -1,0 +1,234 @@
+"""Layers inside of parts that can't be traced come by their weights one by one."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fxhash
+from fxhash.capture.opaque import OpaqueModule
+from tests.helpers import assert_same_outputs
+from tests.lowering.test_lowered_models import perturb
+
+
+class Untraceable(nn.Module):
+    """Layers of many kinds below a forward that branches on its input; one is called twice, one's weight is read."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(50, 32)
+        self.conv = nn.Conv1d(32, 64, 1)
+        self.grouped = nn.Conv1d(64, 64, 3, groups=4, bias=False)
+        self.circular = nn.Conv1d(64, 32, 3, padding=1, padding_mode="circular")
+        self.blocks = nn.ModuleList([nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, 32)])
+        self.twice = nn.Linear(32, 32)
+        self.shared = self.twice
+        self.read = nn.Linear(32, 32)
+        self.raw = nn.Parameter(torch.randn(32, 32))
+
+    def forward(self, tokens):
+        x = self.embedding(tokens).transpose(1, 2)
+        x = self.circular(self.grouped(self.conv(x))).transpose(1, 2)
+        if x.sum() > 0:
+            x = x + 1
+        for block in self.blocks:
+            x = block(x)
+        x = torch.tanh(self.shared(torch.tanh(self.twice(x))))
+        return x @ self.raw + self.read(x) * self.read.weight.abs().mean()
+
+
+class Experts(nn.Module):
+    """Raw parameters of three dimensions, of which forward reads a piece at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(3, 48, 32) / 6)
+        self.second = nn.Parameter(torch.randn(3, 32, 48) / 6)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return sum(torch.tanh(x @ self.first[i].T) @ self.second[i].T for i in range(3))
+
+
+class Transposed(nn.Module):
+    """A linear layer of its own kind, with its weight the other way round."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(32, 32) / 6)
+        self.bias = nn.Parameter(torch.zeros(32))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.flatten(0, -2), self.weight).view(x.shape)
+
+
+class Assorted(nn.Module):
+    """Modules of many kinds, none of them a plain layer, below a forward that branches on its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(50, 32)
+        self.experts = Experts()
+        self.transposed = Transposed()
+        self.recurrent = nn.LSTM(32, 16, batch_first=True, bidirectional=True)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(32, 32))
+        self.shifted = nn.Module()
+        self.shifted.gain = nn.Parameter(torch.ones(32, 32) + torch.randn(32, 32) / 100)
+        self.wide = nn.Linear(32, 32, dtype=torch.float64)
+
+    def forward(self, tokens):
+        x = self.transposed(self.experts(self.embedding(tokens)))
+        if x.sum() > 0:
+            x = x + 1
+        x, _ = self.recurrent(x)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return self.wide(self.normed(x @ self.shifted.gain).double())
+
+
+def deployed_untraceable(compress=0.3, **options):
+    torch.manual_seed(0)
+    gm = fxhash.transform(Untraceable(), compress, seed=0)
+    perturb(gm)
+    return gm.eval(), fxhash.lower_for_deploy(gm, **options)
+
+
+def tokens(*shape):
+    return torch.randint(0, 50, shape)
+
+
+@pytest.mark.parametrize("compress", [0.05, 0.3, 0.8])
+@pytest.mark.parametrize(
+    "options", [{}, {"methods": {"": "generate"}}, {"methods": {"": "cache"}}, {"memory_budget": "1GB"}]
+)
+def test_deployed_equals_transformed(compress, options):
+    gm, deployed = deployed_untraceable(compress, **options)
+    for x in (tokens(2, 9), tokens(1, 5), tokens(8, 40)):
+        assert_same_outputs(gm, deployed, x)
+    assert_same_outputs(gm, copy.deepcopy(deployed), tokens(2, 9))
+    assert_same_outputs(gm, pickle.loads(pickle.dumps(deployed)), tokens(2, 9))
+
+
+def test_each_layer_has_a_method_of_its_own():
+    _, deployed = deployed_untraceable()
+    uses = {use.fqn: use for use in deployed.smh_factors.plan.uses}
+    assert uses["embedding.weight"].method == "factored"
+    assert uses["conv.weight"].method == "factored"
+    assert uses["grouped.weight"].method == uses["circular.weight"].method == "generate"
+    assert not uses["raw"].inside
+    assert all(use.inside for fqn, use in uses.items() if fqn != "raw")
+    (part,) = [module for module in deployed.modules() if isinstance(module, OpaqueModule)]
+    assert not [name for name, _ in part.named_parameters() if name.endswith("weight")]
+    assert isinstance(part.wrapped_module.conv, nn.Conv1d)
+    assert part.wrapped_module.twice is part.wrapped_module.shared
+
+
+@pytest.mark.parametrize("compress", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "options", [{}, {"methods": {"": "generate"}}, {"methods": {"": "cache"}}, {"memory_budget": "1GB"}]
+)
+def test_modules_of_any_kind_come_by_their_weights(compress, options):
+    gm = fxhash.transform(Assorted(), compress, seed=0)
+    perturb(gm)
+    gm.eval()
+    deployed = fxhash.lower_for_deploy(gm, **options)
+    for x in (tokens(2, 9), tokens(1, 5)):
+        assert_same_outputs(gm, deployed, x)
+    assert_same_outputs(gm, copy.deepcopy(deployed), tokens(2, 9))
+
+
+def test_modules_of_any_kind_can_be_pickled():
+    model = Assorted()
+    # Torch itself refuses to pickle parametrized modules.
+    model.normed = nn.Linear(32, 32)
+    gm = fxhash.transform(model, 0.5, seed=0).eval()
+    assert_same_outputs(gm, pickle.loads(pickle.dumps(fxhash.lower_for_deploy(gm))), tokens(2, 9))
+
+
+def test_modules_of_any_kind_generate_when_they_are_called():
+    model = Assorted()
+    kinds = {path: type(module) for path, module in model.named_modules()}
+    # Without the layer of double precision, which would let all factors be of its type.
+    gm = fxhash.transform(model, 0.5, seed=0, exclude="^wide").eval()
+    deployed = fxhash.lower_for_deploy(gm, methods={r"^attention\.": "factored"})
+    assert_same_outputs(gm, deployed, tokens(2, 9))
+    plan = deployed.smh_factors.plan
+    assert {use.fqn for use in plan.uses if use.inside is None} == set()
+    methods = {use.fqn: use.method for use in plan.uses}
+    assert methods["attention.in_proj_weight"] == methods["attention.out_proj.weight"] == "factored"
+    assert methods["experts.first"] == methods["recurrent.weight_hh_l0_reverse"] == "generate"
+    (part,) = [module for module in deployed.modules() if isinstance(module, OpaqueModule)]
+    for path, module in part.wrapped_module.named_modules():
+        assert isinstance(module, kinds[path])
+    matrices = [name for name, parameter in part.wrapped_module.named_parameters() if parameter.dim() >= 2]
+    assert matrices == ["wide.weight"]
+    assert part.wrapped_module.experts.first.shape == (3, 48, 32)
+    # At a time, there are the weights of one module, and of those around it.
+    size = {use.fqn: use.memory_bytes for use in plan.uses}
+    modules = ("experts.", "recurrent.", "normed.")
+    totals = [sum(size[fqn] for fqn in size if fqn.startswith(module)) for module in modules]
+    assert plan.peak_bytes == max(totals)
+
+
+def test_what_a_module_assigns_during_a_call_stays():
+    deployed = fxhash.lower_for_deploy(fxhash.transform(Assorted(), 0.5, seed=0).eval())
+    (part,) = [module for module in deployed.modules() if isinstance(module, OpaqueModule)]
+    before = part.wrapped_module.experts.calls
+    deployed(tokens(2, 9))
+    assert part.wrapped_module.experts.calls == before + 1
+
+
+def test_only_one_weight_inside_exists_at_a_time():
+    _, deployed = deployed_untraceable(methods={"": "generate"})
+    plan = deployed.smh_factors.plan
+    sizes = {use.fqn: use.memory_bytes for use in plan.uses}
+    largest = max(size for fqn, size in sizes.items() if fqn != "raw")
+    assert plan.peak_bytes == sizes["raw"] + largest
+
+
+def test_a_table_inside_is_never_built():
+    class Looks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(20_000, 64)
+
+        def forward(self, x):
+            return self.table(x) if x.sum() >= 0 else None
+
+    largest = 0
+
+    class Largest(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            largest = max(largest, result.numel() if isinstance(result, torch.Tensor) else 0)
+            return result
+
+    gm = fxhash.transform(Looks(), 0.01, seed=0).eval()
+    deployed = fxhash.lower_for_deploy(gm)
+    with torch.inference_mode(), Largest():
+        deployed(torch.arange(10))
+    assert 0 < largest < 20_000 * 64 // 50
+    assert_same_outputs(gm, deployed, torch.arange(10))
+
+
+def test_lowering_leaves_the_transformed_model_as_it_is():
+    gm, _ = deployed_untraceable()
+    (part,) = [module for module in gm.modules() if isinstance(module, OpaqueModule)]
+    assert type(part.wrapped_module.conv) is nn.Conv1d
+    x = tokens(2, 9)
+    before = gm(x)
+    fxhash.lower_for_deploy(gm, memory_budget="40kB")
+    assert torch.equal(gm(x), before)
+
+
+def test_a_deployed_model_moves_and_converts_as_one():
+    gm, deployed = deployed_untraceable()
+    x = tokens(2, 9)
+    torch.testing.assert_close(deployed.double()(x).float(), gm(x), rtol=1e-3, atol=1e-4)

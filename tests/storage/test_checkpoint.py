@@ -1,0 +1,397 @@
+"""Files: complete, small, without pickle, and never trusted."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import fxhash
+from fxhash.storage.checkpoint import read_plan
+from tests.helpers import assert_same_outputs, smallest_transform
+from tests.models import MODELS, ResidualConvNet
+from tests.strategies import random_models
+
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """One folder for all examples of a property, which a `tmp_path` can't be."""
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """A transformed model and its file."""
+    gm = fxhash.transform(ResidualConvNet(), 0.3, seed=0)
+    path = tmp_path / "model.safetensors"
+    fxhash.save(gm, path)
+    return gm, path
+
+
+@given(case=random_models())
+def test_save_then_load_is_the_identity(folder, case):
+    model, x = case
+    gm = smallest_transform(model, 0.5, seed=0)
+    fxhash.save(gm, folder / "any.safetensors")
+    loaded = fxhash.load(folder / "any.safetensors", model)
+    assert loaded.training == model.training
+    assert loaded.smh_generator.plan == gm.smh_generator.plan
+    state, again = gm.state_dict(), loaded.state_dict()
+    assert list(state) == list(again)
+    assert all(torch.equal(state[name], again[name]) for name in state)
+    assert_same_outputs(gm, loaded, x, rtol=0)
+
+
+@every_model
+def test_save_then_load_for(tmp_path, name):
+    model, inputs = MODELS[name]
+    torch.manual_seed(1)
+    gm = smallest_transform(model(), 0.5, seed=0)
+    gm(*inputs())
+    fxhash.save(gm, tmp_path / "model.safetensors")
+    torch.manual_seed(1)
+    loaded = fxhash.load(tmp_path / "model.safetensors", model())
+    assert_same_outputs(gm, loaded, *inputs())
+    assert_same_outputs(gm.eval(), fxhash.lower_for_deploy(loaded), *inputs())
+
+
+@every_model
+def test_size_of_the_file(tmp_path, name):
+    gm = smallest_transform(MODELS[name][0](), 0.5)
+    fxhash.save(gm, tmp_path / "model.safetensors")
+    kept = sum(tensor.numel() for tensor in [*gm.parameters(), *gm.buffers()])
+    assert (tmp_path / "model.safetensors").stat().st_size <= 4 * kept * 1.02 + 64 * 1024
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-10), (torch.int8, 1 / 253)])
+@given(case=random_models())
+def test_narrow_factors(folder, dtype, error, case):
+    """Each within half a step of what it was, and the same file again from what was read."""
+    model, _ = case
+    gm = smallest_transform(model, 0.5, seed=0)
+    first, second = folder / "first.safetensors", folder / "second.safetensors"
+    fxhash.save(gm, first, dtype=dtype)
+    loaded = fxhash.load(first, model)
+    names = dict(gm.named_parameters())
+    for name, value in loaded.named_parameters():
+        original = names[name]
+        assert value.dtype == original.dtype
+        if name.endswith((".right", ".log_scales")) or "left." not in name:
+            continue
+        reach = original.abs().amax(0) if dtype == torch.int8 else original.abs()
+        assert ((value - original).abs() <= reach * error + 1e-7).all()
+    assert torch.equal(loaded.smh_generator.log_scales, gm.smh_generator.log_scales)
+    fxhash.save(loaded, second, dtype=dtype)
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_narrow_files_are_smaller_and_deploy(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256))
+    gm, x = fxhash.transform(model, 0.5, seed=0).eval(), torch.randn(8, 256)
+    sizes = {}
+    for dtype, tolerance in ((None, 0), (torch.bfloat16, 0.02), (torch.float16, 0.002), (torch.int8, 0.05)):
+        fxhash.save(gm, tmp_path / "model.safetensors", dtype=dtype)
+        sizes[dtype] = (tmp_path / "model.safetensors").stat().st_size
+        loaded = fxhash.load(tmp_path / "model.safetensors", model)
+        assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+        with torch.no_grad():
+            assert (fxhash.lower_for_deploy(loaded)(x) - gm(x)).norm() <= tolerance * gm(x).norm() + 1e-5
+    assert sizes[torch.bfloat16] < 0.51 * sizes[None]
+    assert sizes[torch.int8] < 0.27 * sizes[None]
+
+
+def test_narrow_factors_that_cannot_be(stored):
+    gm, path = stored
+    before = path.read_bytes()
+    with pytest.raises(fxhash.PlanError, match=r"dtype=torch\.int16 is no type to store factors in"):
+        fxhash.save(gm, path, dtype=torch.int16)
+    with torch.no_grad():
+        gm.smh_generator.right[0, 0] = 1e6
+    with pytest.raises(fxhash.CheckpointError, match=r"right' has values that torch\.float16 can't hold"):
+        fxhash.save(gm, path, dtype=torch.float16)
+    with torch.no_grad():
+        gm.smh_generator.right[0, 0] = torch.nan
+    with pytest.raises(fxhash.CheckpointError, match=r"right' has values that torch\.int8 can't hold"):
+        fxhash.save(gm, path, dtype=torch.int8)
+    assert path.read_bytes() == before
+
+
+def test_a_deployed_model_is_not_saved(tmp_path):
+    deployed = fxhash.lower_for_deploy(fxhash.transform(ResidualConvNet(), 0.3))
+    with pytest.raises(fxhash.TransformError, match="is lowered already: save the transformed model"):
+        fxhash.save(deployed, tmp_path / "model.safetensors")
+
+
+def test_any_safetensors_reader_can_read_it(stored):
+    gm, path = stored
+    tensors = load_file(path)
+    assert tensors.keys() == gm.state_dict().keys()
+
+
+def test_loading_into_a_model_without_memory(stored):
+    gm, path = stored
+    with torch.device("meta"):
+        model = ResidualConvNet()
+    loaded = fxhash.load(path, model)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert_same_outputs(gm, loaded, torch.randn(2, 3, 6, 6), rtol=0)
+
+
+def test_a_temporary_buffer_without_memory_is_named(tmp_path):
+    gm = fxhash.transform(MODELS["Buffers"][0](), 0.9)
+    fxhash.save(gm, tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        model = MODELS["Buffers"][0]()
+    with pytest.raises(fxhash.CheckpointError, match="has no value on the meta device: build the model on a real"):
+        fxhash.load(tmp_path / "model.safetensors", model)
+
+
+def test_loading_leaves_the_model_untouched(stored):
+    _, path = stored
+    model = ResidualConvNet()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fxhash.load(path, model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_converted_model_needs_a_converted_model(tmp_path):
+    gm = fxhash.transform(ResidualConvNet(), 0.3).bfloat16().eval()
+    fxhash.save(gm, tmp_path / "model.safetensors")
+    with pytest.raises(fxhash.CheckpointError, match=r"'stem\.weight' is 12x3x3x3 bfloat16 .* 12x3x3x3 float32 in the"):
+        fxhash.load(tmp_path / "model.safetensors", ResidualConvNet())
+    loaded = fxhash.load(tmp_path / "model.safetensors", ResidualConvNet().bfloat16().eval())
+    assert_same_outputs(gm, loaded, torch.randn(2, 3, 6, 6, dtype=torch.bfloat16), rtol=0)
+
+
+class Wider(ResidualConvNet):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Conv2d(12, 12, 5, padding=2)
+
+
+class Deeper(ResidualConvNet):
+    def __init__(self):
+        super().__init__()
+        self.extra = nn.Linear(12, 12)
+
+
+class Untied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(30, 16)
+        self.body = nn.Linear(16, 16)
+        self.head = nn.Linear(16, 30, bias=False)
+
+
+def test_the_first_parameter_that_differs_is_named(stored, tmp_path):
+    _, path = stored
+    with pytest.raises(
+        fxhash.CheckpointError, match=r"'body\.weight' is 12x12x3x3 float32 .* 12x12x5x5 float32 in the"
+    ):
+        fxhash.load(path, Wider())
+    with pytest.raises(fxhash.CheckpointError, match=r"whose parameter 'extra\.weight' is not in the file"):
+        fxhash.load(path, Deeper())
+    with pytest.raises(fxhash.CheckpointError, match=r"which has no parameter 'stem\.weight'"):
+        fxhash.load(path, nn.Linear(3, 3))
+    fxhash.save(fxhash.transform(MODELS["TiedEmbedding"][0](), 0.8), tmp_path / "tied.safetensors")
+    with pytest.raises(fxhash.CheckpointError, match=r"30x16 float32, tied to head\.weight in the file"):
+        fxhash.load(tmp_path / "tied.safetensors", Untied())
+
+
+def test_buffers_that_differ_are_named(stored):
+    _, path = stored
+
+    class MoreBuffers(ResidualConvNet):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("offset", torch.zeros(10))
+
+        def forward(self, x):
+            return super().forward(x) + self.offset
+
+    with pytest.raises(fxhash.CheckpointError, match="lacks the tensor 'offset' that this model needs"):
+        fxhash.load(path, MoreBuffers())
+
+
+def test_transformed_model_as_target(stored):
+    gm, path = stored
+    with pytest.raises(fxhash.TransformError, match="transformed already"):
+        fxhash.load(path, gm)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"\xff" * 100, struct.pack("<Q", 10**15) + b"{}", b"PK\x03\x04" + b"0" * 90]
+)
+def test_not_a_safetensors_file(tmp_path, content):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(fxhash.CheckpointError, match="can't be read: it is truncated or no safetensors file"):
+        fxhash.load(path, ResidualConvNet())
+
+
+def test_missing_folder_and_unreadable_paths(tmp_path):
+    with pytest.raises(fxhash.CheckpointError, match="does not exist"):
+        fxhash.load(tmp_path / "missing.safetensors", ResidualConvNet())
+    with pytest.raises(fxhash.CheckpointError, match="can't be read"):
+        fxhash.load(tmp_path, ResidualConvNet())
+    with pytest.raises(fxhash.CheckpointError, match="can't be written"):
+        fxhash.save(fxhash.transform(ResidualConvNet(), 0.3), tmp_path / "missing" / "model.safetensors")
+
+
+def test_somebody_elses_safetensors(tmp_path):
+    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(fxhash.CheckpointError, match=r"was not written by fxhash\.save"):
+        read_plan(tmp_path / "other.safetensors")
+
+
+@given(data=st.data())
+def test_damage_anywhere_gives_one_clear_error(folder, data):
+    path = folder / "damaged.safetensors"
+    fxhash.save(fxhash.transform(nn.Linear(20, 20), 0.5, seed=0), path)
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans(), label="truncate"):
+        content = content[: data.draw(st.integers(0, len(content) - 1), label="length")]
+    else:
+        position = data.draw(st.integers(0, len(content) - 1), label="position")
+        content[position] ^= data.draw(st.integers(1, 255), label="flip")
+    path.write_bytes(content)
+    with pytest.raises(fxhash.CheckpointError):
+        fxhash.load(path, nn.Linear(20, 20))
+
+
+def forged(path: Path, changed_plan: str | None = None, **tensors: torch.Tensor) -> None:
+    """Rewrite a file with other content and a digest that is right for it, as an attacker would."""
+    from fxhash.storage.checkpoint import _digest
+
+    content = path.read_bytes()
+    (size,) = struct.unpack("<Q", content[:8])
+    metadata = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["fxhash"])
+    stored = {**load_file(path), **tensors}
+    plan = metadata["plan"] if changed_plan is None else changed_plan
+    save_file(stored, path, {"fxhash": json.dumps({"plan": plan, "sha256": _digest(plan, stored)})})
+
+
+def test_forged_files_are_refused_before_anything_is_built(stored):
+    gm, path = stored
+    original = path.read_bytes()
+    forged(path, **{"smh_generator.right": torch.zeros(3, 3)})
+    with pytest.raises(fxhash.CheckpointError, match=r"tensor 'smh_generator\.right' is \(3, 3\) torch\.float32"):
+        fxhash.load(path, ResidualConvNet())
+    path.write_bytes(original)
+    forged(path, unexpected=torch.zeros(3))
+    with pytest.raises(fxhash.CheckpointError, match="'unexpected', for which this model has no place"):
+        fxhash.load(path, ResidualConvNet())
+    path.write_bytes(original)
+    forged(path, changed_plan='{"format":1}')
+    with pytest.raises(fxhash.CheckpointError, match="holds a plan that can't be used"):
+        fxhash.load(path, ResidualConvNet())
+    path.write_bytes(original)
+    plan = json.loads(gm.smh_generator.plan.to_json())
+    plan["layout"]["rank"] = 10**12
+    forged(path, changed_plan=json.dumps(plan))
+    with pytest.raises(fxhash.CheckpointError, match="rank 1000000000000 is more than"):
+        fxhash.load(path, ResidualConvNet())
+
+
+def test_a_failed_save_leaves_the_old_file(stored, monkeypatch):
+    _, path = stored
+    before = path.read_bytes()
+
+    def fail(_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    other = fxhash.transform(ResidualConvNet(), 0.3, seed=1)
+    with pytest.raises(fxhash.CheckpointError, match="can't be written: no space left on device"):
+        fxhash.save(other, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_what_can_not_be_saved(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(fxhash.TransformError, match="this Linear has no generator"):
+        fxhash.save(nn.Linear(3, 3), path)
+    with torch.device("meta"):
+        model = ResidualConvNet()
+    with pytest.raises(fxhash.CheckpointError, match="is on the meta device: there are no values to save"):
+        fxhash.save(fxhash.transform(model, 0.3), path)
+
+
+class HoldsExtraState(nn.Module):
+    """Adds something to its state dict that is no tensor."""
+
+    def forward(self, x):
+        return x
+
+    def get_extra_state(self):
+        return {"note": 1}
+
+
+def test_state_that_is_no_tensor_is_refused(tmp_path):
+    gm = fxhash.transform(nn.Sequential(nn.Linear(20, 20), HoldsExtraState()), 0.5)
+    with pytest.raises(fxhash.CheckpointError, match=r"'1\._extra_state' in the state dict is a dict, not a tensor"):
+        fxhash.save(gm, tmp_path / "model.safetensors")
+    assert not any(tmp_path.iterdir())
+
+
+def rewritten(path, old, new):
+    """Replace bytes of a file by as many others."""
+    content = path.read_bytes()
+    assert len(old) == len(new)
+    assert content.count(old) >= 1
+    path.write_bytes(content.replace(old, new))
+
+
+def test_the_digest_covers_the_plan(stored):
+    _, path = stored
+    rewritten(path, b":0.3,", b":0.4,")
+    with pytest.raises(fxhash.CheckpointError, match="does not have the digest"):
+        fxhash.load(path, ResidualConvNet())
+
+
+def test_the_type_of_each_tensor_is_checked(stored):
+    _, path = stored
+    forged(path, **{"body.bias": torch.zeros(12, dtype=torch.float64)})
+    with pytest.raises(fxhash.CheckpointError, match=r"tensor 'body\.bias' is \(12,\) torch\.float64"):
+        fxhash.load(path, ResidualConvNet())
+
+
+def test_tied_dense_parameters_are_stored_once(tmp_path):
+    def build():
+        model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+        model[1].bias = model[0].bias
+        return model
+
+    gm = fxhash.transform(build(), 0.5, include="weight")
+    fxhash.save(gm, tmp_path / "model.safetensors")
+    assert len([name for name in load_file(tmp_path / "model.safetensors") if name.endswith("bias")]) == 1
+    loaded = fxhash.load(tmp_path / "model.safetensors", build())
+    assert_same_outputs(gm, loaded, torch.randn(2, 20), rtol=0)
+
+
+def test_a_link_stays_a_link(stored, tmp_path):
+    gm, path = stored
+    link = tmp_path / "latest.safetensors"
+    link.symlink_to(path)
+    fxhash.save(gm, link)
+    assert link.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask():
+    import os
+
+    current = os.umask(0)
+    os.umask(current)
+    return current

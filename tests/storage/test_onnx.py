@@ -1,0 +1,199 @@
+"""Models exported to ONNX and run in ONNX Runtime: equal outputs, and files that hold factors instead of weights."""
+
+import pytest
+import torch
+from torch import nn
+
+import fxhash
+from tests.helpers import every_form, in_form, run
+from tests.lowering.test_lowered_models import perturb, transformed
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+onnx_ir = pytest.importorskip("onnx_ir")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+torchvision = pytest.importorskip("torchvision")
+
+# Torch itself calls what it deprecates while it exports recurrent layers.
+pytestmark = pytest.mark.filterwarnings("ignore:_check_is_size will be removed:FutureWarning")
+
+# ONNX Runtime multiplies constants when it loads a model, factors too, unless it is told not to: by an argument of a
+# session in Python, or by an entry of its options, which every language has.
+FACTORS_STAY = {"disabled_optimizers": ["ConstantFolding"]}
+FACTORS_STAY_BY_ENTRY = {"entries": {"optimization.disable_specified_optimizers": "ConstantFolding"}}
+
+
+def export_with_options(model, inputs, path, external_data=False, optimize=False):
+    """What `fxhash.export_onnx` does, with other options of the exporter."""
+    with torch.no_grad():
+        program = torch.onnx.export(model, inputs, dynamo=True, optimize=optimize, verbose=False)
+    onnx_ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
+    program.save(path, external_data=external_data)
+
+
+def load(path, optimized=None, entries=None, **options):
+    """A session of ONNX Runtime; the graph that it really runs goes to the file `optimized`."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    # Without its note that an optimised graph is for this machine alone.
+    settings.log_severity_level = 3
+    if optimized is not None:
+        settings.optimized_model_filepath = str(optimized)
+    for key, value in (entries or {}).items():
+        settings.add_session_config_entry(key, value)
+    return onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"], **options)
+
+
+def assert_runs_as(model, session, inputs):
+    expected = run(model, *inputs)
+    named = {node.name: value.numpy() for node, value in zip(session.get_inputs(), inputs, strict=True)}
+    for got, tensor in zip(session.run(None, named), expected, strict=True):
+        largest = tensor.abs().max().item()
+        torch.testing.assert_close(torch.from_numpy(got), tensor, rtol=1e-4, atol=1e-4 * largest)
+
+
+def bytes_of(tensors):
+    """Bytes of tensors, each counted once."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in {id(tensor): tensor for tensor in tensors}.values())
+
+
+def factor_bytes(model):
+    return bytes_of([*model.parameters(), *model.buffers()])
+
+
+def dense_bytes(gm):
+    """Bytes of the weights that a transformed model generates."""
+    return sum(4 * parameter.numel for parameter in gm.smh_generator.plan.hashed)
+
+
+def constant_bytes(path):
+    """Bytes of all tensors that an ONNX file holds."""
+    graph = onnx.load(path).graph
+    stored = list(graph.initializer)
+    stored += [attribute.t for node in graph.node for attribute in node.attribute if attribute.HasField("t")]
+    return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in stored)
+
+
+def wide():
+    """A perceptron of 4.5 MB of weights, made of 0.2 MB of factors, and an input."""
+    dense = nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 16))
+    return fxhash.transform(dense, 0.05, seed=0).eval(), (torch.randn(4, 64),)
+
+
+@every_form
+@pytest.mark.parametrize(
+    "name",
+    ["ResidualConvNet", "ConvTranspose2d", "Attention", "TransformerEncoderLayer", "TiedEmbedding", "LSTM", "GRU"],
+)
+def test_same_outputs(name, form, tmp_path):
+    gm, inputs = transformed(name)
+    model = in_form(form, gm)
+    fxhash.export_onnx(model, inputs, tmp_path / "model.onnx")
+    assert_runs_as(model, load(tmp_path / "model.onnx"), inputs)
+    assert_runs_as(model, load(tmp_path / "model.onnx", **FACTORS_STAY), inputs)
+
+
+@every_form
+@pytest.mark.parametrize("name", ["ResidualConvNet", "TransformerEncoderLayer"])
+def test_same_outputs_with_the_exporters_own_optimizer(name, form, tmp_path):
+    gm, inputs = transformed(name)
+    model = in_form(form, gm)
+    export_with_options(model, inputs, tmp_path / "model.onnx", optimize=True)
+    assert_runs_as(model, load(tmp_path / "model.onnx"), inputs)
+
+
+@every_form
+@pytest.mark.parametrize("name", ["ResidualConvNet", "TransformerEncoderLayer", "TiedEmbedding", "LSTM"])
+def test_any_batch(name, form, tmp_path):
+    gm, inputs = transformed(name)
+    model = in_form(form, gm)
+    fxhash.export_onnx(model, inputs, tmp_path / "model.onnx", dynamic_shapes=({0: torch.export.Dim("batch")},))
+    session = load(tmp_path / "model.onnx")
+    for batch in (1, 2, 70):
+        assert_runs_as(model, session, tuple(torch.cat([value] * batch)[:batch] for value in inputs))
+
+
+@every_form
+@pytest.mark.parametrize("name", ["resnet18", pytest.param("vit_b_16", marks=pytest.mark.slow)])
+def test_file_holds_the_factors_of_a_large_model(name, form, tmp_path):
+    gm = fxhash.transform(torchvision.models.get_model(name), 0.1, seed=0).eval()
+    # The head of a new vision transformer is all zeros.
+    perturb(gm)
+    inputs = (torch.randn(1, 3, 224, 224),)
+    model = in_form(form, gm)
+    path = tmp_path / "model.onnx"
+    fxhash.export_onnx(model, inputs, path)
+    size = path.stat().st_size
+    assert size <= 1.05 * factor_bytes(gm) + 2**18 < dense_bytes(gm) / 4
+    assert constant_bytes(path) <= size
+    assert_runs_as(model, load(path, **FACTORS_STAY), inputs)
+
+
+@every_form
+def test_external_data_holds_the_factors(form, tmp_path):
+    gm, inputs = wide()
+    model = in_form(form, gm)
+    export_with_options(model, inputs, tmp_path / "model.onnx", external_data=True)
+    files = list(tmp_path.iterdir())
+    assert len(files) == 2
+    assert sum(file.stat().st_size for file in files) <= 1.05 * factor_bytes(gm) + 2**18 < dense_bytes(gm) / 8
+    assert_runs_as(model, load(tmp_path / "model.onnx"), inputs)
+
+
+@every_form
+@pytest.mark.parametrize("options", [FACTORS_STAY, FACTORS_STAY_BY_ENTRY], ids=["by argument", "by entry"])
+def test_a_session_that_keeps_the_factors(options, form, tmp_path):
+    gm, inputs = wide()
+    model = in_form(form, gm)
+    fxhash.export_onnx(model, inputs, tmp_path / "model.onnx")
+    session = load(tmp_path / "model.onnx", tmp_path / "optimized.onnx", **options)
+    assert constant_bytes(tmp_path / "optimized.onnx") <= 1.05 * factor_bytes(gm)
+    assert_runs_as(model, session, inputs)
+
+
+def test_a_session_by_default_builds_the_weights_of_a_transformed_model_once(tmp_path):
+    gm, inputs = wide()
+    fxhash.export_onnx(gm, inputs, tmp_path / "model.onnx")
+    session = load(tmp_path / "model.onnx", tmp_path / "optimized.onnx")
+    assert constant_bytes(tmp_path / "optimized.onnx") >= dense_bytes(gm)
+    assert_runs_as(gm, session, inputs)
+
+
+def test_a_session_by_default_keeps_layers_that_multiply_in_turn_small(tmp_path):
+    gm, inputs = wide()
+    deployed = fxhash.lower_for_deploy(gm, methods={".": "factored"})
+    fxhash.export_onnx(deployed, inputs, tmp_path / "model.onnx")
+    session = load(tmp_path / "model.onnx", tmp_path / "optimized.onnx")
+    # Each layer may have its own copy of `right`, in the order that it needs.
+    copies = 3 * bytes_of([gm.smh_generator.right])
+    assert constant_bytes(tmp_path / "optimized.onnx") <= 1.05 * factor_bytes(gm) + copies < dense_bytes(gm) / 8
+    assert_runs_as(deployed, session, inputs)
+
+
+def test_a_session_by_default_builds_weights_that_are_to_be_generated(tmp_path):
+    gm, inputs = wide()
+    deployed = fxhash.lower_for_deploy(gm, methods={r"^2\.": "generate"})
+    fxhash.export_onnx(deployed, inputs, tmp_path / "model.onnx")
+    load(tmp_path / "model.onnx", tmp_path / "default.onnx")
+    load(tmp_path / "model.onnx", tmp_path / "small.onnx", **FACTORS_STAY)
+    assert constant_bytes(tmp_path / "default.onnx") >= 4 * 1024 * 1024
+    assert constant_bytes(tmp_path / "small.onnx") <= 1.05 * factor_bytes(gm)
+
+
+def test_the_mode_is_as_before_and_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path):
+    gm, inputs = transformed("ResidualConvNet")
+    gm.train()
+    with pytest.raises(fxhash.CheckpointError, match="can't be written"):
+        fxhash.export_onnx(gm, inputs, tmp_path / "nowhere" / "model.onnx")
+    assert all(module.training for module in gm.modules())
+    fxhash.export_onnx(gm, inputs, tmp_path / "model.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+    assert_runs_as(gm.eval(), load(tmp_path / "model.onnx"), inputs)
+
+
+def test_what_the_exporter_cannot_take_is_said(tmp_path):
+    gm, inputs = transformed("BranchesOnInput")
+    with pytest.raises(fxhash.TransformError, match=r"torch\.onnx\.export can't take this BranchesOnInput"):
+        fxhash.export_onnx(gm, inputs, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())

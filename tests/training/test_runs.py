@@ -1,0 +1,499 @@
+"""Training: recipes, data, runs that survive being killed, and errors that say what to do."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from safetensors.torch import load_file
+
+from fxhash.errors import BudgetError, CheckpointError, TrainingError
+
+pytest.importorskip("lightning")
+pytest.importorskip("torchvision")
+
+from PIL import Image
+
+import fxhash
+from fxhash import training
+from fxhash.training import RunOptions, load_data, load_recipe
+from fxhash.training.folder import load_model, read_configuration
+from fxhash.training.module import ReadsBytes, cosine_with_warmup, distillation_loss, mirrored_at_random, shifted
+from fxhash.training.processes import processes_for
+from fxhash.training.run import build_model
+
+# Torch's own, about how Lightning calls it.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
+]
+
+
+def quick(**changes):
+    values = {"epochs": 2, **changes}
+    return load_recipe("digits").with_changes(values)
+
+
+def options(compress=0.3, model="resnet8", **changes):
+    return RunOptions(model, "digits", quick(**changes), compress)
+
+
+def train(run_options, folder):
+    return training.train(run_options, folder, console=Console(quiet=True))
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "fxhash", "train", *map(str, arguments)]
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+DIGITS = ("--model", "resnet8", "--compress", "0.3", "--ema-decay", "0.9")
+
+
+@pytest.mark.parametrize("name", training.recipe_names())
+def test_every_recipe_is_complete(name):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    file = Path(training.recipe.__file__).parent / "recipes" / f"{name}.json"
+    values = json.loads(file.read_text())
+    assert values.keys() <= recipe.to_dict().keys() | {"description", "reached"}
+    assert values["description"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs=0 must be at least 1"),
+        ({"optimizer": "sdg"}, "optimizer='sdg' is unknown: give one of sgd, adamw"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 must be more than 0"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0 must be at least 0 and less than 1"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 must not be negative"),
+        ({"precision": "8"}, "precision='8' is unknown"),
+    ],
+)
+def test_impossible_recipes(changes, message):
+    with pytest.raises(TrainingError, match=message):
+        quick(**changes)
+
+
+def test_every_value_of_a_recipe_has_an_option():
+    from typer.main import get_command
+
+    from fxhash.cli.app import create_app
+
+    options = {parameter.name for parameter in get_command(create_app()).commands["train"].params}
+    assert options >= load_recipe("digits").to_dict().keys() - {"name"}
+
+
+def test_an_unknown_recipe():
+    with pytest.raises(TrainingError, match="there is no recipe 'imagenet': give one of digits, small-images"):
+        load_recipe("imagenet")
+
+
+@given(st.integers(2, 200))
+def test_a_cosine_goes_up_and_then_down(steps):
+    shares = [cosine_with_warmup(steps, step) for step in range(steps)]
+    top = shares.index(max(shares))
+    assert max(shares) == pytest.approx(1, abs=0.6 if steps < 4 else 1e-6)
+    assert shares[: top + 1] == sorted(shares[: top + 1])
+    assert shares[top:] == sorted(shares[top:], reverse=True)
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.integers(0, 3))
+def test_shifted_images(channels, height, width, most):
+    images = torch.randint(1, 256, (5, channels, height, width), dtype=torch.uint8)
+    result = shifted(images, most)
+    assert result.shape == images.shape
+    for image, moved in zip(images, result, strict=True):
+        padded = torch.nn.functional.pad(image, (most,) * 4)
+        windows = padded.unfold(1, height, 1).unfold(2, width, 1).flatten(1, 2).transpose(0, 1)
+        assert any(torch.equal(window, moved) for window in windows)
+
+
+def test_mirrored_images():
+    images = torch.arange(64 * 6).view(64, 1, 2, 3)
+    result = mirrored_at_random(images)
+    mirrored = [torch.equal(each, image.flip(-1)) for each, image in zip(result, images, strict=True)]
+    kept = [torch.equal(each, image) for each, image in zip(result, images, strict=True)]
+    assert all(a != b for a, b in zip(mirrored, kept, strict=True))
+    assert 10 < sum(mirrored) < 54
+
+
+def test_digits():
+    data = load_data("digits")
+    assert data.train_images.shape == (1257, 1, 8, 8)
+    assert data.test_images.shape == (540, 1, 8, 8)
+    assert data.train_images.dtype == torch.uint8
+    assert data.classes == tuple("0123456789")
+    mean, std = data.statistics()
+    values = data.train_images.double() / 255
+    assert mean == pytest.approx([values.mean().item()])
+    assert std == pytest.approx([values.std(correction=0).item()])
+
+
+@pytest.fixture
+def folder_of_images(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    for part, count in (("train", 6), ("test", 3)):
+        for label, name in enumerate(("cat", "dog")):
+            folder = tmp_path / "images" / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = torch.randint(100 * label, 100 * label + 100, (9, 7, 3), generator=generator)
+                Image.fromarray(pixels.to(torch.uint8).numpy()).save(folder / f"{index}.png")
+    return tmp_path / "images"
+
+
+def test_a_folder_of_images(folder_of_images):
+    data = load_data(f"imagefolder:{folder_of_images}")
+    assert data.train_images.shape == (12, 3, 9, 7)
+    assert data.test_images.shape == (6, 3, 9, 7)
+    assert data.classes == ("cat", "dog")
+    assert data.train_labels.tolist() == [0] * 6 + [1] * 6
+    stored = torch.tensor(list(Image.open(folder_of_images / "test" / "dog" / "0.png").tobytes())).view(9, 7, 3)
+    assert torch.equal(data.test_images[3].permute(1, 2, 0).long(), stored)
+    assert load_data(f"imagefolder:{folder_of_images}", image_size=16).train_images.shape == (12, 3, 16, 16)
+
+
+def test_a_folder_that_is_no_data_set(folder_of_images):
+    bad = folder_of_images / "train" / "cat" / "0.png"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:40])
+    with pytest.raises(TrainingError, match=r"the image '.*0\.png' can't be read"):
+        load_data(f"imagefolder:{folder_of_images}")
+    bad.write_bytes(content)
+    (folder_of_images / "test" / "dog").rename(folder_of_images / "test" / "wolf")
+    with pytest.raises(TrainingError, match="different classes: dog, wolf"):
+        load_data(f"imagefolder:{folder_of_images}")
+    (folder_of_images / "test" / "wolf").rename(folder_of_images / "test" / "dog")
+    for file in (folder_of_images / "test" / "dog").iterdir():
+        file.unlink()
+    with pytest.raises(TrainingError, match="holds no images, or a class without any"):
+        load_data(f"imagefolder:{folder_of_images}")
+    with pytest.raises(TrainingError, match=r"there is no folder '.*nowhere/train': images must be in"):
+        load_data(f"imagefolder:{folder_of_images / 'nowhere'}")
+
+
+def test_data_that_is_not_there(tmp_path):
+    with pytest.raises(TrainingError, match="there is no data set 'imagenet': give one of digits, mnist"):
+        load_data("imagenet")
+    with pytest.raises(TrainingError, match=r"cifar10 is not in .* add --download"):
+        load_data("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("compress", [None, 0.3])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_run(compress, ema_decay, tmp_path):
+    result = train(options(compress, ema_decay=ema_decay, clip_gradients=1.0), tmp_path / "run")
+    assert result.test_accuracy > 0.4
+    assert result.trainable_after <= (compress or 1) * result.trainable_before
+    accuracies = training.evaluate(tmp_path / "run")
+    assert accuracies.keys() == ({"trained"} if compress is None else {"trained", "deployed"})
+    assert all(accuracy == pytest.approx(result.test_accuracy, abs=1e-6) for accuracy in accuracies.values())
+    rows = curves(tmp_path / "run")
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[1]["train_loss"]) < float(rows[0]["train_loss"])
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["test_accuracy"] == result.test_accuracy
+
+
+@pytest.mark.parametrize(
+    "changes", [{"optimizer": "sgd", "learning_rate": 0.1}, {"schedule": "cosine"}, {"precision": "bf16"}]
+)
+def test_other_ways_to_train(changes, tmp_path):
+    assert train(options(**changes), tmp_path / "run").test_accuracy > 0.4
+
+
+def test_the_seed_decides(tmp_path):
+    for name, seed in (("first", 0), ("second", 0), ("third", 1)):
+        train(RunOptions("resnet8", "digits", quick(pad=1), 0.3, seed=seed), tmp_path / name)
+    first, second, third = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second", "third"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not all(torch.equal(first[key], third[key]) for key in first)
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    train(options(epochs=1), tmp_path)
+    with pytest.raises(TrainingError, match="holds a run already: add --resume to go on, or give another --output"):
+        train(options(epochs=1), tmp_path)
+    with pytest.raises(TrainingError, match="is finished"):
+        training.resume(tmp_path)
+
+
+def test_runs_that_are_not_there(tmp_path):
+    for function in (training.resume, training.evaluate):
+        with pytest.raises(TrainingError, match=r"there is no run in .*: it has no run\.json"):
+            function(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(TrainingError, match="can't be read"):
+        training.resume(tmp_path)
+
+
+def test_nothing_is_written_for_a_run_that_cannot_start(tmp_path):
+    with pytest.raises(BudgetError):
+        train(options(compress=1e-6), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_cannot_take_the_images(tmp_path):
+    with pytest.raises(TrainingError, match=r"lenet can't take images of 8 x 8 pixels: choose another model"):
+        train(options(model="lenet"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_transformer_is_made_for_the_images(tmp_path):
+    result = train(options(model="vit_tiny", compress=0.05, epochs=1), tmp_path / "run")
+    assert training.evaluate(tmp_path / "run")["deployed"] == pytest.approx(result.test_accuracy, abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch 1, step \d+: lower --learning-rate"):
+        train(options(learning_rate=1e30, optimizer="sgd"), tmp_path / "run")
+
+
+def curves(folder):
+    """The rows of a run's `metrics.csv`, but for the time that they took."""
+    rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "killed_after", [0.15, *(pytest.param(seconds, marks=pytest.mark.slow) for seconds in (0.0, 0.3, 0.7))]
+)
+def test_a_killed_run_goes_on_to_the_same_weights(killed_after, tmp_path):
+    """`kill -9` in the middle of an epoch: the weights are those of a run that was left alone, bit for bit."""
+    settings = (*DIGITS, "--epochs", 5)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = subprocess.Popen(
+        command(*settings, "--output", killed), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until = time.monotonic() + 120
+    while not (killed / "checkpoints" / "last.ckpt").exists() and time.monotonic() < until:
+        time.sleep(0.005)
+    time.sleep(killed_after)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert not (killed / "model.safetensors").exists()
+    subprocess.run(command("--resume", "--output", killed), env=ENVIRONMENT, check=True, capture_output=True)
+    subprocess.run(command(*settings, "--output", whole), env=ENVIRONMENT, check=True, capture_output=True)
+    assert (killed / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert curves(killed) == curves(whole)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are POSIX")
+def test_a_full_disk_ends_in_one_line(tmp_path):
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)); import runpy, sys; "
+    limited += "sys.argv[0] = 'fxhash'; runpy.run_module('fxhash', run_name='__main__')"
+    result = subprocess.run(
+        [sys.executable, "-c", limited, "train", *DIGITS, "--epochs", "2", "--output", str(tmp_path / "run")],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert "can't write to" in result.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(options(), folder)
+    return folder
+
+
+def test_export_of_a_run(finished, tmp_path):
+    training.export(finished, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    with pytest.raises(TrainingError, match=r"neither a \.safetensors nor an \.onnx file"):
+        training.export(finished, tmp_path / "model.pt")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    training.export(finished, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    data, (_, configuration) = load_data("digits"), training.folder.read_configuration(finished)
+    images = (data.test_images.float() / 255 - configuration["mean"][0]) / configuration["std"][0]
+    (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    right = (torch.from_numpy(logits).argmax(1) == data.test_labels).float().mean().item()
+    assert right == pytest.approx(training.evaluate(finished)["deployed"], abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def dense_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dense") / "run"
+    train(options(None, epochs=3), folder)
+    return folder
+
+
+def test_a_start_from_a_dense_run(dense_run, finished, tmp_path):
+    data = load_data("digits")
+    started = build_model(replace(options(0.6), start=str(dense_run)), data)
+    random, dense = build_model(options(0.6), data), load_model(dense_run)
+    errors = [
+        sum(
+            (weight - near).square().sum()
+            for weight, near in zip(dense.parameters(), fxhash.materialize(each).parameters(), strict=True)
+        )
+        for each in (started, random)
+    ]
+    assert errors[0] < 0.5 * errors[1]
+    again = build_model(replace(options(None), start=str(dense_run)), data)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in dense.state_dict().items())
+    with pytest.raises(TrainingError, match="a run of a compressed resnet8: give one of a dense resnet8"):
+        build_model(replace(options(), start=str(finished)), data)
+    with pytest.raises(TrainingError, match="a run of a dense resnet8: give one of a dense resnet14"):
+        train(replace(options(model="resnet14"), start=str(dense_run)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_is_followed(dense_run, tmp_path):
+    """With nothing else to learn from, the logits come near to the teacher's; it is in no file of the run."""
+    taught = replace(options(0.9, distillation_weight=1.0, epochs=8), teacher=str(dense_run), start=str(dense_run))
+    train(taught, tmp_path / "taught")
+    train(options(0.9, epochs=8), tmp_path / "alone")
+    data, statistics = load_data("digits"), read_configuration(dense_run)[1]
+    models = [
+        ReadsBytes(load_model(folder), statistics["mean"], statistics["std"])
+        for folder in (dense_run, tmp_path / "taught", tmp_path / "alone")
+    ]
+    with torch.inference_mode():
+        teacher, follower, other = (model(data.test_images) for model in models)
+    distances = [distillation_loss(logits, teacher, temperature=1.0) for logits in (follower, other)]
+    assert distances[0] < 0.5 * distances[1]
+    names = torch.load(tmp_path / "taught" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    assert not [name for name in names if "teacher" in name]
+
+
+def test_a_teacher_of_other_images(dense_run, folder_of_images, tmp_path):
+    taught = replace(RunOptions("resnet8", f"imagefolder:{folder_of_images}", quick(), 0.3), teacher=str(dense_run))
+    with pytest.raises(TrainingError, match=r"can't teach: it was trained on images of 8 x 8 pixels and 1 channels"):
+        train(taught, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@given(st.integers(1, 5), st.integers(2, 6), st.floats(0.5, 8.0), st.integers(0, 2**31))
+def test_distillation_compares_probabilities(batch, classes, temperature, seed):
+    """Zero for equal ones, whatever is added to all logits; else positive, and a high temperature compares logits."""
+    torch.manual_seed(seed)
+    logits, taught = torch.randn(2, batch, classes)
+    assert distillation_loss(taught + 5, taught, temperature).item() == pytest.approx(0, abs=1e-4)
+    assert distillation_loss(logits, taught, temperature) > 0
+    centred = (logits - logits.mean(1, keepdim=True)) - (taught - taught.mean(1, keepdim=True))
+    expected = centred.square().sum() / (2 * batch * classes)
+    assert distillation_loss(logits, taught, 30.0).item() == pytest.approx(expected.item(), rel=0.1, abs=0.02)
+
+
+def test_an_exported_file_in_8_bits(finished, dense_run, tmp_path):
+    small = tmp_path / "model.safetensors"
+    training.export(finished, small, torch.int8)
+    assert small.stat().st_size < (finished / "model.safetensors").stat().st_size
+    accuracies = training.evaluate(finished, file=small)
+    assert accuracies["deployed"] == pytest.approx(training.evaluate(finished)["deployed"], abs=0.03)
+    with pytest.raises(TrainingError, match="only factors"):
+        training.export(finished, tmp_path / "model.onnx", torch.int8)
+    with pytest.raises(TrainingError, match="only factors"):
+        training.export(dense_run, small, torch.int8)
+
+
+def test_a_dense_run_whose_files_fail(tmp_path):
+    folder = tmp_path / "run"
+    train(options(None, epochs=1), folder)
+    with pytest.raises(CheckpointError, match="can't be written"):
+        training.export(folder, tmp_path / "nowhere" / "model.safetensors")
+    model, configuration = folder / "model.safetensors", folder / "run.json"
+    model.write_bytes(model.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors can't be read"):
+        training.evaluate(folder)
+    values = json.loads(configuration.read_text())
+    del values["mean"], values["std"]
+    configuration.write_text(json.dumps(values))
+    with pytest.raises(TrainingError, match="it lacks mean, std"):
+        training.resume(folder)
+
+
+def test_latency_of_a_run(finished):
+    measured = training.measure_latency(finished, batches=(1, 3), calls=2)
+    assert [each.batch for each in measured] == [1, 3]
+    assert all(each.deployed > 0 and each.dense > 0 for each in measured)
+
+
+def test_the_commands_of_a_run(finished, tmp_path, capsys):
+    from typer.testing import CliRunner
+
+    from fxhash.cli.app import create_app
+
+    app, runner = create_app(), CliRunner()
+    result = runner.invoke(app, ["eval", str(finished)])
+    assert "deployed: " in result.output
+    result = runner.invoke(app, ["bench", str(finished), "--batch", "2", "--threads", "1"])
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) == 2
+    result = runner.invoke(app, ["export", str(finished), str(tmp_path / "model.safetensors")])
+    assert f"{(finished / 'model.safetensors').stat().st_size:,} bytes" in result.output
+    result = runner.invoke(app, ["train", "--model", "resnet9", "--output", str(tmp_path / "run")])
+    assert result.exit_code == 1
+    result = runner.invoke(app, ["train", "--output", str(tmp_path / "run")])
+    assert result.exit_code == 2
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """By torchrun and by themselves, with a model without batch norm; each process sends the compressed size."""
+    settings = ("--model", "vit_tiny", "--compress", "0.05", "--epochs", "2")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    commands = {
+        "torchrun": [*launcher, *command(*settings)[1:]],
+        "two": command(*settings, "--processes", 2),
+        "one": command(*settings),
+    }
+    printed = {
+        name: subprocess.run(
+            [*each, "--output", str(tmp_path / name)], env=ENVIRONMENT, check=True, capture_output=True, text=True
+        ).stdout
+        for name, each in commands.items()
+    }
+    results = {name: json.loads((tmp_path / name / "result.json").read_text()) for name in commands}
+    for name in ("torchrun", "two"):
+        assert results[name]["gradient_bytes"] == 4 * results[name]["trainable_after"]
+        assert results[name]["dense_gradient_bytes"] == 4 * results[name]["trainable_before"]
+        assert f"gradients: {results[name]['gradient_bytes']:,} bytes a step" in printed[name]
+        assert printed[name].count("test images") == 1
+        for column in ("train_loss", "test_loss"):
+            losses = [[float(row[column]) for row in curves(tmp_path / run)] for run in (name, "one")]
+            assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert results["one"]["gradient_bytes"] == 0
+
+
+def test_a_process_for_each_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert [processes_for(device) for device in ("auto", "cuda", "cpu")] == [3, 3, 1]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert [processes_for(device) for device in ("auto", "cpu")] == [1, 1]
+
+
+@pytest.mark.slow
+def test_processes_that_fail_say_why_and_no_more(tmp_path):
+    failed = subprocess.run(
+        command("--model", "resnet9", "--processes", 2, "--output", tmp_path / "run"),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert failed.returncode == 1
+    lines = failed.stderr.strip().splitlines()
+    assert len(lines) <= 3
+    assert "resnet9" in lines[0]
+    assert lines[-1].startswith("fxhash: error: ")
+    assert not (tmp_path / "run").exists()
