@@ -66,7 +66,7 @@ def create_app() -> "typer.Typer":
     def demo(
         output: Annotated[
             Path, typer.Option(help="Directory for the models, the results and the plot.", file_okay=False)
-        ] = Path("fxhash.training.demo"),
+        ] = Path("fxhash-demo"),
         epochs: Annotated[
             int, typer.Option(metavar="N", min=1, help="Passes over the training images, for each model.")
         ] = 30,
