@@ -1,10 +1,13 @@
-"""The one family of errors that fxhash raises for a user's mistake.
+"""The one family of errors that fxhash raises for a user's mistake, and the suggestion in their messages.
 
 Everything derives from `FxhashError`, so that `except fxhash.FxhashError` catches whatever a bad model, a bad
 budget or a bad file can cause. Broken invariants of our own are `AssertionError`s, never these.
 """
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
 
 
 class FxhashError(Exception):
@@ -55,3 +58,21 @@ class CheckpointError(FxhashError, ValueError):
 
 class TrainingError(FxhashError, ValueError):
     """A run can't be started or go on: an impossible setting, data that can't be read, or a loss that is not finite."""
+
+
+def close_matches(name: str, known: Sequence[str]) -> str:
+    """The end of a message about an unknown name: the known names that are spelled like it.
+
+    Args:
+        name: what was asked for.
+        known: every name that there is.
+
+    Returns:
+        Such as `" (did you mean linear or bilinear?)"`, the closest first; an empty string if none is close.
+
+    Example:
+        >>> close_matches("resnet2O", ["resnet20", "vgg11"])
+        ' (did you mean resnet20?)'
+    """
+    close = difflib.get_close_matches(name, known)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

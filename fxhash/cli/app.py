@@ -4,16 +4,17 @@
 and matplotlib are imported only by the commands that need them, so that `fxhash --help` is quick.
 """
 
-import difflib
 import importlib
 import inspect as python_inspect
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
+from fxhash.errors import close_matches
 
 if TYPE_CHECKING:
     import typer
@@ -389,7 +390,7 @@ def _build_from_torchvision(name: str) -> "nn.Module":
     models = _import_from_extra("torchvision.models", "zoo")
     known = models.list_models()
     if name not in known:
-        raise TargetError(f"torchvision has no model {name!r}{_close_matches(name, known)}")
+        raise TargetError(f"torchvision has no model {name!r}{close_matches(name, known)}")
     arguments = {"weights": None}
     # Detection and segmentation models download a trained backbone unless told not to.
     if "weights_backbone" in python_inspect.signature(models.get_model_builder(name)).parameters:
@@ -459,8 +460,3 @@ def _fail(error: Exception, status: int) -> None:
 
 def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def _close_matches(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -330,7 +330,7 @@ class _Lowering:
 
     def _keep(self, call: fx.Node, fqn: str) -> None:
         """Generate the weight now and store it."""
-        weight = (self.generator.pointwise(fqn) if fqn in self.pointwise else self.generator(fqn)).detach()
+        weight = self.generator(fqn, pointwise=fqn in self.pointwise).detach()
         costs = {user: self._costs(call, user) for user in call.users}
         norm = self._fold_into_only_user(call, fqn)
         if norm is not None:

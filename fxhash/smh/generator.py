@@ -115,7 +115,7 @@ class SMHGenerator(nn.Module):
 
     def _separable_spread(self, name: str) -> float:
         _, parameter = self._hashed[name]
-        return separable(self._run(name).double(), self.kernels_of(name).double(), parameter.shape).std().item()
+        return separable(self._slice(name).double(), self.kernels_of(name).double(), parameter.shape).std().item()
 
     @torch.no_grad()
     def fit_(self, originals: Mapping[str, Tensor]) -> None:
@@ -166,11 +166,13 @@ class SMHGenerator(nn.Module):
         cols = self.plan.layout.cols
         return F.pad(values.flatten(), (0, self.plan.rows_of(parameter) * cols - parameter.slice_numel)).view(-1, cols)
 
-    def forward(self, name: str) -> Tensor:
+    def forward(self, name: str, pointwise: bool = False) -> Tensor:
         """The weight of one parameter, in its own shape and type.
 
         Args:
             name: its fully qualified name in the original model.
+            pointwise: whether to return the weight of a separable convolution's pointwise half instead, of shape
+                `(out, in * count, 1, ...)`: its slice of `W`.
         """
         index, parameter = self._hashed[name]
         shift, dtype = self.shifts[index], self.dtype_of(parameter)
@@ -179,20 +181,32 @@ class SMHGenerator(nn.Module):
             dtype = self.right.dtype
         with _full_precision(self.right.device.type):
             shift = shift.to(self.right.dtype)
-            if parameter.kernels:
-                weight = separable(self._run(name), self.kernels_of(name), parameter.shape) + shift
+            if pointwise:
+                weight = self._slice(name)
+            elif parameter.kernels:
+                weight = separable(self._slice(name), self.kernels_of(name), parameter.shape) + shift
             else:
                 weight = generate(self.scaled_left(name), self.right, parameter.shape, shift)
         return weight.to(dtype)
 
-    def pointwise(self, name: str) -> Tensor:
-        """The run of a separable convolution, as the weight of its pointwise half."""
-        _, parameter = self._hashed[name]
-        return self._run(name).to(self.dtype_of(parameter))
-
-    def _run(self, name: str) -> Tensor:
+    def _slice(self, name: str) -> Tensor:
+        """The slice of `W` of a separable convolution; shape `slice_shape`."""
         _, parameter = self._hashed[name]
         return generate(self.scaled_left(name), self.right, parameter.slice_shape)
+
+    def parameter(self, name: str) -> ParameterPlan:
+        """What the plan says of one hashed parameter."""
+        _, parameter = self._hashed[name]
+        return parameter
+
+    def shift(self, name: str) -> Tensor | None:
+        """The constant that is added to the product, of shape `()`; None where it is zero.
+
+        A view of the buffer `shifts`: clone it to store it.
+        """
+        index, _ = self._hashed[name]
+        shift = self.shifts[index]
+        return shift if shift.item() else None
 
     def kernels_of(self, name: str) -> Tensor:
         """The spatial kernels of a separable convolution; shape `(count, positions)`."""

@@ -19,6 +19,7 @@ import torch
 from fxhash.errors import PlanError
 from fxhash.smh.arithmetic import rows_for
 from fxhash.smh.layout import Layout
+from fxhash.tables import text_table
 
 FORMAT_VERSION = 1
 # As accurate as a square within the noise (docs/accuracy.md), and faster when deployed.
@@ -77,6 +78,11 @@ class ParameterPlan:
         return math.prod(self.slice_shape)
 
     @property
+    def full_rank(self) -> int:
+        """How many rows of `right` its first row uses, the most that any of its rows does; 0 for a dense parameter."""
+        return (self.rank or 0) + bool(self.more_rows)
+
+    @property
     def kernels_shape(self) -> tuple[int, int]:
         """How many spatial kernels, and positions of each."""
         return self.kernels, math.prod(self.shape[2:])
@@ -102,6 +108,7 @@ class CompressionPlan:
         PlanError: if parameters overlap, leave rows unused, or don't fit the layout, or a field has the wrong type.
 
     Example:
+        >>> from fxhash.smh.planning import plan_parameters
         >>> plan = plan_parameters([ParameterPlan("fc.weight", (100, 100), "float32")], compress=0.1)
         >>> plan.trainable_before, plan.trainable_after, plan.layout
         (10000, 1000, Layout(rows=400, cols=25, rank=3))
@@ -224,10 +231,7 @@ class CompressionPlan:
         return rows
 
     def __str__(self) -> str:
-        rows = self.table()
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([table[0], "  ".join("-" * width for width in widths), *table[1:], "", self.totals()])
+        return f"{text_table(self.table(), underline=True)}\n\n{self.totals()}"
 
     def totals(self) -> str:
         """The counts, as a paragraph of text."""

@@ -12,13 +12,12 @@ Example:
     ('dpn26', 'dpn92', 'dpn98')
 """
 
-import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from fxhash.errors import FxhashError
+from fxhash.errors import FxhashError, close_matches
 from fxhash.zoo import (
     densenet,
     dpn,
@@ -82,7 +81,7 @@ def list(family: str | None = None) -> tuple[str, ...]:
         return tuple(_FACTORIES)
     if family not in _FAMILIES:
         raise UnknownModelError(
-            f"the zoo has no family {family!r}{_close_matches(family, _FAMILIES)}; it has {', '.join(_FAMILIES)}"
+            f"the zoo has no family {family!r}{close_matches(family, tuple(_FAMILIES))}; it has {', '.join(_FAMILIES)}"
         )
     return tuple(_FAMILIES[family])
 
@@ -104,12 +103,7 @@ def create(name: str, **options: Any) -> nn.Module:
     factory = _FACTORIES.get(name)
     if factory is None:
         raise UnknownModelError(
-            f"the zoo has no model {name!r}{_close_matches(name, _FACTORIES)}; fxhash.zoo.list() returns the names "
-            f"of all {len(_FACTORIES)}"
+            f"the zoo has no model {name!r}{close_matches(name, tuple(_FACTORIES))}; fxhash.zoo.list() returns the "
+            f"names of all {len(_FACTORIES)}"
         )
     return factory(**options)
-
-
-def _close_matches(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known)
-    return f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -142,3 +142,36 @@ def test_autocast_leaves_the_product_in_full_precision():
 
 def test_repr_says_what_it_is():
     assert "rows=160, cols=10, rank=3, parameters=1" in repr(fxhash.transform(nn.Linear(40, 40), 0.3).smh_generator)
+
+
+def separable_layer():
+    """A transformed model with one separable convolution, and the generator's name of its weight."""
+    model = nn.Sequential(nn.Conv2d(32, 32, 3), nn.Flatten(), nn.Linear(32, 400))
+    gm = fxhash.transform(model, 0.05, seed=0)
+    assert gm.smh_generator.parameter("0.weight").kernels
+    return gm, "0.weight"
+
+
+def test_the_pointwise_half_is_the_slice_without_kernels():
+    gm, name = separable_layer()
+    generator = gm.smh_generator
+    kernels = generator.kernels_of(name)
+    pointwise = generator(name, pointwise=True)
+    assert pointwise.shape == (32, 32 * len(kernels), 1, 1)
+    expected = torch.einsum("oik,kp->oip", pointwise.view(32, 32, -1), kernels).view(32, 32, 3, 3)
+    torch.testing.assert_close(generator(name), expected)
+
+
+def test_autocast_leaves_the_pointwise_half_in_full_precision():
+    gm, name = separable_layer()
+    expected = gm.smh_generator(name, pointwise=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(gm.smh_generator(name, pointwise=True), expected)
+
+
+def test_a_parameter_is_described_and_its_shift_is_given_where_it_is_not_zero():
+    model = nn.Sequential(nn.Linear(30, 30), nn.LayerNorm((30, 30)))
+    generator = fxhash.transform(model, 0.3, seed=0).smh_generator
+    assert [generator.parameter(parameter.fqn) for parameter in generator.plan.hashed] == list(generator.plan.hashed)
+    assert generator.shift("0.weight") is None
+    torch.testing.assert_close(generator.shift("1.weight"), torch.tensor(1.0))
