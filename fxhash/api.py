@@ -15,15 +15,15 @@ from fxhash.capture.opaque import OpaqueModule
 from fxhash.errors import PlanError, TransformError
 from fxhash.graph.layers import convolution_weights
 from fxhash.graph.names import OPAQUE_PART, original_name
-from fxhash.lowering.memory import choose_cached
+from fxhash.lowering.analysis import plan_lowering
 from fxhash.lowering.options import read_bytes, read_methods
-from fxhash.passes import hash_parameters, lower_weights, restore_parameters
+from fxhash.passes import hash_parameters, lower, restore_parameters
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import DEFAULT_ASPECT
 from fxhash.smh.planning import plan_parameters
 from fxhash.smh.selection import Selector, describe_parameters
-from fxhash.transformed import _expose, _plan_of, _require_transformed, current_plan, refuse_transformed
+from fxhash.transformed import current_plan, expose, refuse_transformed, require_transformed
 
 INITS = ("random", "pretrained")
 
@@ -42,17 +42,17 @@ def transform(
 ) -> fx.GraphModule:
     """Shrink a model to a fraction of its trainable parameters, with its architecture unchanged.
 
-    Every large weight becomes a run of one matrix `left @ right`, times a scale of its own (Structured
+    Every large weight becomes a slice of one matrix `left @ right`, times a scale of its own (Structured
     Multi-Hashing, Eban et al., CVPR 2020, arXiv 1911.11177). Only the two factors, the scales, and whatever stays
-    dense are trained. The weights start at random with the spread of the model's own, or as near to the model's own
-    as they can be: train the result.
+    dense are trained. The weights are initialized at random with the standard deviation of the
+    model's own, or as near to the model's own as they can be: train the result.
 
     Args:
         traced_model: a `GraphModule` of `torch.fx.symbolic_trace`, an `ExportedProgram` of `torch.export`, or, better,
             the plain module: the others freeze what depends on `self.training`. It is left untouched.
         compress: trainable parameters after over before, everything counted, in (0, 1].
         include: which parameters to hash: regular expressions found in the fully qualified name, or a predicate
-            `(fqn, parameter) -> bool`; those of two or more dimensions where left out.
+            `(fqn, parameter) -> bool`; those of two or more dimensions if omitted.
         exclude: which of them to keep dense after all, in the same form.
         aspect: rows over columns of the matrix: 1 is the square of the paper; a taller one has a smaller rank for the
             same budget, which makes deployment faster.
@@ -60,10 +60,10 @@ def transform(
             kernels, where the budget is small; if not, each weight is an entry of its own.
         init: `"random"`, or `"pretrained"` for the factors whose weights come nearest to the model's own (a truncated
             SVD): a start from which fewer epochs are needed, not yet a good model.
-        seed: an integer or a CPU `torch.Generator` for the initial factors; torch's global one where left out.
-        device: where the result is to be; the model's own where left out. A model on the meta device gets its start
-            there: of each module in turn, `reset_parameters` makes the values whose spread is matched, so that no more
-            memory is taken than by the result and one module.
+        seed: an integer or a CPU `torch.Generator` for the initial factors; torch's global one if omitted.
+        device: where the result is to be; the model's own if omitted. A model on the meta device is initialized
+            there: module by module, `reset_parameters` makes the values whose standard deviation is matched, so that no
+            more memory is taken than by the result and one module.
 
     Returns:
         A graph module with the calling convention and outputs' shapes of the model, on its device and in its mode.
@@ -89,7 +89,7 @@ def transform(
     traced_model = as_module(traced_model)
     refuse_transformed(traced_model)
     described = describe_parameters(traced_model, include, exclude)
-    traced = _expose(traced_model, {parameter.fqn for parameter in described if parameter.hashed})
+    traced = expose(traced_model, {parameter.fqn for parameter in described if parameter.hashed})
     names_in_use = {original_name(name) for name, _ in traced.named_parameters(remove_duplicate=False)}
     used = [parameter for parameter in described if names_in_use & {parameter.fqn, *parameter.aliases}]
     unused = [parameter.fqn for parameter in described if not names_in_use & {parameter.fqn, *parameter.aliases}]
@@ -128,41 +128,37 @@ def lower_for_deploy(
 ) -> fx.GraphModule:
     """Lay a trained model out for inference, layer by layer, with as little work and memory as can be.
 
-    A linear layer, convolution or embedding multiplies by the factors in turn where that is less work than the dense
-    layer; then its weight is never built. Any other weight is generated right before its first use, into a scratch slot
-    that it shares with weights that are not in use at the same time. Batch norms fold into the factors.
+    A linear layer, convolution or embedding is factored where that is less work than the dense layer: it applies the
+    low-rank factors directly and never materializes its weight. Any other weight is generated right before its first
+    use, into a scratch slot that it shares with weights that are not in use at the same time. Batch norms fold into the
+    factors.
 
     The result may be called from several threads at once. Call it in `torch.inference_mode()` or `torch.no_grad()`:
     while gradients are recorded, each generated weight takes memory of its own.
 
     Args:
         gm: a transformed model; it is left untouched and nothing is shared with it.
-        memory_budget: bytes for weights, scratch included, or a text such as `"8MB"`. Within it, weights are generated
-            once and kept, those first that save most work a byte. With 0, none is, unless `methods` says so.
+        memory_budget: bytes for weights, scratch included, or a string such as `"8MB"`. Within it, weights are
+            generated once and cached, those first that save most work a byte. By default nothing is cached, unless
+            `methods` says so.
         dtype: floating-point type to convert the model to, such as `torch.bfloat16`.
         methods: overrides the choice by counted operations: `"factored"`, `"generate"` or `"cache"` for each regular
             expression that is found in a parameter's name, such as `{r"^head\\.": "cache"}`; the last one found counts.
 
     Returns:
         A graph module in eval mode whose parameters require no gradient. Its outputs equal those of `gm` in eval mode
-        up to rounding. `fxhash.summary` prints how each weight comes about.
+        up to rounding. `fxhash.summary` prints how each weight is computed.
 
     Raises:
         TransformError: if `gm` is not a transformed model.
         MemoryBudgetError: if the budget is less than the weights take that are in use at a time; it names the least.
         PlanError: for a method that is unknown or impossible for a parameter, or an expression found in no name.
     """
-    _require_transformed(gm)
+    require_transformed(gm)
     budget = read_bytes(memory_budget)
-    hashed = [parameter.fqn for parameter in current_plan(gm).hashed]
-    chosen = read_methods(methods or {}, hashed)
+    requested = read_methods(methods or {}, [parameter.fqn for parameter in current_plan(gm).hashed])
     evaluated = copy_model(gm).eval().requires_grad_(False).to(dtype)
-    deployed = lower_weights(evaluated, chosen).graph_module
-    if budget:
-        kept = choose_cached(_plan_of(deployed), budget, set(hashed) - chosen.keys())
-        deployed = lower_weights(evaluated, chosen | dict.fromkeys(kept, "cache")).graph_module
-        assert _plan_of(deployed).peak_bytes <= budget, "a memory budget is exceeded"
-    return deployed
+    return lower(evaluated, plan_lowering(evaluated, requested, budget))
 
 
 def materialize(gm: fx.GraphModule) -> nn.Module:
@@ -179,7 +175,7 @@ def materialize(gm: fx.GraphModule) -> nn.Module:
     Raises:
         TransformError: if `gm` is not a transformed model.
     """
-    _require_transformed(gm)
+    require_transformed(gm)
     dense = restore_parameters(copy_model(gm)).graph_module
     whole_model = dict(dense.named_children()).get(OPAQUE_PART, dense)
     if isinstance(whole_model, OpaqueModule):

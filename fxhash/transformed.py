@@ -12,7 +12,6 @@ from fxhash.capture.tracing import trace
 from fxhash.errors import TransformError
 from fxhash.graph.names import CAPTURED, original_name
 from fxhash.lowering.factor_store import find_factor_store
-from fxhash.lowering.plan import LoweringPlan
 from fxhash.passes import hash_parameters, restore_training_flags
 from fxhash.smh.generator import SMHGenerator, find_generator
 from fxhash.smh.parameters import dtype_name
@@ -36,22 +35,17 @@ def current_plan(gm: nn.Module) -> CompressionPlan:
     return replace(generator.plan, parameters=tuple(parameters))
 
 
-def _plan_of(deployed: fx.GraphModule) -> LoweringPlan:
-    factors = find_factor_store(deployed)
-    assert factors is not None
-    return factors.plan
-
-
 def rebuild(model: Model, plan: CompressionPlan) -> fx.GraphModule:
     """What `transform` would return for `model` with this plan, with the generator's tensors still unset."""
     model = as_module(model)
     refuse_transformed(model)
-    traced = _expose(model, {parameter.fqn for parameter in plan.hashed})
+    traced = expose(model, {parameter.fqn for parameter in plan.hashed})
     device = model.get_parameter(plan.hashed[0].fqn).device
     return hash_parameters(traced, SMHGenerator(plan, "cpu" if device.type == "meta" else device)).graph_module
 
 
-def _expose(model: nn.Module, names: Collection[str]) -> fx.GraphModule:
+def expose(model: nn.Module, names: Collection[str]) -> fx.GraphModule:
+    """Capture a model with the parameters of these names as nodes, whose training flags follow its mode."""
     traced = trace(model, expose=names)
     if isinstance(model, fx.GraphModule) and CAPTURED not in model.meta:
         return restore_training_flags(traced).graph_module
@@ -69,7 +63,8 @@ def refuse_transformed(model: object) -> None:
         )
 
 
-def _require_transformed(gm: object) -> None:
+def require_transformed(gm: object) -> None:
+    """Raise TransformError unless `gm` is a transformed model that has values and is not lowered."""
     if isinstance(gm, nn.Module) and find_factor_store(gm) is not None:
         raise TransformError("this model is lowered already: use the transformed model that it was made of")
     if not isinstance(gm, fx.GraphModule) or find_generator(gm) is None:

@@ -14,10 +14,8 @@ CONVOLUTIONS: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 LAYERS: frozenset[Any] = frozenset({F.linear, F.embedding, *CONVOLUTIONS.values()})
 
 
-def is_weight_of_layer(weight: fx.Node, reader: fx.Node, functions: Collection[Any] = LAYERS) -> bool:
-    """Whether a call is a plain layer, and a value its weight and nothing else of it.
-
-    Plain: a convolution without groups, an embedding that doesn't renormalise its rows.
+def is_layer_of(weight: fx.Node, reader: fx.Node, functions: Collection[Any] = LAYERS) -> bool:
+    """Whether a call is a layer, and a value its weight and nothing else of it.
 
     Args:
         weight: the value.
@@ -28,8 +26,15 @@ def is_weight_of_layer(weight: fx.Node, reader: fx.Node, functions: Collection[A
         return False
     arguments = all_arguments(reader)
     others = [value for name, value in arguments.items() if name != "weight"]
-    is_plain = arguments.get("groups", 1) == 1 and arguments.get("max_norm") is None
-    return is_plain and arguments["weight"] is weight and weight not in others
+    return arguments["weight"] is weight and weight not in others
+
+
+def is_plain_layer_of(weight: fx.Node, reader: fx.Node, functions: Collection[Any] = LAYERS) -> bool:
+    """The same for a plain layer: a convolution without groups, an embedding that doesn't renormalise its rows."""
+    if not is_layer_of(weight, reader, functions):
+        return False
+    arguments = all_arguments(reader)
+    return bool(arguments.get("groups", 1) == 1 and arguments.get("max_norm") is None)
 
 
 def convolution_weights(graph: fx.Graph) -> set[str]:
@@ -37,6 +42,6 @@ def convolution_weights(graph: fx.Graph) -> set[str]:
     found: dict[str, bool] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
-            only = all(is_weight_of_layer(node, user, CONVOLUTIONS.values()) for user in node.users)
+            only = all(is_plain_layer_of(node, user, CONVOLUTIONS.values()) for user in node.users)
             found[str(node.target)] = found.get(str(node.target), True) and only
     return {name for name, only in found.items() if only}

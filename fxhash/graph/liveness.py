@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 
 import networkx as nx
 import torch
 from torch import fx
 from torch.nn import functional as F
-
-from fxhash.graph.recorded import is_recorded
 
 # These return memory of their own. Whatever else uses a value might return a view of it.
 _RETURN_NEW_MEMORY = {
@@ -34,30 +33,45 @@ _RETURN_NEW_MEMORY = {
 }
 
 
-def dataflow(graph: fx.Graph) -> nx.DiGraph:
-    """The graph's nodes as a directed acyclic graph: an edge from each value to each node that reads it.
+class Dataflow:
+    """A graph's nodes as a directed acyclic graph, with an edge from each value to each node that reads it.
 
-    An edge has the attribute `may_alias`: whether the reader's result may share memory with the value.
+    Attributes:
+        position: where each node stands in the graph.
     """
-    flow = nx.DiGraph()
-    for position, node in enumerate(graph.nodes):
-        flow.add_node(node, position=position)
-        for value in node.all_input_nodes:
-            flow.add_edge(value, node, may_alias=not _returns_new_memory(node))
-    return flow
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.position = {node: index for index, node in enumerate(graph.nodes)}
+        self._aliases = nx.DiGraph()
+        self._aliases.add_nodes_from(graph.nodes)
+        self._aliases.add_edges_from(
+            (value, node)
+            for node in graph.nodes
+            if node.target not in _RETURN_NEW_MEMORY
+            for value in node.all_input_nodes
+        )
+
+    def memory_readers(self, value: fx.Node, readers: Collection[fx.Node]) -> list[fx.Node]:
+        """The nodes that read the memory of a value, itself or what may be a view of it, in the order of the graph.
+
+        Args:
+            value: the value.
+            readers: those of its readers that count.
+        """
+        views = {reader for reader in readers if self._aliases.has_edge(value, reader)}
+        for view in list(views):
+            views |= nx.descendants(self._aliases, view)
+        found = {*readers, *views, *(user for view in views for user in view.users)}
+        return sorted(found, key=self.position.__getitem__)
 
 
 def is_changed_in_place(value: fx.Node) -> bool:
     """Whether a function or method in the graph changes `value`, or a view of it, in place."""
     return any(
-        _changes_in_place(user) or (not _returns_new_memory(user) and is_changed_in_place(user))
+        _changes_in_place(user) or (user.target not in _RETURN_NEW_MEMORY and is_changed_in_place(user))
         for user in value.users
         if user.op in ("call_function", "call_method")
     )
-
-
-def _returns_new_memory(node: fx.Node) -> bool:
-    return node.target in _RETURN_NEW_MEMORY or is_recorded(node.target)
 
 
 def _changes_in_place(node: fx.Node) -> bool:
@@ -65,18 +79,3 @@ def _changes_in_place(node: fx.Node) -> bool:
         return node.target._schema.is_mutable
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name.endswith("_") and not name.endswith("__")
-
-
-def live_ranges(graph: fx.Graph, values: set[fx.Node]) -> dict[fx.Node, tuple[int, int]]:
-    """First and last position in the graph at which the memory of each of `values` is in use."""
-    flow = dataflow(graph)
-    position = nx.get_node_attributes(flow, "position")
-    aliasing = nx.DiGraph()
-    aliasing.add_nodes_from(flow)
-    aliasing.add_edges_from(edge for edge in flow.edges if flow.edges[edge]["may_alias"])
-    ranges = {}
-    for value in values:
-        aliases = {value, *nx.descendants(aliasing, value)}
-        last = max(position[reader] for alias in aliases for reader in (alias, *flow.successors(alias)))
-        ranges[value] = (position[value], last)
-    return ranges

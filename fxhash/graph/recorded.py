@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, ParamSpec
+from typing import ParamSpec
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
@@ -25,8 +25,3 @@ def recorded(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tenso
         return function(*args, **kwargs)
 
     return run
-
-
-def is_recorded(function: Any) -> bool:
-    """Whether a function is one of fxhash's own in a graph."""
-    return getattr(function, "__module__", "").startswith("fxhash.")

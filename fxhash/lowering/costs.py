@@ -1,4 +1,4 @@
-"""The cost model by which a deployed layer chooses how it comes by its weight: counted multiply-adds."""
+"""The cost model by which the method of a weight is chosen: counted multiply-adds."""
 
 from __future__ import annotations
 
@@ -6,24 +6,23 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Thin products, as the factors' are, run at a lower rate than the dense layer's (benchmarks/costs.py).
-_THIN = 1.5
+from fxhash.lowering.method import Method
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Multiply-adds of one use of a weight, in each of the ways to compute it.
+    """Multiply-adds of one use of a weight, for each way to compute it.
 
     A position is a row of a linear layer's input, an input pixel of a convolution, or an index of a lookup.
 
     Attributes:
         generate: generating the weight, once a call.
-        dense: what a layer does with a weight that is there, a position.
-        factored: multiplying by the factors in turn, a position; None where that is not possible.
+        dense: applying the materialized weight, a position.
+        factored: applying the factors, a position; None where that is not possible.
 
     Example:
-        >>> Costs(generate=600, dense=30, factored=20).method, Costs(generate=600, dense=30, factored=50).method
-        ('in turn', 'by size')
+        >>> [str(Costs(generate=600, dense=30, factored=each).method) for each in (20, 50, None)]
+        ['factored', 'adaptive', 'generate']
         >>> Costs(generate=600, dense=30, factored=50).max_positions
         30
     """
@@ -33,25 +32,32 @@ class Costs:
     factored: int | None = None
 
     @property
-    def method(self) -> str:
-        """The least work: `"factored"`, `"generate"`, or `"adaptive"` where that depends on the number of positions."""
+    def method(self) -> Method:
+        """The least work; adaptive where that depends on the number of positions."""
         if self.factored is None:
-            return "generate"
-        return "factored" if self.factored <= self.dense else "adaptive"
+            return Method.GENERATE
+        return Method.FACTORED if self.factored <= self.dense else Method.ADAPTIVE
 
     @property
     def max_positions(self) -> int:
-        """Where it is by size: up to how many positions multiplying in turn is no more work than generating."""
-        assert self.method == "adaptive"
+        """For an adaptive layer: up to how many positions the factors are no more work than the generated weight."""
+        assert self.method is Method.ADAPTIVE
         return self.generate // ((self.factored or 0) - self.dense)
 
-    def saved_by_caching(self, method: str) -> int:
-        """What a call saves if the weight is there: generating it, or what one position takes more without it."""
-        return max(int(_THIN * (self.factored or 0)) - self.dense, 0) if method == "factored" else self.generate
+    def saved_by_caching(self, method: Method, thin_product_cost: float) -> int:
+        """What a call saves with a cached weight: generating it, or what a position costs more with the factors.
+
+        Args:
+            method: how the weight is computed if it is not cached.
+            thin_product_cost: as in `DeviceProfile`.
+        """
+        if method is Method.FACTORED:
+            return max(int(thin_product_cost * (self.factored or 0)) - self.dense, 0)
+        return self.generate
 
 
 def layer_costs(shape: Sequence[int], rank: int, cols: int) -> Costs:
-    """Costs of a linear layer or convolution whose weight of `shape` nests with rows of `cols` elements.
+    """Costs of a linear layer or convolution whose weight of `shape` is aligned with rows of `cols` elements.
 
     Example:
         >>> layer_costs((512, 512, 3, 3), rank=11, cols=576)

@@ -1,51 +1,93 @@
-"""The modules of a deployed model: one holds the factors, the other the memory that weights are generated into."""
+"""The module of a lowered model that holds the factors: all that its plan says is stored."""
 
 from __future__ import annotations
 
 import re
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fxhash.graph.names import free_name
-from fxhash.lowering.plan import LoweringPlan
+from fxhash.lowering.batch_norm import FoundNorm, foldable_norm
+from fxhash.lowering.functional import scale_channels
+from fxhash.lowering.plan import LoweringPlan, WeightUse
+from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.plan import CompressionPlan
 
 
 class FactorStore(nn.Module):
-    """Factors of a deployed model: `right`, and the scaled rows of `left` of each use of a parameter.
+    """The factors of a lowered model: `right`, and what is stored for each use of a weight.
 
-    Called without arguments it returns `right`, called with a key the tensor that was stored under it.
+    Called without arguments it returns `right`, called with a key the tensor that is stored under it.
 
-    Attributes:
+    Args:
         compression: the plan of the transformed model.
+        plan: how each weight is computed.
         captured: how the model became a graph, for the summary.
-        plan: how each weight comes about; set once the whole model is lowered.
+        right: the shared right factor; shape `(rank, cols)`.
+        tensors: what is stored, by `WeightUse.key`.
     """
 
-    plan: LoweringPlan
-
-    def __init__(self, compression: CompressionPlan, captured: str, right: Tensor) -> None:
+    def __init__(
+        self, compression: CompressionPlan, plan: LoweringPlan, captured: str, right: Tensor, tensors: dict[str, Tensor]
+    ) -> None:
         super().__init__()
         self.compression = compression
+        self.plan = plan
         self.captured = captured
         self.right = nn.Parameter(right, requires_grad=False)
         self._attributes: dict[str, str] = {}
-
-    def store(self, key: str, tensor: Tensor) -> str:
-        """Keep a tensor; returns the key that gives it back, which is `key` unless that is taken."""
-        unique, count = key, 1
-        while unique in self._attributes:
-            count += 1
-            unique = f"{key}#{count}"
-        self._attributes[unique] = attribute = free_name(self, re.sub(r"\W+", "_", unique))
-        self.register_parameter(attribute, nn.Parameter(tensor, requires_grad=False))
-        return unique
+        for key, tensor in tensors.items():
+            self._attributes[key] = attribute = free_name(self, re.sub(r"\W+", "_", key))
+            self.register_parameter(attribute, nn.Parameter(tensor, requires_grad=False))
 
     def forward(self, key: str | None = None) -> Tensor:
         """`right`, or the tensor under `key`."""
         return self.right if key is None else getattr(self, self._attributes[key])
 
 
+def build_factor_store(gm: fx.GraphModule, generator: SMHGenerator, plan: LoweringPlan) -> FactorStore:
+    """Compute all that a plan says is stored.
+
+    Args:
+        gm: the transformed model that was planned; it is left untouched.
+        generator: its generator.
+        plan: how each weight is computed.
+    """
+    nodes = {node.name: node for node in gm.graph.nodes}
+    tensors: dict[str, Tensor] = {}
+    for use in plan.uses:
+        norm = foldable_norm(gm, nodes[use.node]) if use.folded_norm else None
+        for each in use.stored:
+            key = use.key(each.role)
+            if key not in tensors:
+                tensors[key] = _tensor(generator, use, each.role, norm).detach()
+                assert tensors[key].shape == each.shape, key
+    return FactorStore(generator.plan, plan, generator.captured, generator.right.detach(), tensors)
+
+
+def _tensor(generator: SMHGenerator, use: WeightUse, role: str, norm: FoundNorm | None) -> Tensor:
+    """The tensor of a role for a use, whose folded batch norm is given."""
+    if role == "kernels":
+        kernels = generator.kernels_of(use.fqn)
+        # Split, they are the weight of a convolution, and have the type that it would have.
+        return kernels.to(generator.dtype_of(generator.parameter(use.fqn))) if use.split else kernels
+    if role == "shift":
+        shift = generator.shift(use.fqn)
+        assert shift is not None
+        return shift.clone()
+    if role == "weight":
+        weight = generator(use.fqn, pointwise=use.split)
+        return weight if norm is None else scale_channels(weight, norm.scale())
+    left = generator.scaled_left(use.fqn)
+    if role == "left":
+        if norm is None or use.stores("channel scale"):
+            return left
+        scale = norm.scale().to(left)
+        return left * scale.repeat_interleave(left.shape[0] // scale.shape[0]).unsqueeze(1)
+    assert norm is not None
+    return norm.scale().to(left) if role == "channel scale" else norm.folded_bias()
+
+
 def find_factor_store(module: nn.Module) -> FactorStore | None:
-    """The factors of a deployed model; None if the model is not deployed."""
+    """The factors of a lowered model; None if the model is not lowered."""
     return next((child for child in module.modules() if isinstance(child, FactorStore)), None)

@@ -1,8 +1,8 @@
-"""Layers inside of parts that can't be traced, lowered one by one: each comes by its weights when it is called.
+"""Modules nested in opaque submodules, lowered one by one: each computes its weights when it is called.
 
-A part's own code calls its layers as before and may read their attributes: a `weight` that it reads is generated then.
-Linear layers, convolutions and embeddings multiply by the factors in turn where that is less work. Any other module,
-such as experts, a recurrent layer or a layer of the user's own, has its parameters generated for each call of it.
+The opaque submodule's own code calls its layers as before and may read their attributes: a `weight` that it reads is
+generated then. Linear layers, convolutions and embeddings apply the factors directly where that is less work. Any other
+module, such as experts, a recurrent layer or a layer of the user's own, has its parameters generated for each call.
 """
 
 from __future__ import annotations
@@ -24,21 +24,22 @@ from fxhash.lowering.functional import (
     factored_embedding,
     factored_linear,
 )
+from fxhash.lowering.method import Method
 from fxhash.smh.arithmetic import generate
 
 _Base: Any = nn.Module if TYPE_CHECKING else object
 
 
 class WeightSource(NamedTuple):
-    """How to come by one weight. A tuple, so that the factors are no child of the module that has it.
+    """How to compute one weight. A tuple, so that the factor store is no child of the module that has it.
 
     Attributes:
-        factors: the module that holds the factors.
+        factors: the factor store.
         key: under which it holds the scaled rows of `left`.
         shape: shape of the weight.
         shift_key: under which it holds a constant to add; empty if there is none.
         dtype: type of the weight; None for that of the factors.
-        unbuilt: whether to hand the weight over unbuilt, to a module that multiplies by it.
+        is_factored: whether the module gets a factored tensor, which it multiplies by.
     """
 
     factors: FactorStore
@@ -46,7 +47,7 @@ class WeightSource(NamedTuple):
     shape: tuple[int, ...]
     shift_key: str = ""
     dtype: torch.dtype | None = None
-    unbuilt: bool = False
+    is_factored: bool = False
 
     @property
     def own_factors(self) -> tuple[Tensor, Tensor, tuple[int, ...]]:
@@ -54,25 +55,27 @@ class WeightSource(NamedTuple):
         return self.factors(self.key), self.factors(), self.shape
 
     def generate(self) -> Tensor:
-        """The weight, in memory of its own."""
-        if self.unbuilt:
-            return as_factored(*self.own_factors)
+        """The weight, materialized, in memory of its own."""
         shift = self.factors(self.shift_key) if self.shift_key else None
         return generate(*self.own_factors, shift).to(self.dtype)
+
+    def weight(self) -> Tensor:
+        """What the module gets as its parameter: the weight, or a factored tensor that stands for it."""
+        return as_factored(*self.own_factors) if self.is_factored else self.generate()
 
 
 class LoweredLayer(_Base):
     """What the lowered layers of all kinds share; made of a layer by `lower_layer`.
 
     Attributes:
-        source: how to come by the weight.
-        method: `"factored"`, `"adaptive"` or `"generate"`.
-        most: for `"adaptive"`, up to how many positions to multiply in turn.
+        source: how to compute the weight.
+        method: factored, adaptive or generate.
+        max_positions: for an adaptive layer, up to how many positions to apply the factors.
     """
 
     source: WeightSource
-    method: str
-    most: int
+    method: Method
+    max_positions: int
 
     @property
     def weight(self) -> Tensor:
@@ -85,22 +88,22 @@ class LoweredLinear(LoweredLayer, nn.Linear):  # type: ignore[override]
 
     def forward(self, input: Tensor) -> Tensor:
         """As the layer that it stands for."""
-        if self.method == "factored":
+        if self.method is Method.FACTORED:
             return factored_linear(input, *self.source.own_factors, self.bias)
-        if self.method == "adaptive":
-            return adaptive_linear(input, *self.source.own_factors, self.bias, self.most)
+        if self.method is Method.ADAPTIVE:
+            return adaptive_linear(input, *self.source.own_factors, self.bias, self.max_positions)
         return super().forward(input)
 
 
 class _LoweredConvolution(LoweredLayer):
     def forward(self, input: Tensor) -> Tensor:
         """As the layer that it stands for."""
-        if self.method == "generate":
+        if self.method is Method.GENERATE:
             return super().forward(input)
         given = (self.bias, self.stride, self.padding, self.dilation)
-        if self.method == "factored":
+        if self.method is Method.FACTORED:
             return factored_conv(input, *self.source.own_factors, *given)
-        return adaptive_conv(input, *self.source.own_factors, *given, self.most)
+        return adaptive_conv(input, *self.source.own_factors, *given, self.max_positions)
 
 
 class LoweredConv1d(_LoweredConvolution, nn.Conv1d):  # type: ignore[override]
@@ -120,9 +123,9 @@ class LoweredEmbedding(LoweredLayer, nn.Embedding):  # type: ignore[override]
 
     def forward(self, input: Tensor) -> Tensor:
         """As the layer that it stands for."""
-        return (
-            super().forward(input) if self.method == "generate" else factored_embedding(input, *self.source.own_factors)
-        )
+        if self.method is Method.GENERATE:
+            return super().forward(input)
+        return factored_embedding(input, *self.source.own_factors)
 
 
 _LOWERED: dict[type[nn.Module], type[nn.Module]] = {
@@ -149,16 +152,17 @@ def can_be_factored(layer: nn.Module) -> bool:
     return getattr(layer, "groups", 1) == 1 and getattr(layer, "padding_mode", "zeros") == "zeros"
 
 
-def lower_layer(layer: nn.Module, source: WeightSource, method: str, most: int = 0) -> nn.Module:
+def lower_layer(layer: nn.Module, source: WeightSource, method: Method, max_positions: int = 0) -> nn.Module:
     """The same layer, with everything it has but its weight; `layer` itself is left untouched."""
-    return _of_class(_LOWERED[type(layer)], layer, ["weight"], source=source, method=method, most=most)
+    changed = {"source": source, "method": method, "max_positions": max_positions}
+    return _of_class(_LOWERED[type(layer)], layer, ["weight"], **changed)
 
 
 class GeneratesParameters(_Base):
     """A module of any class whose parameters are generated for each call of it, or when they are read.
 
     Attributes:
-        sources: how to come by each of its own parameters, by name.
+        sources: how to compute each of its own parameters, by name.
     """
 
     sources: dict[str, WeightSource]
@@ -170,7 +174,7 @@ class GeneratesParameters(_Base):
         if torch.compiler.is_compiling() and not issubclass(kind, nn.RNNBase):
             # Older compilers can't follow replicas; they generate a weight once that is read twice.
             return kind.forward(self, *args, **kwargs)
-        weights = [self.sources[name].generate() for name in names]
+        weights = [self.sources[name].weight() for name in names]
         return call_with_parameters(self, kind, names, weights, args, kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
@@ -183,7 +187,7 @@ def can_generate_parameters(module: nn.Module) -> bool:
     return not isinstance(module, torch.jit.ScriptModule) and "forward" not in vars(module)
 
 
-def can_take_unbuilt(module: nn.Module) -> bool:
+def can_take_factored(module: nn.Module) -> bool:
     """Whether a module multiplies by its matrices and does nothing else with them."""
     return type(module) in (nn.MultiheadAttention, nn.modules.linear.NonDynamicallyQuantizableLinear)
 
@@ -197,7 +201,7 @@ def generate_parameters(module: nn.Module, sources: Mapping[str, WeightSource]) 
 @cache
 def _generating(kind: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     def reading(name: str) -> property:
-        return property(lambda self: self.sources[name].generate())
+        return property(lambda self: self.sources[name].weight())
 
     attributes: dict[str, Any] = {name: reading(name) for name in names}
     return type(kind.__name__, (GeneratesParameters, kind), {**attributes, "_made_of": (kind, names)})

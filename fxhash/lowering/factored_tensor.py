@@ -1,4 +1,4 @@
-"""A weight that is handed to a layer unbuilt: where the layer multiplies by it, it multiplies by the factors in turn.
+"""A matrix that is never materialized where it is only multiplied by: the factors are applied instead.
 
 For layers whose own code can't be rewritten node by node, such as `nn.MultiheadAttention`.
 """
@@ -22,22 +22,22 @@ aten = torch.ops.aten
 class FactoredTensor(Tensor):
     """A matrix `(out, in)` that stands for `generate(left, right, shape)`, or its transpose.
 
-    A linear layer with it multiplies by `left` and `right` in turn; a split between output channels splits `left`. Any
-    other operation gets the matrix, built for it alone.
+    A linear layer with it applies `right` and then `left`; a split between output channels splits `left`. Any other
+    operation gets the matrix, materialized for it alone.
     """
 
     left: Tensor
     right: Tensor
-    shape_built: tuple[int, int]
+    matrix_shape: tuple[int, int]
     is_transposed: bool
 
     @staticmethod
     def __new__(cls, left: Tensor, right: Tensor, shape: Sequence[int], is_transposed: bool = False) -> FactoredTensor:
-        """Wrap the factors; the weight's shape must fit the columns."""
+        """Wrap the factors; the matrix must be row-aligned."""
         out, features = shape
         size, strides = ((features, out), (1, features)) if is_transposed else ((out, features), (features, 1))
         weight = Tensor._make_wrapper_subclass(cls, size, strides=strides, dtype=left.dtype, device=left.device)
-        weight.left, weight.right, weight.shape_built, weight.is_transposed = (
+        weight.left, weight.right, weight.matrix_shape, weight.is_transposed = (
             left,
             right,
             (out, features),
@@ -48,18 +48,18 @@ class FactoredTensor(Tensor):
     def __repr__(self) -> str:  # type: ignore[override]  # torch declares an argument of its own
         return f"FactoredTensor(shape={tuple(self.shape)}, rank={self.left.shape[1]})"
 
-    def build(self) -> Tensor:
+    def materialize(self) -> Tensor:
         """The matrix itself."""
-        weight = generate(self.left, self.right, self.shape_built)
+        weight = generate(self.left, self.right, self.matrix_shape)
         return weight.t() if self.is_transposed else weight
 
     def transposed(self) -> FactoredTensor:
-        """Its transpose, unbuilt too."""
-        return FactoredTensor(self.left, self.right, self.shape_built, not self.is_transposed)
+        """Its transpose, factored too."""
+        return FactoredTensor(self.left, self.right, self.matrix_shape, not self.is_transposed)
 
     def split_channels(self, sizes: Sequence[int]) -> list[FactoredTensor] | None:
-        """Pieces of so many output channels each, unbuilt too; None where a piece would start inside a row of `W`."""
-        _, features = self.shape_built
+        """Pieces of so many output channels each, factored too; None where a piece would start inside a row of `W`."""
+        _, features = self.matrix_shape
         cols = self.right.shape[1]
         if self.is_transposed or any(size * features % cols for size in sizes[:-1]):
             return None
@@ -74,7 +74,7 @@ class FactoredTensor(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Torch's layers leave their fused paths, which need a built weight, where an argument has this method."""
+        """Torch's layers leave their fused paths, which need a plain tensor, where an argument has this method."""
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
@@ -82,19 +82,19 @@ class FactoredTensor(Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch declares it without `cls`
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Multiply in turn, or build the weight."""
-        unbuilt = _UNBUILT.get(func)
-        result = unbuilt(*args, **(kwargs or {})) if unbuilt is not None else None
+        """Apply the factors, or materialize the matrix."""
+        factored = _FACTORED.get(func)
+        result = factored(*args, **(kwargs or {})) if factored is not None else None
         if result is not None:
             return result
-        args, kwargs = tree_map_only(FactoredTensor, FactoredTensor.build, (args, kwargs or {}))
+        args, kwargs = tree_map_only(FactoredTensor, FactoredTensor.materialize, (args, kwargs or {}))
         return func(*args, **kwargs)
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Tensor | None:
     if not isinstance(weight, FactoredTensor) or isinstance(x, FactoredTensor) or weight.is_transposed:
         return None
-    return factored_linear(x, weight.left, weight.right, weight.shape_built, bias)
+    return factored_linear(x, weight.left, weight.right, weight.matrix_shape, bias)
 
 
 def _mm(x: Any, weight: Any) -> Tensor | None:
@@ -119,7 +119,7 @@ def _chunk(weight: FactoredTensor, chunks: int, dim: int = 0) -> list[FactoredTe
     return _split(weight, -(-weight.shape[0] // chunks), dim)
 
 
-_UNBUILT: dict[Any, Callable[..., Any]] = {
+_FACTORED: dict[Any, Callable[..., Any]] = {
     aten.t.default: FactoredTensor.transposed,
     aten.linear.default: _linear,
     aten.mm.default: _mm,
@@ -132,7 +132,10 @@ _UNBUILT: dict[Any, Callable[..., Any]] = {
 
 @recorded
 def as_factored(left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
-    """The weight of `shape` `(out, in)`, unbuilt; under a compiler or tracer, which see through the layer, built."""
+    """The weight of `shape` `(out, in)` as a factored tensor.
+
+    Under a compiler or tracer, which see through the layer that gets it, it is materialized.
+    """
     if (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None

@@ -1,7 +1,7 @@
-"""Layers that multiply by the factors of their weight in turn, so that the weight itself is never built.
+"""Layers that apply the low-rank factors of their weight directly and never materialize the weight.
 
-A weight of shape `(out, in, ...)` is a run of `left @ right`, rows of `cols` elements. Where the `in * ...` weights of
-one output channel are a whole number of rows, or a row holds a whole number of channels, the layer is two smaller
+A weight of shape `(out, in, ...)` is a slice of `left @ right`, rows of `cols` elements. Where the `in * ...` weights
+of one output channel are a whole number of rows, or a row holds a whole number of channels, the layer is two smaller
 ones: one with the rows of `right` as its kernels, and one that mixes their outputs by `left`. With a small rank that is
 less work than the dense layer, whatever the batch.
 
@@ -29,7 +29,7 @@ _FEW_PER_ROW = 8
 
 
 def rows_per_channel(shape: Sequence[int], cols: int) -> int | None:
-    """How many whole rows an output channel takes; None if rows and channels don't nest that way."""
+    """How many whole rows an output channel takes; None if rows and channels are not aligned that way."""
     channel = math.prod(shape[1:])
     return channel // cols if channel % cols == 0 else None
 
@@ -42,7 +42,7 @@ def factored_linear(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int]
         x: input of shape `(..., in)`.
         left: the weight's own rows of the left factor.
         right: the right factor.
-        shape: the weight's shape, which must fit the columns.
+        shape: the weight's shape, which must be row-aligned.
         bias: of shape `(out,)`.
 
     Returns:
@@ -78,7 +78,7 @@ def factored_conv(
         x: input of shape `(batch, in, *size)` or `(in, *size)`.
         left: the weight's own rows of the left factor.
         right: the right factor.
-        shape: the weight's shape, which must fit the columns.
+        shape: the weight's shape, which must be row-aligned.
         bias: of shape `(out,)`.
         stride: as in `F.conv2d`.
         padding: as in `F.conv2d`.
@@ -123,7 +123,7 @@ def depthwise(
         dilation: as in `F.conv2d`.
 
     Returns:
-        Shape `(batch, in * count, *size)` or `(in * count, *size)`: each channel in turn with all kernels.
+        Shape `(batch, in * count, *size)` or `(in * count, *size)`: all kernels of the first channel, then the next.
     """
     _, channels, *kernel = shape
     convolution, sizes = CONVOLUTIONS[len(kernel)], len(kernel)
@@ -145,7 +145,7 @@ def factored_embedding(indices: Tensor, left: Tensor, right: Tensor, shape: Sequ
         indices: integers of any shape.
         left: the table's own rows of the left factor.
         right: the right factor.
-        shape: the table's shape, which must fit the columns.
+        shape: the table's shape, which must be row-aligned.
 
     Returns:
         Shape `(*indices.shape, size)`.
@@ -176,17 +176,31 @@ def factored_embedding(indices: Tensor, left: Tensor, right: Tensor, shape: Sequ
 
 
 @recorded
+def scale_channels(weight: Tensor, scale: Tensor) -> Tensor:
+    """A weight with each output channel times a factor of its own.
+
+    Args:
+        weight: shape `(out, ...)`.
+        scale: shape `(out,)`.
+
+    Returns:
+        The shape and type of `weight`.
+    """
+    return (weight.flatten(1) * scale.unsqueeze(1).to(weight)).view(weight.shape)
+
+
+@recorded
 def adaptive_linear(
     x: Tensor,
     left: Tensor,
     right: Tensor,
     shape: Sequence[int],
     bias: Tensor | None,
-    most: int,
+    max_positions: int,
     scratch: Tensor | None = None,
 ) -> Tensor:
-    """`factored_linear` for at most `most` rows of input; beyond, generating the weight once is less work."""
-    if _holds(x.numel() // shape[1] <= most):
+    """`factored_linear` for at most `max_positions` rows of input; beyond, generating the weight once is less work."""
+    if _holds(x.numel() // shape[1] <= max_positions):
         return factored_linear(x, left, right, shape, bias)
     return F.linear(x, generate(left, right, shape, scratch=scratch), bias)
 
@@ -201,11 +215,11 @@ def adaptive_conv(
     stride: Any,
     padding: Any,
     dilation: Any,
-    most: int,
+    max_positions: int,
     scratch: Tensor | None = None,
 ) -> Tensor:
-    """`factored_conv` for at most `most` pixels of input; beyond, generating the weight once is less work."""
-    if _holds(x.numel() // shape[1] <= most):
+    """`factored_conv` for at most `max_positions` pixels of input; beyond, generating the weight once is less work."""
+    if _holds(x.numel() // shape[1] <= max_positions):
         return factored_conv(x, left, right, shape, bias, stride, padding, dilation)
     weight = generate(left, right, shape, scratch=scratch)
     return CONVOLUTIONS[len(shape) - 2](x, weight, bias, stride, padding, dilation)

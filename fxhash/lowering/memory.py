@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import networkx as nx
 
 from fxhash.errors import MemoryBudgetError
+from fxhash.lowering.device import DeviceProfile
+from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, WeightUse, cached_bytes
 
 
@@ -54,31 +58,31 @@ def slot_sizes(slots: Mapping[str, int], sizes: Mapping[str, int]) -> tuple[int,
 
 def peak_of(uses: Sequence[WeightUse], slot_bytes: Sequence[int]) -> int:
     """Most bytes of weights at any time, for uses whose slots have these sizes."""
-    changes: dict[int, int] = {}
-    inside: dict[str, list[WeightUse]] = {}
+    changes: Counter[int] = Counter()
+    nested: dict[str, list[WeightUse]] = {}
     for use in uses:
-        if use.inside is not None:
-            inside.setdefault(use.node, []).append(use)
-    within = [replace(group[0], method="generate", memory_bytes=_most_inside(group)) for group in inside.values()]
-    for use in (*(use for use in uses if use.inside is None), *within):
-        if use.slot is None and use.method != "cache":
-            first, last = use.live
-            changes[first] = changes.get(first, 0) + use.memory_bytes
-            changes[last + 1] = changes.get(last + 1, 0) - use.memory_bytes
-    now = most = 0
-    for position in sorted(changes):
-        now += changes[position]
-        most = max(most, now)
-    return cached_bytes(uses) + sum(slot_bytes) + most
+        if use.module is not None:
+            nested.setdefault(use.node, []).append(use)
+        elif use.slot is None:
+            _count(use.live, use.memory_bytes, changes)
+    for same_node in nested.values():
+        _count(same_node[0].live, _most_nested(same_node), changes)
+    most = max(accumulate(changes[position] for position in sorted(changes)), default=0)
+    return cached_bytes(uses) + sum(slot_bytes) + max(most, 0)
 
 
-def _most_inside(uses: Sequence[WeightUse]) -> int:
-    """Most bytes of weights at a time inside of one part: those of a module and of the modules around it."""
-    sizes: dict[str, int] = {}
+def _count(live: tuple[int, int], size: int, changes: Counter[int]) -> None:
+    first, last = live
+    changes[first] += size
+    changes[last + 1] -= size
+
+
+def _most_nested(uses: Sequence[WeightUse]) -> int:
+    """Most bytes at a time nested in one opaque submodule: the weights of a module and of the modules around it."""
+    sizes: Counter[str] = Counter()
     for use in uses:
-        if use.method != "cache" and use.inside is not None:
-            sizes[use.inside] = sizes.get(use.inside, 0) + use.memory_bytes
-    return max((sum(sizes.get(caller, 0) for caller in _prefixes(path)) for path in sizes), default=0)
+        sizes[use.module or ""] += use.memory_bytes
+    return max(sum(sizes[caller] for caller in _prefixes(path)) for path in sizes)
 
 
 def _prefixes(path: str) -> list[str]:
@@ -86,13 +90,16 @@ def _prefixes(path: str) -> list[str]:
     return [".".join(atoms[:count]) for count in range(1, len(atoms) + 1)]
 
 
-def choose_cached(plan: LoweringPlan, budget: int, candidates: Collection[str]) -> frozenset[str]:
-    """The parameters to generate once and keep within a budget of bytes: those that save most work a byte first.
+def choose_cached(
+    plan: LoweringPlan, budget: int, candidates: Collection[str], device: DeviceProfile
+) -> frozenset[str]:
+    """The parameters to cache within a budget of bytes: those that save most work a byte first.
 
     Args:
-        plan: how the weights come about if none of `candidates` is kept.
+        plan: how the weights are computed if none of `candidates` is cached.
         budget: most bytes of weights at any time.
-        candidates: names of parameters that may be kept.
+        candidates: names of parameters that may be cached.
+        device: what the model is to run on.
 
     Raises:
         MemoryBudgetError: if the budget is less than what generating on demand takes; it names the least.
@@ -103,33 +110,41 @@ def choose_cached(plan: LoweringPlan, budget: int, candidates: Collection[str]) 
             f"are in use: give {plan.peak_bytes} or more, or 0 to generate every weight on demand",
             plan.peak_bytes,
         )
-    saved: dict[str, int] = {}
+    saved: Counter[str] = Counter()
     size: dict[str, int] = {}
     for use in plan.uses:
         if use.fqn in candidates:
-            saved[use.fqn] = saved.get(use.fqn, 0) + use.costs.saved_by_caching(use.method)
+            saved[use.fqn] += use.costs.saved_by_caching(use.method, device.thin_product_cost)
             size[use.fqn] = use.weight_bytes
     worthwhile = [fqn for fqn in saved if saved[fqn]]
-    kept: set[str] = set()
+    cached: set[str] = set()
     total = 0
     for fqn in sorted(worthwhile, key=lambda fqn: (-saved[fqn] / size[fqn], -size[fqn], fqn)):
-        if total + size[fqn] + plan.peak_bytes <= budget or _peak_if_kept(plan, kept | {fqn}, budget) <= budget:
-            kept.add(fqn)
+        if total + size[fqn] + plan.peak_bytes <= budget or _peak_if_cached(plan, cached | {fqn}, budget) <= budget:
+            cached.add(fqn)
             total += size[fqn]
-    return frozenset(kept)
+    return frozenset(cached)
 
 
-def _peak_if_kept(plan: LoweringPlan, kept: Collection[str], budget: int) -> int:
-    """What the peak would be; only a lower bound where the kept weights alone are over the budget."""
-    uses = [replace(use, method="cache", slot=None) if use.fqn in kept else use for use in plan.uses]
+def _peak_if_cached(plan: LoweringPlan, cached: Collection[str], budget: int) -> int:
+    """What the peak would be; only a lower bound where the cached weights alone are over the budget."""
+    uses = [_as_cached(use) if use.fqn in cached else use for use in plan.uses]
     at_least = cached_bytes(uses)
     return at_least if at_least > budget else peak_of(*assign_slots(uses))
 
 
+def _as_cached(use: WeightUse) -> WeightUse:
+    return replace(use, method=Method.CACHE, module=None, slot=None, memory_bytes=0, folded_norm="")
+
+
 def assign_slots(uses: Sequence[WeightUse]) -> tuple[tuple[WeightUse, ...], tuple[int, ...]]:
     """The uses with their scratch slots, for those that have one, and the sizes of the slots."""
-    shared = [use for use in uses if use.slot is not None]
-    sizes = {use.node: use.memory_bytes for use in shared}
-    slots = color_slots({use.node: use.live for use in shared}, sizes)
-    assigned = tuple(replace(use, slot=slots[use.node]) if use.slot is not None else use for use in uses)
+    shared = {_identity(use): use for use in uses if use.slot is not None}
+    sizes = {name: use.memory_bytes for name, use in shared.items()}
+    slots = color_slots({name: use.live for name, use in shared.items()}, sizes)
+    assigned = tuple(replace(use, slot=slots[_identity(use)]) if use.slot is not None else use for use in uses)
     return assigned, slot_sizes(slots, sizes)
+
+
+def _identity(use: WeightUse) -> str:
+    return f"{use.weight} for {use.node}"

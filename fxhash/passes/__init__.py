@@ -2,14 +2,15 @@
 
 from fxhash.passes.contract import graph_pass
 from fxhash.passes.hash_parameters import hash_parameters
-from fxhash.passes.lower_weights import lower_weights
+from fxhash.passes.pipeline import LOWERING, lower
 from fxhash.passes.restore_parameters import restore_parameters
 from fxhash.passes.restore_training_flags import restore_training_flags
 
 __all__ = [
+    "LOWERING",
     "graph_pass",
     "hash_parameters",
-    "lower_weights",
+    "lower",
     "restore_parameters",
     "restore_training_flags",
 ]

@@ -2,46 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import Concatenate, ParamSpec
+from collections.abc import Callable, Sequence
+from functools import update_wrapper
+from typing import Concatenate, Generic, ParamSpec
 
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
 from fxhash.lowering.factor_store import FactorStore
+from fxhash.lowering.functional import scale_channels
 from fxhash.smh.generator import SMHGenerator
 
 Arguments = ParamSpec("Arguments")
 Rewrite = Callable[Concatenate[fx.GraphModule, Arguments], bool]
-Pass = Callable[Concatenate[fx.GraphModule, Arguments], PassResult]
 
-# Calls of these have no side effect. Whatever else a user's graph calls, such as an in-place update of a buffer,
-# stays although nobody reads its result.
+# Calls of these have no side effect, nor has the scaling that a folded batch norm leaves. Whatever else a user's graph
+# calls, such as an in-place update of a buffer, stays although nobody reads its result.
 _REMOVABLE_MODULES = (SMHGenerator, FactorStore, TensorConstant, TrainingFlag)
 
 
-def graph_pass(rewrite: Rewrite[Arguments]) -> Pass[Arguments]:
-    """Make a pass of a function that rewrites a graph module in place and says whether it changed anything.
+class GraphPass(Generic[Arguments]):
+    """A pass made of a function that rewrites a graph module in place and says whether it changed anything.
 
     The pass works on a copy of the graph, which shares modules and parameters with the input. Afterwards it removes
     what nobody reads any more (nodes, then parameters and modules), lints, recompiles, and checks that the calling
     convention is unchanged.
+
+    Attributes:
+        rewrite: the function.
     """
 
-    @wraps(rewrite)
-    def run(graph_module: fx.GraphModule, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> PassResult:
-        working = _with_graph(graph_module, graph_module.graph)
-        if not rewrite(working, *args, **kwargs):
-            return PassResult(graph_module, False)
+    def __init__(self, rewrite: Rewrite[Arguments]) -> None:
+        self.rewrite = rewrite
+        update_wrapper(self, rewrite)
+
+    def __call__(self, given: fx.GraphModule, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> PassResult:
+        """Run the pass over a graph module, which is left untouched."""
+        working = _with_graph(given, given.graph)
+        if not self.rewrite(working, *args, **kwargs):
+            return PassResult(given, False)
         working.graph.eliminate_dead_code(lambda node: not _is_removable(working, node))
         working.graph.lint()
         result = _with_graph(working, working.graph)
-        assert _calling_convention(result) == _calling_convention(graph_module), "a pass changed the inputs"
+        assert _calling_convention(result) == _calling_convention(given), "a pass changed the inputs"
         return PassResult(result, True)
 
-    return run
+
+def graph_pass(rewrite: Rewrite[Arguments]) -> GraphPass[Arguments]:
+    """Decorate a function that rewrites a graph module in place, as a `GraphPass`."""
+    return GraphPass(rewrite)
+
+
+def in_sequence(passes: Sequence[GraphPass[Arguments]]) -> GraphPass[Arguments]:
+    """Several passes as one, which copies, cleans up and checks once."""
+
+    def rewrite(graph_module: fx.GraphModule, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> bool:
+        modified = [each.rewrite(graph_module, *args, **kwargs) for each in passes]
+        return any(modified)
+
+    return GraphPass(rewrite)
 
 
 def _with_graph(graph_module: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule:
@@ -56,7 +76,7 @@ def _with_graph(graph_module: fx.GraphModule, graph: fx.Graph) -> fx.GraphModule
 def _is_removable(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         return isinstance(graph_module.get_submodule(str(node.target)), _REMOVABLE_MODULES)
-    return node.op == "get_attr"
+    return node.op == "get_attr" or node.target is scale_channels
 
 
 def _calling_convention(graph_module: fx.GraphModule) -> list[tuple[object, ...]]:

@@ -17,18 +17,22 @@ def hash_parameters(graph_module: fx.GraphModule, generator: SMHGenerator) -> bo
     Each parameter is one call of the generator, however many nodes use it.
     """
     hashed = {parameter.fqn for parameter in generator.plan.hashed}
-    nodes = [node for node in graph_module.graph.nodes if node.op == "get_attr" and node.target in hashed]
+    nodes: dict[str, list[fx.Node]] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr" and node.target in hashed:
+            nodes.setdefault(str(node.target), []).append(node)
     if not nodes:
         return False
     generator.captured = graph_module.meta.get(CAPTURED, generator.captured)
     name = free_name(graph_module, "smh_generator")
     graph_module.add_submodule(name, generator)
-    for node in nodes:
-        with graph_module.graph.inserting_before(node):
-            weight = graph_module.graph.call_module(name, (node.target,))
-        for user in list(node.users):
-            _ask_for_dense_gradient(user)
-        node.replace_all_uses_with(weight)
+    for fqn, same in nodes.items():
+        with graph_module.graph.inserting_before(same[0]):
+            weight = graph_module.graph.call_module(name, (fqn,))
+        for node in same:
+            for user in list(node.users):
+                _ask_for_dense_gradient(user)
+            node.replace_all_uses_with(weight)
     return True
 
 

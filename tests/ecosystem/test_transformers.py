@@ -195,8 +195,8 @@ def test_store_and_load(name, tmp_path):
 def test_each_layer_comes_by_its_weight_when_it_is_called():
     gm = fxhash.transform(build("MixtralForCausalLM"), 0.3, seed=0)
     uses = fxhash.lower_for_deploy(gm).smh_factors.plan.uses
-    assert all(use.inside is not None for use in uses)
-    assert len({use.inside for use in uses}) > 10
+    assert all(use.module is not None for use in uses)
+    assert len({use.module for use in uses}) > 10
 
 
 @pytest.mark.parametrize("form", ["transformed", "lowered"])

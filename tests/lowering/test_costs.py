@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxhash.lowering.costs import Costs, layer_costs, lookup_costs
 from fxhash.lowering.functional import factored_conv, factored_linear
+from fxhash.lowering.method import Method
 from fxhash.smh.arithmetic import generate
 from tests.lowering.test_functional import factors
 
@@ -55,13 +56,13 @@ def test_the_method_is_the_least_work(generating, dense, factored, positions):
     assert work[chosen] == min(work.values())
 
 
-def test_where_multiplying_in_turn_is_impossible_the_weight_is_generated():
+def test_where_factors_can_not_be_applied_the_weight_is_generated():
     assert Costs(10, 10).method == "generate"
 
 
-def test_keeping_saves_generating_or_the_extra_work_of_a_position():
-    assert Costs(600, 30, 50).saved_by_caching("adaptive") == 600
-    assert Costs(600, 30).saved_by_caching("generate") == 600
-    assert Costs(600, 30, 24).saved_by_caching("factored") == 6
-    assert Costs(600, 30, 20).saved_by_caching("factored") == 0
-    assert lookup_costs((1000, 64), rank=3).saved_by_caching("factored") == 1.5 * 3 * 64
+def test_caching_saves_generating_or_the_extra_work_of_a_position():
+    assert Costs(600, 30, 50).saved_by_caching(Method("adaptive"), 1.5) == 600
+    assert Costs(600, 30).saved_by_caching(Method("generate"), 1.5) == 600
+    assert Costs(600, 30, 24).saved_by_caching(Method("factored"), 1.5) == 6
+    assert Costs(600, 30, 20).saved_by_caching(Method("factored"), 1.5) == 0
+    assert lookup_costs((1000, 64), rank=3).saved_by_caching(Method("factored"), 1.5) == 1.5 * 3 * 64

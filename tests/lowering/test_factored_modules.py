@@ -1,4 +1,4 @@
-"""Layers inside of parts that can't be traced come by their weights one by one."""
+"""Modules nested in opaque submodules compute their weights one by one."""
 
 from __future__ import annotations
 
@@ -121,8 +121,8 @@ def test_each_layer_has_a_method_of_its_own():
     assert uses["embedding.weight"].method == "factored"
     assert uses["conv.weight"].method == "factored"
     assert uses["grouped.weight"].method == uses["circular.weight"].method == "generate"
-    assert not uses["raw"].inside
-    assert all(use.inside for fqn, use in uses.items() if fqn != "raw")
+    assert uses["raw"].module is None
+    assert all(use.module for fqn, use in uses.items() if fqn != "raw")
     (part,) = [module for module in deployed.modules() if isinstance(module, OpaqueModule)]
     assert not [name for name, _ in part.named_parameters() if name.endswith("weight")]
     assert isinstance(part.wrapped_module.conv, nn.Conv1d)
@@ -133,7 +133,7 @@ def test_each_layer_has_a_method_of_its_own():
 @pytest.mark.parametrize(
     "options", [{}, {"methods": {"": "generate"}}, {"methods": {"": "cache"}}, {"memory_budget": "1GB"}]
 )
-def test_modules_of_any_kind_come_by_their_weights(compress, options):
+def test_modules_of_any_kind_compute_their_weights(compress, options):
     gm = fxhash.transform(Assorted(), compress, seed=0)
     perturb(gm)
     gm.eval()
@@ -159,7 +159,7 @@ def test_modules_of_any_kind_generate_when_they_are_called():
     deployed = fxhash.lower_for_deploy(gm, methods={r"^attention\.": "factored"})
     assert_same_outputs(gm, deployed, tokens(2, 9))
     plan = deployed.smh_factors.plan
-    assert {use.fqn for use in plan.uses if use.inside is None} == set()
+    assert {use.fqn for use in plan.uses if use.module is None} == set()
     methods = {use.fqn: use.method for use in plan.uses}
     assert methods["attention.in_proj_weight"] == methods["attention.out_proj.weight"] == "factored"
     assert methods["experts.first"] == methods["recurrent.weight_hh_l0_reverse"] == "generate"
@@ -184,7 +184,7 @@ def test_what_a_module_assigns_during_a_call_stays():
     assert part.wrapped_module.experts.calls == before + 1
 
 
-def test_only_one_weight_inside_exists_at_a_time():
+def test_only_one_nested_weight_exists_at_a_time():
     _, deployed = deployed_untraceable(methods={"": "generate"})
     plan = deployed.smh_factors.plan
     sizes = {use.fqn: use.memory_bytes for use in plan.uses}
@@ -192,7 +192,7 @@ def test_only_one_weight_inside_exists_at_a_time():
     assert plan.peak_bytes == sizes["raw"] + largest
 
 
-def test_a_table_inside_is_never_built():
+def test_a_nested_table_is_never_materialized():
     class Looks(nn.Module):
         def __init__(self):
             super().__init__()

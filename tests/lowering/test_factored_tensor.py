@@ -1,4 +1,4 @@
-"""A weight that is handed over unbuilt behaves as the weight."""
+"""A factored tensor behaves as the matrix that it stands for."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ def both(case):
 
 @given(factors(sizes, sizes), st.lists(st.integers(1, 4), min_size=1, max_size=2), st.booleans(), modes)
 def test_linear_layers(case, batch, with_bias, mode):
-    unbuilt, built = both(case)
-    x = torch.randn(*batch, built.shape[1], dtype=torch.float64)
-    bias = torch.randn(built.shape[0], dtype=torch.float64) if with_bias else None
+    factored, matrix = both(case)
+    x = torch.randn(*batch, matrix.shape[1], dtype=torch.float64)
+    bias = torch.randn(matrix.shape[0], dtype=torch.float64) if with_bias else None
     with mode():
-        torch.testing.assert_close(F.linear(x, unbuilt, bias), F.linear(x, built, bias))
+        torch.testing.assert_close(F.linear(x, factored, bias), F.linear(x, matrix, bias))
 
 
 @given(factors(sizes, sizes), st.data())
 def test_pieces(case, data):
-    unbuilt, built = both(case)
-    chunks = data.draw(st.integers(1, built.shape[0]))
-    for one, other in zip(unbuilt.chunk(chunks), built.chunk(chunks), strict=True):
-        x = torch.randn(2, built.shape[1], dtype=torch.float64)
+    factored, matrix = both(case)
+    chunks = data.draw(st.integers(1, matrix.shape[0]))
+    for one, other in zip(factored.chunk(chunks), matrix.chunk(chunks), strict=True):
+        x = torch.randn(2, matrix.shape[1], dtype=torch.float64)
         torch.testing.assert_close(F.linear(x, one), F.linear(x, other))
-    first = data.draw(st.integers(0, built.shape[0]))
+    first = data.draw(st.integers(0, matrix.shape[0]))
     for one, other in zip(
-        unbuilt.split([first, built.shape[0] - first]), built.split([first, built.shape[0] - first]), strict=True
+        factored.split([first, matrix.shape[0] - first]), matrix.split([first, matrix.shape[0] - first]), strict=True
     ):
         torch.testing.assert_close(one + 0, other)
 
@@ -71,7 +71,7 @@ def test_anything_else_gets_the_weight(operation, mode):
     left, right = torch.randn(6, 2, dtype=torch.float64), torch.randn(2, 6, dtype=torch.float64)
     with mode():
         actual = operation(FactoredTensor(left, right, (6, 6)))
-        actual = actual.build() if isinstance(actual, FactoredTensor) else actual
+        actual = actual.materialize() if isinstance(actual, FactoredTensor) else actual
         torch.testing.assert_close(actual, operation(generate(left, right, (6, 6))))
 
 
@@ -91,7 +91,7 @@ class Attends(nn.Module):
 
 
 @pytest.mark.parametrize("options", [{}, {"add_bias_kv": True, "add_zero_attn": True}, {"bias": False}])
-def test_attention_multiplies_in_turn(options):
+def test_attention_applies_factors(options):
     torch.manual_seed(0)
     gm = fxhash.transform(Attends(**options), 0.1, seed=0)
     perturb(gm)
@@ -104,7 +104,7 @@ def test_attention_multiplies_in_turn(options):
     largest = LargestResult()
     with torch.inference_mode(), largest:
         deployed(x, y)
-    assert 0 < largest.numel < 64 * 64, "a weight was built"
+    assert 0 < largest.numel < 64 * 64, "a weight was materialized"
 
 
 class LargestResult(torch.utils._python_dispatch.TorchDispatchMode):

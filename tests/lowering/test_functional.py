@@ -1,4 +1,4 @@
-"""Multiplying by the factors in turn equals the layer with the weight written out."""
+"""Applying the factors equals the layer with the materialized weight."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ batches = st.integers(0, 6)
 
 @st.composite
 def factors(draw, *shape_strategies):
-    """A shape, columns that fit it, and factors in double precision."""
+    """A shape, columns that are aligned with it, and factors in double precision."""
     shape = tuple(draw(strategy) for strategy in shape_strategies)
     channel, kernel = math.prod(shape[1:]), math.prod(shape[2:])
     fitting = [cols for cols in range(1, 4 * channel + 1) if is_row_aligned(shape, cols)]

@@ -7,55 +7,120 @@ import torch
 from torch import nn
 
 import fxhash
-from fxhash.passes import graph_pass, hash_parameters, lower_weights, restore_parameters, restore_training_flags
-from tests.models import FunctionalDropout, ResidualConvNet
+from fxhash.lowering.analysis import plan_lowering
+from fxhash.lowering.device import DeviceProfile
+from fxhash.lowering.factor_store import build_factor_store
+from fxhash.passes import (
+    LOWERING,
+    graph_pass,
+    hash_parameters,
+    restore_parameters,
+    restore_training_flags,
+)
+from tests.helpers import generator_of, run, smallest_transform
+from tests.models import MODELS, FunctionalDropout, ResidualConvNet
+
+
+def transformed(name):
+    torch.manual_seed(0)
+    return smallest_transform(MODELS[name][0](), 0.5, seed=0).eval().requires_grad_(False)
+
+
+def lowering_case(index, name, budget):
+    """A pass of lowering, and a model that all passes before it have run over."""
+    gm = transformed(name)
+    plan = plan_lowering(gm, budget=budget, device=DeviceProfile(least_split_channels=1))
+    store = build_factor_store(gm, generator_of(gm), plan)
+    for before in LOWERING[:index]:
+        gm = before(gm, plan, store).graph_module
+    return lambda graph_module: LOWERING[index](graph_module, plan, store), gm
 
 
 def hash_again(gm):
     return hash_parameters(gm, fxhash.transform(FunctionalDropout(), 0.9, seed=0).smh_generator)
 
 
-PASSES = {
-    "hash_parameters": (hash_again, lambda: fxhash.trace(FunctionalDropout())),
-    "lower_weights": (lower_weights, lambda: fxhash.transform(FunctionalDropout(), 0.9, seed=0)),
-    "restore_parameters": (restore_parameters, lambda: fxhash.transform(FunctionalDropout(), 0.9, seed=0)),
-    "restore_training_flags": (restore_training_flags, lambda: torch.fx.symbolic_trace(FunctionalDropout())),
+# Models that between them give every pass something to do.
+TRAITS = (
+    "ConvCalledTwice",
+    "TiedEmbedding",
+    "SharedStorage",
+    "SeparableConvolutions",
+    "ResidualConvNet",
+    "BranchesOnInput",
+    "LSTM",
+    "Attention",
+)
+# Name of the pass and the case -> how to make the pass and its input.
+CASES = {
+    "hash_parameters": lambda: (hash_again, fxhash.trace(FunctionalDropout())),
+    "restore_training_flags": lambda: (restore_training_flags, torch.fx.symbolic_trace(FunctionalDropout())),
+    **{f"restore_parameters {name}": lambda name=name: (restore_parameters, transformed(name)) for name in TRAITS},
+    **{
+        f"{each.__name__} {name} {budget}": lambda index=index, name=name, budget=budget: lowering_case(
+            index, name, budget
+        )
+        for index, each in enumerate(LOWERING)
+        for name in TRAITS
+        for budget in (0, 10**9)
+    },
 }
+every_case = pytest.mark.parametrize("name", CASES)
 
-every_pass = pytest.mark.parametrize("name", PASSES)
+
+def state_of(gm):
+    modules = [(path, module, type(module), dict(vars(module))) for path, module in gm.named_modules()]
+    tensors = {key: (id(tensor), tensor.clone()) for key, tensor in gm.state_dict(keep_vars=True).items()}
+    nodes = [(node, node.target, node.args, dict(node.kwargs), dict(node.meta)) for node in gm.graph.nodes]
+    return modules, tensors, nodes, gm.code
 
 
-@every_pass
+@every_case
 def test_leaves_its_input_untouched(name):
-    run, build = PASSES[name]
-    gm = build()
-    nodes, code = list(gm.graph.nodes), gm.code
-    state = {key: (id(tensor), tensor.clone()) for key, tensor in gm.state_dict(keep_vars=True).items()}
-    run(gm)
+    rewrite, gm = CASES[name]()
+    modules, tensors, nodes, code = state_of(gm)
+    rewrite(gm)
     gm.graph.lint()
-    assert list(gm.graph.nodes) == nodes
-    assert gm.code == code
-    after = gm.state_dict(keep_vars=True)
-    assert list(after) == list(state)
-    for key, (identity, value) in state.items():
-        assert id(after[key]) == identity
-        assert torch.equal(after[key], value)
+    modules_after, tensors_after, nodes_after, code_after = state_of(gm)
+    assert nodes_after == nodes
+    assert code_after == code
+    assert [each[:3] for each in modules_after] == [each[:3] for each in modules]
+    for (_, _, _, attributes), (path, _, _, after) in zip(modules, modules_after, strict=True):
+        assert attributes.keys() == after.keys(), path
+        assert all(after[key] is value for key, value in attributes.items() if key.startswith("_")), path
+    assert list(tensors_after) == list(tensors)
+    for key, (identity, value) in tensors.items():
+        assert tensors_after[key][0] == identity
+        assert torch.equal(tensors_after[key][1], value)
 
 
-@every_pass
-def test_a_second_run_modifies_nothing(name):
-    run, build = PASSES[name]
-    first = run(build())
-    assert first.modified
-    second = run(first.graph_module)
+@every_case
+def test_tells_the_truth_about_what_it_modified_and_does_nothing_twice(name):
+    rewrite, gm = CASES[name]()
+    first = rewrite(gm)
+    if first.modified:
+        assert first.graph_module is not gm
+        assert first.graph_module.code != gm.code
+    else:
+        assert first.graph_module is gm
+    second = rewrite(first.graph_module)
     assert not second.modified
     assert second.graph_module is first.graph_module
 
 
-@every_pass
-def test_result_holds_nothing_that_its_graph_does_not_use(name):
-    run, build = PASSES[name]
-    result = run(build()).graph_module
+def test_every_pass_modifies_one_of_the_models():
+    modified = {}
+    for name, case in CASES.items():
+        rewrite, gm = case()
+        passed = name.split(" ")[0]
+        modified[passed] = modified.get(passed, False) or rewrite(gm).modified
+    assert all(modified.values()), modified
+
+
+@every_case
+def test_result_is_clean(name):
+    rewrite, gm = CASES[name]()
+    result = rewrite(gm).graph_module
     result.graph.lint()
     used = {str(node.target) for node in result.graph.nodes if node.op in ("get_attr", "call_module")}
     for held, _ in result.named_parameters():
@@ -63,6 +128,17 @@ def test_result_holds_nothing_that_its_graph_does_not_use(name):
     for node in result.graph.nodes:
         if node.op == "get_attr":
             assert node.users
+
+
+@pytest.mark.parametrize("name", TRAITS)
+def test_restored_parameters_give_equal_outputs_and_so_does_the_input_afterwards(name):
+    gm = transformed(name)
+    inputs = MODELS[name][1]()
+    before = run(gm, *inputs)
+    restored = restore_parameters(gm).graph_module
+    for each in (restored, gm):
+        for one, other in zip(before, run(each, *inputs), strict=True):
+            torch.testing.assert_close(one, other)
 
 
 def test_a_pass_may_not_change_the_inputs():
@@ -81,11 +157,12 @@ def test_names_that_are_taken_are_avoided():
         def __init__(self):
             super().__init__()
             self.smh_generator = nn.Linear(30, 30)
+            self.smh_factors = nn.Linear(30, 30)
             self.training_flag = nn.Linear(30, 30)
 
         def forward(self, x):
             x = nn.functional.dropout(x, 0.5, self.training)
-            return self.training_flag(self.smh_generator(x))
+            return self.training_flag(self.smh_factors(self.smh_generator(x)))
 
     gm = fxhash.transform(Taken(), 0.5, seed=0)
     assert isinstance(gm.smh_generator_, fxhash.SMHGenerator)

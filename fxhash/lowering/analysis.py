@@ -1,0 +1,244 @@
+"""Planning: from a transformed graph, which is only read, to the whole plan of the lowered model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+
+from fxhash.errors import PlanError
+from fxhash.graph.layers import is_layer_of, is_plain_layer_of
+from fxhash.graph.liveness import Dataflow, is_changed_in_place
+from fxhash.lowering.batch_norm import FoundNorm, foldable_norm
+from fxhash.lowering.costs import Costs
+from fxhash.lowering.device import DeviceProfile
+from fxhash.lowering.factored_modules import can_be_factored
+from fxhash.lowering.memory import assign_slots, choose_cached, peak_of
+from fxhash.lowering.method import Method
+from fxhash.lowering.plan import LoweringPlan, Reader, WeightUse
+from fxhash.lowering.readers import (
+    PLAIN_LAYERS,
+    is_attention,
+    may_store,
+    opaque_module,
+    reader_in_graph,
+    reader_in_opaque,
+)
+from fxhash.lowering.weights import Weight
+from fxhash.smh.generator import SMHGenerator
+
+
+def plan_lowering(
+    gm: fx.GraphModule,
+    requested: Mapping[str, Method] | None = None,
+    budget: int = 0,
+    device: DeviceProfile | None = None,
+) -> LoweringPlan:
+    """Decide how each weight of a transformed model is computed when it is lowered.
+
+    In this order: find the uses, choose their methods, find the batch norms to fold, the live ranges, the scratch
+    slots, and what is cached within the budget.
+
+    Args:
+        gm: a transformed model in eval mode; it is read and not changed.
+        requested: methods for parameters by their names; the cost model chooses for all others.
+        budget: bytes for weights, scratch included, within which weights are cached; with 0, only those requested are.
+        device: what the model is to run on; the device that it is on if omitted.
+
+    Raises:
+        PlanError: if a parameter can't be factored that is requested to be.
+        MemoryBudgetError: if the budget is less than what generating on demand takes; it names the least.
+    """
+    requested = dict(requested or {})
+    calls = generator_calls(gm)
+    if not calls:
+        return LoweringPlan((), (), 0, 0)
+    generator = gm.get_submodule(str(calls[0].target))
+    assert isinstance(generator, SMHGenerator)
+    device = device or DeviceProfile.of(generator.right.device)
+    analysis = _Analysis(gm, generator, calls, device)
+    plan = analysis.plan(requested)
+    if budget:
+        candidates = {str(call.args[0]) for call in calls} - requested.keys()
+        cached = choose_cached(plan, budget, candidates, device)
+        plan = analysis.plan(requested | dict.fromkeys(cached, Method.CACHE))
+        assert plan.peak_bytes <= budget, "a memory budget is exceeded"
+    return plan
+
+
+def generator_calls(gm: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that are generated weights."""
+    return [
+        node
+        for node in gm.graph.nodes
+        if node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), SMHGenerator)
+    ]
+
+
+class _Analysis:
+    """What is known of a transformed graph whatever the methods."""
+
+    def __init__(
+        self, gm: fx.GraphModule, generator: SMHGenerator, calls: Sequence[fx.Node], device: DeviceProfile
+    ) -> None:
+        self.gm = gm
+        self.device = device
+        self.flow = Dataflow(gm.graph)
+        self.right_bytes = generator.right.nbytes
+        self.weights = {call: self._weight(generator, call, calls) for call in calls}
+
+    def plan(self, requested: Mapping[str, Method]) -> LoweringPlan:
+        """The plan with these methods, and those that the cost model chooses."""
+        found = [use for call in self.weights for use in self._uses_of(call, requested.get(str(call.args[0])))]
+        found.sort(key=lambda use: use.live)
+        uses, slot_bytes = assign_slots(found)
+        stored = {use.key(each.role): each for use in uses for each in use.stored if each.role != "weight"}
+        factor_bytes = self.right_bytes + sum(each.bytes for each in stored.values())
+        return LoweringPlan(uses, slot_bytes, peak_of(uses, slot_bytes), factor_bytes)
+
+    def _weight(self, generator: SMHGenerator, call: fx.Node, calls: Sequence[fx.Node]) -> Weight:
+        fqn = str(call.args[0])
+        parameter, has_shift = generator.parameter(fqn), generator.shift(fqn) is not None
+        readers = [(same, node) for same in calls if same.args[0] == fqn for node in same.users]
+        return Weight(
+            parameter=parameter,
+            rows=generator.plan.rows_of(parameter),
+            cols=generator.plan.layout.cols,
+            has_shift=has_shift,
+            is_split=(
+                parameter.kernels > 0
+                and parameter.shape[1] >= self.device.least_split_channels
+                and not has_shift
+                and all(is_plain_layer_of(same, node) for same, node in readers)
+            ),
+            dtype=generator.dtype_of(parameter),
+            factor_dtype=generator.right.dtype,
+        )
+
+    def _uses_of(self, call: fx.Node, requested: Method | None) -> Iterable[WeightUse]:
+        """The uses of a weight: by modules nested in opaque submodules, by factored layers, and by all other nodes."""
+        remaining = []
+        for node in call.users:
+            use = self._nested_use(call, node, requested) or self._factored_use(call, node, requested)
+            if use is None:
+                remaining.append(node)
+            else:
+                yield use
+        if remaining:
+            remaining.sort(key=self.flow.position.__getitem__)
+            if requested is Method.FACTORED:
+                raise PlanError(
+                    f"methods: {call.args[0]!r} can't be factored where {remaining[0].name!r} uses it: that is no "
+                    "plain linear layer, convolution or embedding whose channels are aligned with the rows of W. Give "
+                    "it 'generate' or 'cache'"
+                )
+            yield self._materialized_use(call, remaining, requested or Method.GENERATE)
+
+    def _nested_use(self, call: fx.Node, node: fx.Node, requested: Method | None) -> WeightUse | None:
+        """The use by a module nested in an opaque submodule, which computes the weight itself; None if it can't."""
+        called = opaque_module(self.gm, node)
+        if called is None or is_attention(self.gm, node) or requested is Method.CACHE:
+            return None
+        if any(_is_argument(call, caller) for caller in call.users if caller.target == node.target):
+            return None
+        weight = self.weights[call]
+        parameters: Any = node.args[0]
+        names = called.names[parameters.index(call)]
+        reader = reader_in_opaque(called, names, weight)
+        if reader is None or weight.parameter.kernels:
+            return None
+        owners = [called.wrapped_module.get_submodule(name.rpartition(".")[0]) for name in names]
+        applies = reader is Reader.ATTENTION or (reader in PLAIN_LAYERS and all(map(can_be_factored, owners)))
+        costs = weight.costs(reader, applies and weight.can_be_factored)
+        method = requested or (Method.FACTORED if reader is Reader.EMBEDDING and costs.factored else costs.method)
+        if method is Method.ADAPTIVE and reader not in PLAIN_LAYERS:
+            method = Method.GENERATE
+        if method is Method.FACTORED and costs.factored is None:
+            return None
+        memory = 0 if method is Method.FACTORED else weight.generated_bytes
+        module = names[0].rpartition(".")[0]
+        return self._use(call, [node], reader, method, costs, module=module, memory_bytes=memory)
+
+    def _factored_use(self, call: fx.Node, node: fx.Node, requested: Method | None) -> WeightUse | None:
+        """The use by a layer of the graph that can and should apply the factors; None if it can't or shouldn't."""
+        reader = reader_in_graph(self.gm, call, node)
+        if requested in (Method.GENERATE, Method.CACHE) or not self._can_apply_factors(call, reader):
+            return None
+        weight = self.weights[call]
+        costs = weight.costs(reader, can_be_factored=True)
+        # A table is never generated to look up rows of it: its memory is why it is compressed.
+        always = requested is Method.FACTORED or reader is Reader.EMBEDDING
+        method = Method.FACTORED if always else costs.method
+        if reader is Reader.ATTENTION:
+            return self._use(call, [node], reader, method, costs) if method is Method.FACTORED else None
+        norm = None if weight.rows_per_channel is None else foldable_norm(self.gm, node)
+        memory = weight.slice_bytes if method is Method.ADAPTIVE else 0
+        return self._use(call, [node], reader, method, costs, norm, memory_bytes=memory)
+
+    def _materialized_use(self, call: fx.Node, nodes: Sequence[fx.Node], method: Method) -> WeightUse:
+        """The use by nodes that need the weight itself."""
+        weight, first = self.weights[call], nodes[0]
+        reader = reader_in_graph(self.gm, call, first)
+        costs = weight.costs(reader, self._can_apply_factors(call, reader))
+        is_only_weight = len(nodes) == 1 and is_layer_of(call, first)
+        # The shift of a separable weight is added after its kernels, where no scale of a channel reaches it.
+        shifted_later = weight.has_shift and weight.parameter.kernels > 0 and method is Method.GENERATE
+        norm = foldable_norm(self.gm, first) if is_only_weight and not shifted_later else None
+        memory = weight.generated_bytes if method is Method.GENERATE else 0
+        return self._use(call, nodes, reader, method, costs, norm, memory_bytes=memory)
+
+    def _use(
+        self,
+        call: fx.Node,
+        nodes: Sequence[fx.Node],
+        reader: Reader,
+        method: Method,
+        costs: Costs,
+        norm: FoundNorm | None = None,
+        module: str | None = None,
+        memory_bytes: int = 0,
+    ) -> WeightUse:
+        """The use with what follows from the rest: its live range, whether it takes a slot, what is stored for it."""
+        weight, first = self.weights[call], nodes[0]
+        in_memory = [first]
+        if method is Method.GENERATE and module is None:
+            in_memory = self.flow.memory_readers(call, nodes)
+        last = in_memory[-1]
+        # Whatever may outlive the call has memory of its own: the slots are the next call's then.
+        may_outlive = last.op == "output" or any(may_store(self.gm, node) for node in in_memory)
+        generates_in_graph = module is None and (
+            method is Method.ADAPTIVE or (method is Method.GENERATE and weight.is_slice and not may_outlive)
+        )
+        return WeightUse(
+            parameter=weight.parameter,
+            weight=call.name,
+            node=first.name,
+            readers=tuple(node.name for node in nodes),
+            reader=reader,
+            method=method,
+            module=module,
+            cast=None if weight.dtype == weight.factor_dtype else weight.dtype,
+            split=weight.is_split,
+            folded_norm="" if norm is None else norm.node.name,
+            costs=costs,
+            weight_bytes=weight.bytes,
+            memory_bytes=memory_bytes,
+            live=(self.flow.position[first], self.flow.position[last]),
+            until=last.name,
+            slot=0 if generates_in_graph and self.device.shares_scratch else None,
+            stored=tuple(weight.stored(method, norm)),
+        )
+
+    def _can_apply_factors(self, call: fx.Node, reader: Reader) -> bool:
+        weight = self.weights[call]
+        fits_reader = reader in PLAIN_LAYERS or (reader is Reader.ATTENTION and len(weight.shape) == 2)
+        return fits_reader and weight.can_be_factored and not is_changed_in_place(call)
+
+
+def _is_argument(call: fx.Node, node: fx.Node) -> bool:
+    """Whether a node that calls an opaque submodule is given a weight as an argument, not just as a parameter."""
+    _, *arguments = node.args
+    found: list[fx.Node] = []
+    fx.map_arg((arguments, dict(node.kwargs)), found.append)
+    return call in found

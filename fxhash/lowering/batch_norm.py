@@ -1,0 +1,116 @@
+"""Evaluated batch norms after convolutions: found, and as a scale and a bias for each channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from operator import attrgetter
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from fxhash.capture.leaf_modules import TrainingFlag
+from fxhash.graph.arguments import all_arguments
+from fxhash.graph.layers import CONVOLUTIONS
+
+
+@dataclass(frozen=True)
+class FoundNorm:
+    """An evaluated batch norm that is the only reader of a convolution's output.
+
+    Attributes:
+        node: its call, of a module or of `F.batch_norm`.
+        weight: of shape `(channels,)`, like the others; None for ones.
+        bias: None for zeros.
+        running_mean: the mean that it takes away.
+        running_var: the variance that it divides by.
+        eps: what it adds to the variance.
+        convolution_bias: the bias of the convolution before it; None for zeros.
+    """
+
+    node: fx.Node
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
+    eps: float
+    convolution_bias: Tensor | None
+
+    def scale(self) -> Tensor:
+        """What it multiplies each channel by: `weight / sqrt(running_var + eps)`."""
+        scale = torch.rsqrt(self.running_var + self.eps)
+        return scale if self.weight is None else scale * self.weight.detach()
+
+    def folded_bias(self) -> Tensor:
+        """The bias of a convolution that does the norm's work too: `(bias - running_mean) * scale + norm.bias`."""
+        mean = self.running_mean
+        centred = -mean if self.convolution_bias is None else self.convolution_bias.detach() - mean
+        folded = centred * self.scale()
+        return folded if self.bias is None else folded + self.bias.detach()
+
+    @property
+    def bias_dtype(self) -> torch.dtype:
+        """The type of the folded bias."""
+        read = (self.running_mean, self.running_var, self.weight, self.bias, self.convolution_bias)
+        return reduce(torch.promote_types, (tensor.dtype for tensor in read if tensor is not None))
+
+
+def foldable_norm(graph_module: fx.GraphModule, convolution: fx.Node) -> FoundNorm | None:
+    """The batch norm that can be folded into a convolution: its only reader, evaluated, with stored statistics.
+
+    Args:
+        graph_module: whose batch norms are read and not changed.
+        convolution: a call of `F.conv1d`, `F.conv2d` or `F.conv3d`; for any other node there is none.
+    """
+    if convolution.target not in CONVOLUTIONS.values() or len(convolution.users) != 1:
+        return None
+    bias = all_arguments(convolution)["bias"]
+    if not _is_stored(bias):
+        return None
+    value = _value(graph_module, bias)
+    (reader,) = convolution.users
+    if reader.op == "call_module":
+        return _of_module(reader, graph_module.get_submodule(str(reader.target)), value)
+    return _of_function(graph_module, reader, convolution, value) if reader.target is F.batch_norm else None
+
+
+def _of_module(node: fx.Node, norm: nn.Module, convolution_bias: Tensor | None) -> FoundNorm | None:
+    # Some norms of others' do more, such as those of timm, which end in an activation.
+    plain = {nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward}
+    if (
+        not isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        or type(norm).forward not in plain
+        or "forward" in vars(norm)
+        or norm.training
+        or norm.running_mean is None
+        or norm.running_var is None
+        or norm._forward_hooks
+        or norm._forward_pre_hooks
+    ):
+        return None
+    return FoundNorm(node, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps, convolution_bias)
+
+
+def _of_function(
+    graph_module: fx.GraphModule, node: fx.Node, convolution: fx.Node, convolution_bias: Tensor | None
+) -> FoundNorm | None:
+    given = all_arguments(node)
+    training = given["training"]
+    if isinstance(training, fx.Node) and training.op == "call_module":
+        flag = graph_module.get_submodule(str(training.target))
+        training = flag.training if isinstance(flag, TrainingFlag) else training
+    tensors = {name: given[name] for name in ("weight", "bias", "running_mean", "running_var")}
+    stored = all(map(_is_stored, tensors.values()))
+    if training is not False or not stored or given["input"] is not convolution or tensors["running_mean"] is None:
+        return None
+    values = {name: _value(graph_module, value) for name, value in tensors.items()}
+    return FoundNorm(node, **values, eps=given["eps"], convolution_bias=convolution_bias)  # type: ignore[arg-type]
+
+
+def _is_stored(value: object) -> bool:
+    return value is None or (isinstance(value, fx.Node) and value.op == "get_attr")
+
+
+def _value(graph_module: fx.GraphModule, node: fx.Node | None) -> Tensor | None:
+    return None if node is None else attrgetter(str(node.target))(graph_module)

@@ -1,0 +1,50 @@
+"""Let plain layers apply the factors of their weight, always or for small inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, fx
+
+from fxhash.graph.arguments import all_arguments
+from fxhash.lowering.factor_store import FactorStore
+from fxhash.lowering.functional import (
+    adaptive_conv,
+    adaptive_linear,
+    factored_conv,
+    factored_embedding,
+    factored_linear,
+)
+from fxhash.lowering.method import Method
+from fxhash.lowering.plan import LoweringPlan, Reader
+from fxhash.passes.contract import graph_pass
+from fxhash.passes.nodes import USE, planned, read, read_right
+
+_FUNCTIONS: dict[tuple[Reader, Method], Callable[..., Tensor]] = {
+    (Reader.LINEAR, Method.FACTORED): factored_linear,
+    (Reader.LINEAR, Method.ADAPTIVE): adaptive_linear,
+    (Reader.CONVOLUTION, Method.FACTORED): factored_conv,
+    (Reader.CONVOLUTION, Method.ADAPTIVE): adaptive_conv,
+    (Reader.EMBEDDING, Method.FACTORED): factored_embedding,
+}
+
+
+@graph_pass
+def factor_layers(graph_module: fx.GraphModule, plan: LoweringPlan, store: FactorStore) -> bool:
+    """Replace the function of each linear layer, convolution and embedding that the plan factors."""
+    modified = False
+    for use, (layer, *_) in planned(graph_module.graph, plan):
+        function = _FUNCTIONS.get((use.reader, use.method))
+        if function is None or use.module is not None:
+            continue
+        given = all_arguments(layer)
+        left = read(graph_module, store, use.key("left"), before=layer)
+        arguments = [given["input"], left, read_right(graph_module, store), use.shape]
+        arguments += [given[name] for name in ("bias", "stride", "padding", "dilation") if name in given]
+        if use.method is Method.ADAPTIVE:
+            arguments.append(use.costs.max_positions)
+        # The node stays, and so does its name, of which the summary speaks.
+        layer.target, layer.args, layer.kwargs = function, tuple(arguments), {}
+        layer.meta[USE] = plan.uses.index(use)
+        modified = True
+    return modified

@@ -1,0 +1,65 @@
+"""What the passes of lowering share: they find nodes by the plan's names, and read what the factor store holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import fx
+
+from fxhash.graph.names import free_name
+from fxhash.lowering.factor_store import FactorStore
+from fxhash.lowering.functional import scale_channels
+from fxhash.lowering.plan import LoweringPlan, WeightUse
+
+# Where the `meta` of a node that generates a weight has the place of its use in the plan, between passes.
+USE = "fxhash.use"
+
+
+def planned(graph: fx.Graph, plan: LoweringPlan) -> Iterator[tuple[WeightUse, list[fx.Node]]]:
+    """The uses whose weight a graph still generates as it was transformed, with the nodes that read it."""
+    nodes = {node.name: node for node in graph.nodes}
+    for use in plan.uses:
+        weight = nodes.get(use.weight)
+        readers = [nodes[name] for name in use.readers if name in nodes]
+        if weight is not None and readers and _reads(readers[0], weight):
+            yield use, readers
+
+
+def weight_of(use: WeightUse, reader: fx.Node) -> fx.Node:
+    """The node that a reader takes for its weight: the generated one, or that with a batch norm's scale folded in."""
+    return next(node for node in reader.all_input_nodes if _is_or_scales(node, use.weight))
+
+
+def read(graph_module: fx.GraphModule, store: FactorStore, key: str, before: fx.Node) -> fx.Node:
+    """A node that reads a stored tensor, before another node."""
+    path = _path_of(graph_module, store)
+    with graph_module.graph.inserting_before(before):
+        return graph_module.graph.call_module(path, (key,))
+
+
+def read_right(graph_module: fx.GraphModule, store: FactorStore) -> fx.Node:
+    """The one node that reads `right`, behind the inputs."""
+    path = _path_of(graph_module, store)
+    for node in graph_module.graph.nodes:
+        if node.target == path and not node.args:
+            return node
+    first = next(node for node in graph_module.graph.nodes if node.op != "placeholder")
+    with graph_module.graph.inserting_before(first):
+        return graph_module.graph.call_module(path, ())
+
+
+def _path_of(graph_module: fx.GraphModule, store: FactorStore) -> str:
+    for path, module in graph_module.named_children():
+        if module is store:
+            return path
+    path = free_name(graph_module, "smh_factors")
+    graph_module.add_submodule(path, store)
+    return path
+
+
+def _reads(reader: fx.Node, weight: fx.Node) -> bool:
+    return any(_is_or_scales(node, weight.name) for node in reader.all_input_nodes)
+
+
+def _is_or_scales(node: fx.Node, weight: str) -> bool:
+    return node.name == weight or (node.target is scale_channels and node.all_input_nodes[0].name == weight)

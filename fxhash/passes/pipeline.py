@@ -1,0 +1,57 @@
+"""The passes that carry out a lowering plan, in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from fxhash.lowering.analysis import generator_calls
+from fxhash.lowering.factor_store import FactorStore, build_factor_store
+from fxhash.lowering.plan import LoweringPlan
+from fxhash.passes.cache_weights import cache_weights
+from fxhash.passes.contract import GraphPass, in_sequence
+from fxhash.passes.factor_attention import factor_attention
+from fxhash.passes.factor_layers import factor_layers
+from fxhash.passes.fold_batch_norm import fold_batch_norm
+from fxhash.passes.generate_on_demand import generate_on_demand
+from fxhash.passes.lower_opaque_modules import lower_opaque_modules
+from fxhash.passes.nodes import USE
+from fxhash.passes.share_scratch import share_scratch
+from fxhash.passes.split_separable import split_separable
+from fxhash.smh.generator import SMHGenerator
+
+LoweringPass = GraphPass[[LoweringPlan, FactorStore]]
+
+# Any first few of them give a model with the same outputs.
+LOWERING: tuple[LoweringPass, ...] = (
+    split_separable,
+    fold_batch_norm,
+    factor_layers,
+    factor_attention,
+    lower_opaque_modules,
+    cache_weights,
+    generate_on_demand,
+    share_scratch,
+)
+
+
+def lower(gm: fx.GraphModule, plan: LoweringPlan, passes: Sequence[LoweringPass] = LOWERING) -> fx.GraphModule:
+    """Carry out a plan.
+
+    Args:
+        gm: the transformed model that was planned; it is left untouched, and shares buffers with the result.
+        plan: of `plan_lowering`.
+        passes: those to run, the first few of `LOWERING`.
+
+    Returns:
+        A graph module with the same outputs up to rounding.
+    """
+    weight, *_ = generator_calls(gm)
+    generator = gm.get_submodule(str(weight.target))
+    assert isinstance(generator, SMHGenerator)
+    store = build_factor_store(gm, generator, plan)
+    lowered = in_sequence(passes)(gm, plan, store).graph_module
+    for node in lowered.graph.nodes:
+        node.meta.pop(USE, None)
+    return lowered

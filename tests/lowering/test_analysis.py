@@ -1,0 +1,142 @@
+"""The plan of a lowered model: it says all, and making it changes nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+import fxhash
+from fxhash.capture.opaque import OpaqueModule
+from fxhash.lowering.analysis import generator_calls, plan_lowering
+from fxhash.lowering.device import DeviceProfile
+from fxhash.lowering.factor_store import find_factor_store
+from fxhash.lowering.factored_modules import GeneratesParameters, LoweredLayer
+from fxhash.lowering.method import Method
+from fxhash.passes import LOWERING, lower
+from tests.helpers import assert_same_outputs
+from tests.lowering.test_lowered_models import ManyMatrices, SlotUser, measured_peak, transformed
+from tests.models import MODELS
+
+every_model = pytest.mark.parametrize("name", MODELS)
+# Splits every separable convolution, whatever its channels.
+OF_FEW_CHANNELS = DeviceProfile(least_split_channels=1)
+
+
+def evaluated(name):
+    gm, inputs = transformed(name)
+    return gm.eval().requires_grad_(False), inputs
+
+
+@every_model
+def test_planning_leaves_the_graph_as_it_was(name):
+    gm, _ = evaluated(name)
+    nodes = list(gm.graph.nodes)
+    before = [(node.name, node.target, node.args, node.kwargs, dict(node.meta)) for node in nodes]
+    code, modules = gm.code, dict(gm.named_modules())
+    state = {key: tensor.clone() for key, tensor in gm.state_dict().items()}
+    plan_lowering(gm, budget=10**9)
+    assert list(gm.graph.nodes) == nodes
+    assert [(node.name, node.target, node.args, node.kwargs, dict(node.meta)) for node in nodes] == before
+    assert gm.code == code
+    assert dict(gm.named_modules()) == modules
+    assert all(torch.equal(tensor, state[key]) for key, tensor in gm.state_dict().items())
+
+
+@every_model
+@pytest.mark.parametrize("budget", [0, 10**9])
+def test_uses_are_the_generated_weights(name, budget):
+    gm, _ = evaluated(name)
+    plan = plan_lowering(gm, budget=budget)
+    planned = Counter((use.weight, reader) for use in plan.uses for reader in use.readers)
+    read = Counter((call.name, reader.name) for call in generator_calls(gm) for reader in call.users)
+    assert planned == read
+    assert {use.weight: use.fqn for use in plan.uses} == {call.name: call.args[0] for call in generator_calls(gm)}
+    for use in plan.uses:
+        assert use.node == use.readers[0]
+        first, last = use.live
+        assert first <= last
+
+
+@every_model
+@pytest.mark.parametrize("options", [{}, {"budget": 10**9}, {"device": OF_FEW_CHANNELS}])
+def test_every_prefix_of_the_passes_gives_equal_outputs(name, options):
+    gm, inputs = evaluated(name)
+    plan = plan_lowering(gm, **options)
+    code = gm.code
+    for count in range(len(LOWERING) + 1):
+        lowered = lower(gm, plan, LOWERING[:count])
+        assert_same_outputs(gm, lowered, *inputs)
+        assert not any("fxhash.use" in node.meta for node in lowered.graph.nodes)
+    assert not generator_calls(lowered)
+    assert gm.code == code
+
+
+@every_model
+@pytest.mark.parametrize("options", [{}, {"budget": 10**9}, {"device": OF_FEW_CHANNELS}])
+def test_what_is_stored_is_what_the_plan_says_and_what_is_read(name, options):
+    gm, _ = evaluated(name)
+    plan = plan_lowering(gm, **options)
+    lowered = lower(gm, plan)
+    store = find_factor_store(lowered)
+    assert sum(tensor.nbytes for tensor in store.parameters()) == plan.factor_bytes + plan.cached_bytes
+    (path,) = [path for path, module in lowered.named_children() if module is store]
+    read = {node.args[0] for node in lowered.graph.nodes if node.target == path and node.args}
+    for called in [module for module in lowered.modules() if isinstance(module, OpaqueModule)]:
+        for module in called.wrapped_module.modules():
+            sources = [module.source] if isinstance(module, LoweredLayer) else []
+            sources += module.sources.values() if isinstance(module, GeneratesParameters) else []
+            read |= {key for source in sources for key in (source.key, source.shift_key) if key}
+    assert read == {use.key(each.role) for use in plan.uses for each in use.stored}
+
+
+@pytest.mark.parametrize("build", [ManyMatrices, SlotUser])
+def test_stated_peak_is_the_measured_one(build):
+    gm = fxhash.transform(build(), 0.4, seed=0)
+    deployed = fxhash.lower_for_deploy(gm, methods={"": "generate"})
+    x = torch.zeros(1, 96) if build is ManyMatrices else torch.randn(2, 4, 6, 6)
+    assert measured_peak(deployed, x) == deployed.smh_factors.plan.peak_bytes
+
+
+def test_a_device_that_shares_no_scratch_has_no_slots():
+    gm = fxhash.transform(ManyMatrices(), 0.1, seed=0).eval().requires_grad_(False)
+    plan = plan_lowering(gm, device=DeviceProfile(shares_scratch=False))
+    assert plan.slot_bytes == ()
+    assert {use.slot for use in plan.uses} == {None}
+    assert not any("smh_scratch" in str(node.target) for node in lower(gm, plan).graph.nodes)
+
+
+def test_a_thin_product_that_costs_more_is_cached_first():
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64, bias=False))
+    gm = fxhash.transform(model, 0.3, seed=0).eval().requires_grad_(False)
+    requested = {"0.weight": Method.FACTORED, "1.weight": Method.FACTORED}
+    assert {use.method for use in plan_lowering(gm, requested).uses} == {Method.FACTORED}
+    free, dear = (DeviceProfile(thin_product_cost=cost) for cost in (0.01, 100.0))
+    methods = [{use.method for use in plan_lowering(gm, budget=10**9, device=device).uses} for device in (free, dear)]
+    assert methods == [{Method.FACTORED}, {Method.CACHE}]
+
+
+def test_a_weight_that_is_also_an_argument_of_its_opaque_module_is_generated():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(32, 32)
+
+        def forward(self, x, weight):
+            return self.layer(x) if x.sum() > 0 else x @ weight
+
+    class PassesWeight(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Branches()
+
+        def forward(self, x):
+            return self.inner(x, self.inner.layer.weight)
+
+    gm = fxhash.transform(PassesWeight(), 0.3, seed=0)
+    deployed = fxhash.lower_for_deploy(gm)
+    assert [(use.method, use.module) for use in deployed.smh_factors.plan.uses] == [(Method.GENERATE, None)]
+    for x in (torch.ones(2, 32), -torch.ones(2, 32)):
+        assert_same_outputs(gm.eval(), deployed, x)
