@@ -1,4 +1,4 @@
-"""Fit a deployed model into the memory that one has, see how each weight comes about, and overrule the choice."""
+"""Fit a deployed model into the memory that one has, see how each weight is computed, and overrule the choice."""
 
 import torch
 
@@ -13,8 +13,8 @@ def main() -> None:
     for budget in (0, "2MB", "100MB"):
         deployed = fxhash.lower_for_deploy(gm, memory_budget=budget)
         plan = deployed.smh_factors.plan
-        kept = sum(use.method == "cache" for use in plan.uses)
-        print(f"budget {budget}: {kept} of {len(plan.uses)} weights kept, {plan.peak_bytes / 1e3:.0f} kB at most")
+        cached = sum(use.method == "cache" for use in plan.uses)
+        print(f"budget {budget}: {cached} of {len(plan.uses)} weights cached, {plan.peak_bytes / 1e3:.0f} kB at most")
 
     try:
         fxhash.lower_for_deploy(gm, memory_budget="1kB")
