@@ -12,6 +12,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.nn import functional as F
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from fxhash.capture.assembly import assemble, detached
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.leaf_modules import FlattenedInput, RestoredStructure, TensorConstant
 from fxhash.graph.arguments import all_arguments, training_argument
@@ -79,7 +80,7 @@ def capture_exported(model: fx.GraphModule, exposed: set[str]) -> fx.GraphModule
             _as_function(nodes[node])
             if node.op == "call_module":
                 attributes[node.target] = root.get_submodule(node.target)
-    result = fx.GraphModule(attributes, graph, class_name=type(model).__name__)
+    result = assemble(model, detached(graph), attributes, "taken over from an exported program")
     # An exported program has no mode; its dropouts and batch norms have one each. Where one is off, it is evaluation.
     modes = [argument[1] for node in graph.nodes if (argument := training_argument(node)) is not None]
     return result.train(all(modes))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
-# Where an opaque part lies below the path of the module that it wraps. Beside it lie the parameters that it is
-# handed: they can't lie on the part or the module, which would then keep them.
+# Where an opaque submodule lies below the path of the module that it wraps. Beside it lie the parameters that it is
+# passed: they can't lie on either of the two, which would then keep them. Both names are in the state dicts of saved
+# files, and so stay as they are.
 OPAQUE_PART = "opaque_part"
 WRAPPED_MODULE = "wrapped_module"
 # Where the `meta` of a traced graph module says how it was captured.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fxhash.capture.opaque import call_with_parameters
+from fxhash.capture.replicas import call_with_parameters
 from fxhash.lowering.factor_store import FactorStore
 from fxhash.lowering.factored_tensor import as_factored
 from fxhash.lowering.functional import (

@@ -1,0 +1,81 @@
+"""Replicas of modules: they share everything with the original but hold parameters of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def replicate(module: nn.Module, instead: Mapping[nn.Module, nn.Module] = MappingProxyType({})) -> dict[int, nn.Module]:
+    """Replicas of a module and all modules nested in it, which are one another's children as the originals are.
+
+    Args:
+        module: the module; it is left untouched.
+        instead: modules to stand for some of them instead of a replica.
+
+    Returns:
+        For each module's `id`, what stands for it.
+    """
+    replicas = {id(each): instead[each] if each in instead else _replica(each) for each in module.modules()}
+    for replica in replicas.values():
+        children = vars(replica)["_modules"]
+        children.update({name: child and replicas[id(child)] for name, child in children.items()})
+    return replicas
+
+
+def set_parameters(module: nn.Module, names: Sequence[tuple[str, ...]], parameters: Sequence[Tensor | None]) -> None:
+    """Set each parameter in a module under all of its names; they may be any tensors, or None."""
+    owners: dict[int, nn.Module] = {}
+    for group, parameter in zip(names, parameters, strict=True):
+        for name in group:
+            path, _, attribute = name.rpartition(".")
+            owner = module.get_submodule(path)
+            owners[id(owner)] = owner
+            # Past nn.Module.__setattr__, which accepts nothing but an nn.Parameter under a parameter's name.
+            table: dict[str, Any] = owner._parameters
+            table[attribute] = parameter
+    for recurrent in owners.values():
+        if isinstance(recurrent, nn.RNNBase):
+            # Recurrent layers read a list of weights that is made when they are built, not their parameters.
+            emptied = all(parameter is None for parameter in parameters)
+            weights: list[Any] = [
+                None if emptied else getattr(recurrent, name, None) for name in recurrent._flat_weights_names
+            ]
+            vars(recurrent)["_flat_weights"] = weights
+
+
+def take_over(module: nn.Module, replica: nn.Module) -> None:
+    """Give a module the buffers and attributes that a call assigned on its replica."""
+    vars(module)["_buffers"].update(vars(replica)["_buffers"])
+    for name, value in vars(replica).items():
+        computed = isinstance(value, Tensor) and not value.is_leaf
+        if name not in ("_parameters", "_buffers", "_modules", "_flat_weights") and not computed:
+            vars(module)[name] = value
+
+
+def call_with_parameters(
+    module: nn.Module,
+    kind: type[nn.Module],
+    names: Sequence[str],
+    parameters: Sequence[Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run the forward of class `kind` on a replica of `module` that holds `parameters` of its own under `names`."""
+    replica = _replica(module, kind)
+    set_parameters(replica, [(name,) for name in names], parameters)
+    result = replica.forward(*args, **kwargs)
+    take_over(module, replica)
+    return result
+
+
+def _replica(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
+    """The same module, maybe of another class, with tables of parameters, buffers and children of its own."""
+    replica = object.__new__(kind or type(module))
+    vars(replica).update(vars(module))
+    for table in ("_parameters", "_buffers", "_modules"):
+        vars(replica)[table] = dict(vars(module)[table])
+    return replica

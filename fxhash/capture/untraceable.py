@@ -1,0 +1,64 @@
+"""Why a module can't be traced: known beforehand, or found while tracing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+# Of torch's own modules, those whose forward is plain arithmetic on their parameters. The others stay whole: they
+# branch on their inputs (attention, recurrent layers) or on their mode (batch norm).
+_TRACED_TORCH_MODULES = (
+    nn.modules.conv._ConvNd,
+    nn.Linear,
+    nn.Bilinear,
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.PReLU,
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+)
+
+
+@dataclass(frozen=True)
+class Untraceable:
+    """What a trace returns for a model that can't be traced.
+
+    Attributes:
+        reason: why, in one line, such as `"it has hooks"`.
+    """
+
+    reason: str
+
+
+class UntraceableError(Exception):
+    """Raised inside a trace to roll back the module at hand; its message is the reason."""
+
+
+def never_traced_because(module: nn.Module) -> str:
+    """Why a module is opaque whatever its forward does; an empty string if it may be traced."""
+    kind = type_before_parametrizations(module)
+    if _has_hooks(module):
+        return "it has hooks"
+    if getattr(module, "max_norm", None) is not None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "max_norm changes its weight in place"
+    if kind.__module__.startswith("torch.nn.modules.") and not issubclass(kind, _TRACED_TORCH_MODULES):
+        return f"torch.nn.{kind.__name__} branches on its inputs or mode"
+    return ""
+
+
+def reason_of(error: Exception) -> str:
+    """The reason that an error during a trace gives, in one line."""
+    message = " ".join(str(error).split())
+    return message if isinstance(error, UntraceableError) else f"{type(error).__name__}: {message}"
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
