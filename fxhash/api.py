@@ -180,8 +180,7 @@ def materialize(gm: fx.GraphModule) -> nn.Module:
     whole_model = dict(dense.named_children()).get(OPAQUE_PART, dense)
     if isinstance(whole_model, OpaqueModule):
         (call,) = [node for node in dense.graph.nodes if node.target == OPAQUE_PART]
-        whole_model.fill([dense.get_parameter(weight.target) for weight in call.args[0]])
-        return whole_model.wrapped_module
+        return whole_model.unwrapped([dense.get_parameter(weight.target) for weight in call.args[0]])
     return whole_model
 
 

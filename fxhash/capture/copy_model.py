@@ -20,7 +20,7 @@ def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
 
     Args:
         model: the module to copy; it is left untouched.
-        shared: fully qualified names of parameters that the copy shares with the original.
+        shared: fully qualified names of parameters and buffers that the copy shares with the original.
 
     Raises:
         TransformError: if something that the model holds can't be copied.
@@ -33,6 +33,8 @@ def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
             # torch copies the storage once a parameter, which would untie them.
             copied = copy.deepcopy(parameters[0])
             memo.update({id(parameter): copied for parameter in parameters})
+    buffers = model.named_buffers(remove_duplicate=False)
+    memo.update({id(buffer): buffer for name, buffer in buffers if name in shared})
     for module in model.modules():
         # Computed values, such as the weight that the old `weight_norm` leaves behind, refuse to be copied:
         # https://github.com/pytorch/pytorch/pull/103001

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxhash.capture.copy_model import copy_model
 from fxhash.capture.replicas import replicate, set_parameters, take_over
 
 
@@ -82,9 +83,23 @@ class OpaqueModule(nn.Module):
         replicas = replicate(self.wrapped_module, instead=layers)
         return OpaqueModule(replicas[id(self.wrapped_module)], names, self.reason, self.defaults)
 
-    def fill(self, parameters: Sequence[Tensor]) -> None:
-        """Give the wrapped module parameters of its own."""
-        set_parameters(self.wrapped_module, self.names, parameters)
+    def unwrapped(self, parameters: Sequence[nn.Parameter]) -> nn.Module:
+        """The plain module that was wrapped, with parameters of its own again; this one is left untouched.
+
+        Args:
+            parameters: one for each of `names`.
+
+        Returns:
+            A copy of the wrapped module. It shares with it the buffers, and the parameters that are not in `names`.
+        """
+        wrapped = self.wrapped_module
+        parameters_and_buffers = (
+            *wrapped.named_parameters(remove_duplicate=False),
+            *wrapped.named_buffers(remove_duplicate=False),
+        )
+        module = copy_model(wrapped, shared={name for name, _ in parameters_and_buffers})
+        set_parameters(module, self.names, parameters)
+        return module
 
     def extra_repr(self) -> str:
         """Why the module is opaque, for `repr`."""

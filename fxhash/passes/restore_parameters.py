@@ -14,8 +14,8 @@ from fxhash.smh.generator import SMHGenerator
 def restore_parameters(graph_module: fx.GraphModule) -> bool:
     """Turn generated weights back into parameters under their original names.
 
-    Opaque parts get their parameters back too, and become the plain modules that they were. That happens in place:
-    the input's opaque parts must not be called afterwards.
+    Opaque submodules get their parameters back too, and become the plain modules that they were: copies of these,
+    which share buffers and all other parameters with the input.
     """
     dense: dict[str, nn.Parameter] = {}
     modified = False
@@ -30,28 +30,29 @@ def restore_parameters(graph_module: fx.GraphModule) -> bool:
             with graph_module.graph.inserting_before(node):
                 node.replace_all_uses_with(graph_module.graph.get_attr(fqn))
             modified = True
-    for path, part in list(graph_module.named_modules()):
-        if isinstance(part, OpaqueModule):
-            modified |= _unwrap(graph_module, path, part)
+    for path, module in list(graph_module.named_modules()):
+        if isinstance(module, OpaqueModule):
+            modified |= _unwrap(graph_module, path, module)
     return modified
 
 
-def _unwrap(graph_module: fx.GraphModule, path: str, part: OpaqueModule) -> bool:
-    """Put the wrapped module back where it was; not where the graph collects `*args` or `**kwargs` for it."""
+def _unwrap(graph_module: fx.GraphModule, path: str, opaque: OpaqueModule) -> bool:
+    """Put the plain module back where it was; not where the graph collects `*args` or `**kwargs` for it."""
     calls = [node for node in graph_module.graph.nodes if node.op == "call_module" and node.target == path]
-    if any(node.kwargs for node in calls):
+    if not calls or any(node.kwargs for node in calls):
         return False
+    weights: tuple[fx.Node, ...] = calls[0].args[0]
+    plain = opaque.unwrapped([graph_module.get_parameter(str(weight.target)) for weight in weights])
     place = path.rpartition(".")[0] or path
     for node in calls:
-        weights, node.args, node.kwargs = node.args
+        _, node.args, node.kwargs = node.args
         node.target = place
-        part.fill([graph_module.get_parameter(weight.target) for weight in weights])
     for name, module in graph_module.get_submodule(place).named_children():
         # What the rest of the graph calls of the same module, such as its training flag.
-        if place != path and module is not part and not hasattr(part.wrapped_module, name):
-            part.wrapped_module.add_module(name, module)
-    graph_module.set_submodule(place, part.wrapped_module)
-    return bool(calls)
+        if place != path and module is not opaque and not hasattr(plain, name):
+            plain.add_module(name, module)
+    graph_module.set_submodule(place, plain)
+    return True
 
 
 def _assign(graph_module: fx.GraphModule, fqn: str, parameter: nn.Parameter) -> None:
