@@ -62,6 +62,10 @@ def record(exposure: Exposure) -> Recording | Untraceable:
 def _recording(tracer: ExposingTracer, graph: fx.Graph) -> Recording:
     """A graph and what of its tracer it calls: not what lies in modules that were rolled back afterwards."""
     called = {node.target for node in graph.nodes if node.op == "call_module"}
+    ours = {f"{path}.{OPAQUE_PART}" for path in tracer.opaque}
+    if any(target.endswith(f".{OPAQUE_PART}") and target not in ours for target in called):
+        # It could stay a graph, but then state dicts would have other names than those of files that were saved before.
+        raise UntraceableError("it was traced before, and has opaque submodules")
     leaves = {target: leaf for target, leaf in tracer.leaves.items() if target in called}
     opaque = {path: call for path, call in tracer.opaque.items() if f"{path}.{OPAQUE_PART}" in called}
     return Recording(graph, leaves, opaque)

@@ -150,6 +150,14 @@ def test_an_opaque_block_in_a_module_that_becomes_opaque_itself():
     assert_same_outputs(model, traced, torch.randn(2, 16))
 
 
+def test_traced_again_a_model_with_opaque_submodules_is_opaque_as_a_whole():
+    """As it ever was: the names in files that were saved of such models depend on it."""
+    model = BranchesOnInput()
+    again = fxhash.trace(fxhash.trace(model))
+    assert reasons(again)["opaque_part"] == "it was traced before, and has opaque submodules"
+    assert_same_outputs(model, again, torch.randn(2, 16))
+
+
 def test_a_constant_that_code_can_not_spell():
     """The whole model is opaque then, with the weights of its opaque submodules too."""
 
