@@ -88,13 +88,45 @@ def test_impossible_recipes(changes, message):
         quick(**changes)
 
 
-def test_every_value_of_a_recipe_has_an_option():
-    from typer.main import get_command
+def test_every_option_of_a_recipe_reaches_the_run(tmp_path, monkeypatch):
+    from lightning.pytorch import Trainer
+    from typer.testing import CliRunner
 
-    from fxhash.cli.app import create_app
+    from fxhash.cli import create_app
 
-    options = {parameter.name for parameter in get_command(create_app()).commands["train"].params}
-    assert options >= load_recipe("digits").to_dict().keys() - {"name"}
+    def stop(*_, **__):
+        raise TrainingError("stopped before the first step")
+
+    monkeypatch.setattr(Trainer, "fit", stop)
+    given = {
+        "epochs": 1,
+        "batch_size": 419,
+        "optimizer": "sgd",
+        "learning_rate": 0.003,
+        "momentum": 0.8,
+        "weight_decay": 0.001,
+        "schedule": "cosine",
+        "label_smoothing": 0.2,
+        "clip_gradients": 1.5,
+        "ema_decay": 0.7,
+        "pad": 2,
+        "flip": True,
+        "distillation_weight": 0.4,
+        "temperature": 3.0,
+        "precision": "bf16",
+    }
+    named = load_recipe("digits").to_dict()
+    assert given.keys() == named.keys() - {"name"}
+    assert not [name for name, value in given.items() if value == named[name]]
+    arguments = []
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        arguments += [option] if value is True else [option, str(value)]
+    result = CliRunner().invoke(
+        create_app(), ["train", "--model", "resnet8", "--output", str(tmp_path / "run"), *arguments]
+    )
+    assert result.stderr == "fxhash: error: stopped before the first step\n"
+    assert read_configuration(tmp_path / "run")[0].recipe.to_dict() == {"name": "digits", **given}
 
 
 def test_an_unknown_recipe():
