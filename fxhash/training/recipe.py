@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.resources import files
 from typing import Any
 
@@ -41,21 +41,21 @@ class Recipe:
     """
 
     name: str = "custom"
-    epochs: int = 30
-    batch_size: int = 128
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-2
-    momentum: float = 0.9
-    weight_decay: float = 0.0
-    schedule: str = "one-cycle"
-    label_smoothing: float = 0.1
-    clip_gradients: float = 0.0
-    ema_decay: float = 0.0
-    pad: int = 0
-    flip: bool = False
-    distillation_weight: float = 0.9
-    temperature: float = 4.0
-    precision: str = "32"
+    epochs: int = field(default=30, metadata={"help": "Passes over the training images.", "metavar": "N"})
+    batch_size: int = field(default=128, metadata={"help": "Images a step, over all processes.", "metavar": "N"})
+    optimizer: str = field(default="adamw", metadata={"help": "sgd or adamw."})
+    learning_rate: float = field(default=1e-2, metadata={"help": "The highest that the schedule reaches."})
+    momentum: float = field(default=0.9, metadata={"help": "Of sgd."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Of parameters of two or more dimensions."})
+    schedule: str = field(default="one-cycle", metadata={"help": "one-cycle or cosine."})
+    label_smoothing: float = field(default=0.1, metadata={"help": "Share spread over all classes."})
+    clip_gradients: float = field(default=0.0, metadata={"help": "Largest norm of all gradients; 0 for any."})
+    ema_decay: float = field(default=0.0, metadata={"help": "Decay of averaged weights; 0 for none."})
+    pad: int = field(default=0, metadata={"help": "Shift images by up to N pixels.", "metavar": "N"})
+    flip: bool = field(default=False, metadata={"help": "Mirror images at random."})
+    distillation_weight: float = field(default=0.9, metadata={"help": "Share of the teacher in the loss."})
+    temperature: float = field(default=4.0, metadata={"help": "Softens what the teacher says."})
+    precision: str = field(default="32", metadata={"help": "32, bf16 or 16."})
 
     def __post_init__(self) -> None:
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
@@ -100,7 +100,7 @@ def load_recipe(name: str) -> Recipe:
     if name not in recipe_names():
         raise TrainingError(f"there is no recipe {name!r}: give one of {', '.join(recipe_names())}")
     values = json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))
-    known = {field.name for field in fields(Recipe)}
+    known = {each.name for each in fields(Recipe)}
     return Recipe(name=name, **{key: value for key, value in values.items() if key in known})
 
 

@@ -1,0 +1,85 @@
+"""`fxhash eval`, `export`, `bench` and `report`: what can be done with runs."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fxhash.cli.errors import UsageError, needs_extra
+
+if TYPE_CHECKING:
+    import torch
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    file: Annotated[
+        Path | None, typer.Option(help="An exported .safetensors file of its model; the run's own.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Test the model of a run, as trained and as deployed from its file."""
+    with needs_extra("train"):
+        from fxhash.training import evaluate
+    for name, accuracy in evaluate(run, file=file).items():
+        print(f"{name}: {accuracy:.2%}")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    output: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .onnx file.", dir_okay=False)],
+    dtype: Annotated[
+        str | None, typer.Option(help="Store factors as bfloat16, float16 or int8; as they are if left out.")
+    ] = None,
+) -> None:
+    """Write the model of a run to a file: its factors, or an ONNX model of its deployed form."""
+    with needs_extra("train"):
+        from fxhash.training import export
+    export(run, output, None if dtype is None else _read_dtype(dtype))
+    print(f"{output}: {output.stat().st_size:,} bytes")
+
+
+def _read_dtype(name: str) -> "torch.dtype":
+    from fxhash.storage.quantization import STORAGE_DTYPES
+
+    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in STORAGE_DTYPES}
+    if name not in dtypes:
+        raise UsageError(f"--dtype {name} is unknown: give one of {', '.join(dtypes)}")
+    return dtypes[name]
+
+
+def bench(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    batch: Annotated[
+        list[int] | None, typer.Option(metavar="N", min=1, help="Images a call; repeatable; 1, 8 and 100.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads; torch's choice.")] = None,
+) -> None:
+    """Time the deployed model of a run beside the dense one."""
+    import torch
+
+    with needs_extra("train"):
+        from fxhash.training import measure_latency
+    torch.set_num_threads(threads or torch.get_num_threads())
+    print(f"{'batch':>6}  {'deployed, ms':>12}  {'dense, ms':>10}  {'ratio':>5}   {torch.get_num_threads()} threads")
+    for each in measure_latency(run, batch or [1, 8, 100]):
+        print(f"{each.batch:>6}  {each.deployed:>12.3f}  {each.dense:>10.3f}  {each.deployed / each.dense:>5.2f}")
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
+    output: Annotated[
+        Path, typer.Option(help="The file to write; its ending is .html, .md or .png.", dir_okay=False)
+    ] = Path("report.html"),
+) -> None:
+    """Compare runs in one page.
+
+    Writes a table with means over seeds, test accuracy over trainable parameters, the curves, and the layers of
+    the compressed models: as HTML that needs no other file, as Markdown with a .png beside it, or the figure of
+    accuracy alone as .png.
+    """
+    with needs_extra("train"):
+        import matplotlib  # noqa: F401
+
+        from fxhash.training import write_report
+    for path in write_report(runs, output):
+        print(f"report: {path}")

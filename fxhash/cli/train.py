@@ -1,0 +1,126 @@
+"""`fxhash train`: a new run, or a run that goes on, in one process or several."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fxhash.cli.errors import UsageError, needs_extra
+from fxhash.cli.recipe_options import with_recipe_options
+
+if TYPE_CHECKING:
+    from fxhash.training import RunResult
+
+
+@with_recipe_options(after="recipe")
+def train(
+    model: Annotated[str | None, typer.Option(help="A model of the zoo, such as resnet20.")] = None,
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, cifar100 or imagefolder:DIR.")
+    ] = "digits",
+    compress: Annotated[
+        float | None, typer.Option(help="Trainable parameters after over before; the dense model if left out.")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Start from the weights of this run of the dense model.")
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Learn from this run's model too (distillation).")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder of the run.", file_okay=False)] = Path("fxhash-run"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="How to train; digits or small-images, by the data, if left out.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="For all that is random.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    processes: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="How many train together here; one a GPU, or one, if left out."),
+    ] = None,
+    data_folder: Annotated[Path, typer.Option(help="Where torchvision's data sets are.")] = Path("data"),
+    image_size: Annotated[int | None, typer.Option(metavar="N", help="Scale a folder's images to N pixels.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data if it is not there.")] = False,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write curves for TensorBoard too.")] = False,
+    **changes: Any,
+) -> None:
+    """Train a model of the zoo, dense or compressed.
+
+    Writes what was asked for, a checkpoint after each epoch, the curves and the trained model to a folder. A run
+    that was stopped, however, goes on with --resume to the same weights. With several GPUs it trains on all
+    of them; on several machines, start it with torchrun on each.
+    """
+    with needs_extra("train"):
+        from fxhash.training import RunOptions, load_recipe
+        from fxhash.training import resume as resume_run
+        from fxhash.training import train as train_run
+        from fxhash.training.folder import read_configuration
+    if resume:
+        device = read_configuration(output)[0].device
+        begin = partial(resume_run, output)
+    elif model is None:
+        raise UsageError("give --model, such as --model resnet20; `fxhash.zoo.list()` has the names")
+    else:
+        named = load_recipe(recipe or ("digits" if data == "digits" else "small-images"))
+        options = RunOptions(
+            model=model,
+            data=data,
+            recipe=named.with_changes(changes),
+            compress=compress,
+            start=None if start is None else str(start),
+            teacher=None if teacher is None else str(teacher),
+            seed=seed,
+            data_folder=str(data_folder),
+            image_size=image_size,
+            device=device,
+            tensorboard=tensorboard,
+        )
+        begin = partial(train_run, options, output, download)
+    if _run_in_processes(processes, device):
+        return
+    with _explained_failures_to_write(output):
+        _print_result(begin(), output)
+
+
+def _run_in_processes(processes: int | None, device: str) -> bool:
+    """Run this command in several processes; False if it is to run in this one, maybe one of them already."""
+    from fxhash.training.processes import is_started_together, processes_for, run_together
+
+    if is_started_together():
+        return False
+    count = processes or processes_for(device)
+    if count > 1:
+        run_together(count, ["-m", "fxhash", *sys.argv[1:]])
+    return count > 1
+
+
+@contextmanager
+def _explained_failures_to_write(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"can't write to {str(output)!r}: {error}; the last checkpoint is whole, --resume goes on from it"
+        ) from error
+
+
+def _print_result(result: "RunResult", output: Path) -> None:
+    from fxhash.training.processes import is_first_process
+
+    if not is_first_process():
+        return
+    print(
+        f"{result.test_accuracy:.2%} of the test images, {result.trainable_after:,} trainable parameters "
+        f"of {result.trainable_before:,}"
+    )
+    if result.gradient_bytes:
+        share = result.gradient_bytes / result.dense_gradient_bytes
+        print(
+            f"gradients: {result.gradient_bytes:,} bytes a step and process, {share:.2%} of the dense model's "
+            f"{result.dense_gradient_bytes:,}"
+        )
+    print(f"run: {output}")
