@@ -46,6 +46,7 @@ from fxhash.training.folder import (
 )
 from fxhash.training.module import Classifier, ReadsBytes
 from fxhash.training.processes import is_first_process
+from fxhash.training.tensorboard import require_tensorboard
 from fxhash.transformed import current_plan
 from fxhash.version import __version__
 
@@ -63,13 +64,16 @@ def train(options: RunOptions, folder: Path, download: bool = False, console: Co
         console: where to print; standard output where left out.
 
     Raises:
-        TrainingError: if the folder holds a run already, the data can't be read, or the loss is not finite.
+        TrainingError: if the folder holds a run already, the data can't be read, the loss is not finite, or the package
+            for TensorBoard is missing where its curves are asked for.
         UnknownModelError: if the zoo has no such model.
         BudgetError: if the model can't be made that small.
         CheckpointError: if the file of a model to start from, or of a teacher, is damaged.
     """
     if (folder / CONFIGURATION).exists() and is_first_process():
         raise TrainingError(f"{str(folder)!r} holds a run already: add --resume to go on, or give another --output")
+    if options.tensorboard:
+        require_tensorboard()
     data = load_data(options.data, Path(options.data_folder), download, options.image_size)
     mean, std = data.statistics()
     classifier = _build_classifier(options, data, mean, std)
@@ -93,11 +97,13 @@ def resume(folder: Path, console: Console | None = None) -> RunResult:
     """Go on with a run that was interrupted, to the same weights as if it had not been.
 
     Raises:
-        TrainingError: if the folder holds no run, or one that is finished.
+        TrainingError: if the folder holds no run, or one that is finished; for TensorBoard as in `train`.
     """
     options, configuration = read_configuration(folder)
     if (folder / RESULT).exists():
         raise TrainingError(f"the run in {str(folder)!r} is finished: its result is in {RESULT}")
+    if options.tensorboard:
+        require_tensorboard()
     data = load_data(options.data, Path(options.data_folder), False, options.image_size)
     checkpoint = (folder / CHECKPOINT) if (folder / CHECKPOINT).exists() else None
     classifier = _build_classifier(options, data, configuration["mean"], configuration["std"])
