@@ -13,15 +13,15 @@ def inspect(
     target: Annotated[str, typer.Argument(metavar="TARGET", help=f"One of {TARGETS}.")],
     compress: Annotated[
         float | None,
-        typer.Option(help="Trainable parameters after over before; 0.1 if left out."),
+        typer.Option(help="Trainable parameters after over before; 0.1 if omitted."),
     ] = None,
     aspect: Annotated[
         float | None,
-        typer.Option(help="Rows over columns of the global matrix; 16 if left out."),
+        typer.Option(help="Rows over columns of the global matrix; 16 if omitted."),
     ] = None,
     separable: Annotated[
         bool | None,
-        typer.Option("--separable/--whole", help="Whether convolutions may be separable, or are whole."),
+        typer.Option("--separable/--whole", help="Whether convolutions may be separable, or stay regular."),
     ] = None,
     include: Annotated[
         list[str] | None,
@@ -29,7 +29,7 @@ def inspect(
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option(metavar="REGEX", help="Keep parameters whose name matches dense; repeatable."),
+        typer.Option(metavar="REGEX", help="Parameters whose name matches stay dense; repeatable."),
     ] = None,
 ) -> None:
     """Show a model's parameters once compressed.
@@ -50,7 +50,7 @@ def _print_plan(path: str, given: dict[str, Any]) -> None:
 
     if given:
         options = ", ".join(f"--{name}" for name in given)
-        raise UsageError(f"{options}: a saved file has its plan already; leave this out for {path!r}")
+        raise UsageError(f"{options}: a saved file has its plan already; omit this for {path!r}")
     print(read_plan(Path(path)))
 
 

@@ -1,4 +1,4 @@
-"""`fxhash eval`, `export`, `bench` and `report`: what can be done with runs."""
+"""`fxhash eval`, `export`, `bench` and `report`: what can be done with the folder of a run."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     file: Annotated[
-        Path | None, typer.Option(help="An exported .safetensors file of its model; the run's own.", dir_okay=False)
+        Path | None,
+        typer.Option(help="An exported .safetensors file of its model; that of the run if omitted.", dir_okay=False),
     ] = None,
 ) -> None:
     """Test the model of a run, as trained and as deployed from its file."""
@@ -28,7 +29,7 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     output: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .onnx file.", dir_okay=False)],
     dtype: Annotated[
-        str | None, typer.Option(help="Store factors as bfloat16, float16 or int8; as they are if left out.")
+        str | None, typer.Option(help="Store factors as bfloat16, float16 or int8; as they are if omitted.")
     ] = None,
 ) -> None:
     """Write the model of a run to a file: its factors, or an ONNX model of its deployed form."""
@@ -50,9 +51,11 @@ def _read_dtype(name: str) -> "torch.dtype":
 def bench(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     batch: Annotated[
-        list[int] | None, typer.Option(metavar="N", min=1, help="Images a call; repeatable; 1, 8 and 100.")
+        list[int] | None, typer.Option(metavar="N", min=1, help="Images per call; repeatable; 1, 8 and 100 if omitted.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(metavar="N", min=1, help="Threads; torch's choice.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of threads; PyTorch's choice if omitted.")
+    ] = None,
 ) -> None:
     """Time the deployed model of a run beside the dense one."""
     import torch
@@ -68,7 +71,7 @@ def bench(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
     output: Annotated[
-        Path, typer.Option(help="The file to write; its ending is .html, .md or .png.", dir_okay=False)
+        Path, typer.Option(help="The file to write; its file extension is .html, .md or .png.", dir_okay=False)
     ] = Path("report.html"),
 ) -> None:
     """Compare runs in one page.

@@ -1,4 +1,4 @@
-"""`fxhash train`: a new run, or a run that goes on, in one process or several."""
+"""`fxhash train`: start or resume a run, in one process or several."""
 
 import sys
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def train(
         str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, cifar100 or imagefolder:DIR.")
     ] = "digits",
     compress: Annotated[
-        float | None, typer.Option(help="Trainable parameters after over before; the dense model if left out.")
+        float | None, typer.Option(help="Trainable parameters after over before; the dense model if omitted.")
     ] = None,
     start: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Start from the weights of this run of the dense model.")
@@ -32,27 +32,29 @@ def train(
         Path | None, typer.Option(metavar="RUN", help="Learn from this run's model too (distillation).")
     ] = None,
     output: Annotated[Path, typer.Option(help="Folder of the run.", file_okay=False)] = Path("fxhash-run"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     recipe: Annotated[
-        str | None, typer.Option(help="How to train; digits or small-images, by the data, if left out.")
+        str | None, typer.Option(help="How to train; if omitted, digits or small-images, depending on the data.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="For all that is random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     processes: Annotated[
         int | None,
-        typer.Option(metavar="N", min=1, help="How many train together here; one a GPU, or one, if left out."),
+        typer.Option(metavar="N", min=1, help="Processes on this machine; if omitted, one per GPU, or a single one."),
     ] = None,
     data_folder: Annotated[Path, typer.Option(help="Where torchvision's data sets are.")] = Path("data"),
     image_size: Annotated[int | None, typer.Option(metavar="N", help="Scale a folder's images to N pixels.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the data if it is not there.")] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write curves for TensorBoard too.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves for TensorBoard too (extra: tensorboard).")
+    ] = False,
     **changes: Any,
 ) -> None:
     """Train a model of the zoo, dense or compressed.
 
-    Writes what was asked for, a checkpoint after each epoch, the curves and the trained model to a folder. A run
-    that was stopped, however, goes on with --resume to the same weights. With several GPUs it trains on all
-    of them; on several machines, start it with torchrun on each.
+    Writes its configuration, a checkpoint after each epoch, the curves and the trained model to a folder. A run
+    that was interrupted continues with --resume and reaches the same weights. It trains on all GPUs of the machine;
+    on several machines, start it with torchrun on each.
     """
     with needs_extra("train"):
         from fxhash.training import RunOptions, load_recipe
@@ -104,7 +106,7 @@ def _explained_failures_to_write(output: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UsageError(
-            f"can't write to {str(output)!r}: {error}; the last checkpoint is whole, --resume goes on from it"
+            f"can't write to {str(output)!r}: {error}; the last checkpoint is complete: continue from it with --resume"
         ) from error
 
 

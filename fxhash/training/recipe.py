@@ -16,24 +16,26 @@ PRECISIONS = ("32", "bf16", "16")
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that training a model depends on, but for the model, the data and the seed.
+    """Everything that training depends on, except the model, the data and the seed.
+
+    A field with a help text in its metadata is an option of `fxhash train`.
 
     Attributes:
-        name: name of the file, without its ending.
+        name: name of the file, without its extension.
         epochs: passes over the training images.
-        batch_size: images a step, over all processes together.
+        batch_size: images per step, over all processes together.
         optimizer: `"sgd"` with Nesterov momentum, or `"adamw"`.
-        learning_rate: the highest that the schedule reaches.
+        learning_rate: the peak of the schedule.
         momentum: of SGD.
         weight_decay: of parameters with two or more dimensions, factors among them; the others have none.
         schedule: `"one-cycle"` (up for 30 % of the steps, then down to almost nothing) or `"cosine"` (up for 5 %).
-        label_smoothing: share of the target that is spread over all classes.
-        clip_gradients: largest norm of all gradients together; 0 for any.
-        ema_decay: decay of a running average of the weights, which is what is evaluated and saved; 0 for none.
-        pad: pixels by which training images are shifted at most, in both directions.
-        flip: whether training images are mirrored at random, where the data set allows it.
-        distillation_weight: share of the loss that compares with a teacher, where there is one, instead of the labels.
-        temperature: by which logits are divided for that comparison.
+        label_smoothing: share of the target that is distributed over all classes.
+        clip_gradients: maximum norm of all gradients together; 0 for no limit.
+        ema_decay: decay of a moving average of the weights, which is evaluated and saved; 0 for no average.
+        pad: maximum shift of training images in pixels, in both directions.
+        flip: whether training images are mirrored at random, if the data set allows it.
+        distillation_weight: weight of the distillation loss if there is a teacher; the loss of the labels has the rest.
+        temperature: by which logits are divided in the distillation loss.
         precision: `"32"`, or `"bf16"` or `"16"` for mixed precision.
 
     Raises:
@@ -42,19 +44,19 @@ class Recipe:
 
     name: str = "custom"
     epochs: int = field(default=30, metadata={"help": "Passes over the training images.", "metavar": "N"})
-    batch_size: int = field(default=128, metadata={"help": "Images a step, over all processes.", "metavar": "N"})
+    batch_size: int = field(default=128, metadata={"help": "Images per step, over all processes.", "metavar": "N"})
     optimizer: str = field(default="adamw", metadata={"help": "sgd or adamw."})
-    learning_rate: float = field(default=1e-2, metadata={"help": "The highest that the schedule reaches."})
-    momentum: float = field(default=0.9, metadata={"help": "Of sgd."})
-    weight_decay: float = field(default=0.0, metadata={"help": "Of parameters of two or more dimensions."})
+    learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of the schedule."})
+    momentum: float = field(default=0.9, metadata={"help": "Momentum of sgd."})
+    weight_decay: float = field(default=0.0, metadata={"help": "Of parameters with two or more dimensions."})
     schedule: str = field(default="one-cycle", metadata={"help": "one-cycle or cosine."})
-    label_smoothing: float = field(default=0.1, metadata={"help": "Share spread over all classes."})
-    clip_gradients: float = field(default=0.0, metadata={"help": "Largest norm of all gradients; 0 for any."})
-    ema_decay: float = field(default=0.0, metadata={"help": "Decay of averaged weights; 0 for none."})
+    label_smoothing: float = field(default=0.1, metadata={"help": "Share of the target distributed over all classes."})
+    clip_gradients: float = field(default=0.0, metadata={"help": "Maximum norm of all gradients; 0 for no limit."})
+    ema_decay: float = field(default=0.0, metadata={"help": "Decay of the averaged weights; 0 for no average."})
     pad: int = field(default=0, metadata={"help": "Shift images by up to N pixels.", "metavar": "N"})
     flip: bool = field(default=False, metadata={"help": "Mirror images at random."})
     distillation_weight: float = field(default=0.9, metadata={"help": "Share of the teacher in the loss."})
-    temperature: float = field(default=4.0, metadata={"help": "Softens what the teacher says."})
+    temperature: float = field(default=4.0, metadata={"help": "Divides logits in the distillation loss."})
     precision: str = field(default="32", metadata={"help": "32, bf16 or 16."})
 
     def __post_init__(self) -> None:
@@ -77,7 +79,7 @@ class Recipe:
                 raise TrainingError(f"{name}={getattr(self, name)!r} must not be negative")
 
     def with_changes(self, changes: dict[str, Any]) -> Recipe:
-        """The same recipe with some values replaced; those that are None stay."""
+        """The same recipe with some values replaced; a value of None changes nothing."""
         given = {name: value for name, value in changes.items() if value is not None}
         return replace(self, **given)
 

@@ -59,7 +59,7 @@ class TestFile:
 
     def test_refuses_options_that_a_file_has_settled(self, saved: Path) -> None:
         result = run("inspect", str(saved), "--compress", "0.5", "--exclude", "fc")
-        line = f"--compress, --exclude: a saved file has its plan already; leave this out for {str(saved)!r}"
+        line = f"--compress, --exclude: a saved file has its plan already; omit this for {str(saved)!r}"
         assert_one_line(result, line, status=2)
 
     def test_missing_file(self, tmp_path: Path) -> None:
