@@ -16,12 +16,12 @@ from fxhash.smh.arithmetic import is_row_aligned
 # all, are worth more a weight (docs/accuracy.md).
 _DENSITY_POWER = -0.25
 
-# How far the search may go from the requested number of columns: a little for columns that fit the layers, further to
-# use the budget.
-_LARGEST_FIT = 2**0.5
+# How far the search may go from the requested number of columns: a little to align rows with layers, further to use the
+# budget.
+_LARGEST_ALIGNMENT = 2**0.5
 _LARGEST_STRETCH = 4
-# Layers with the most weights decide which columns fit; beyond a few, others add little.
-_FITTED_LAYERS = 16
+# Layers with the most weights decide which columns are row-aligned; beyond a few, others add little.
+_ALIGNED_LAYERS = 16
 # Of the interval in which the ranks' common scale is sought: to a part in a million of the columns.
 _HALVINGS = 20
 
@@ -49,10 +49,10 @@ class FilledLayout:
 
 
 def candidate_columns(shapes: Sequence[tuple[int, ...]], aspect: float) -> list[int]:
-    """Numbers of columns to try, best first: those that fit many weights, then the nearest, then ever taller ones.
+    """Numbers of columns to try, best first: those row-aligned for many weights, the nearest, then ever taller ones.
 
     Args:
-        shapes: of the runs of all hashed parameters.
+        shapes: of the slices of all hashed parameters.
         aspect: rows over columns that are asked for.
     """
     weights = sum(map(math.prod, shapes))
@@ -62,25 +62,25 @@ def candidate_columns(shapes: Sequence[tuple[int, ...]], aspect: float) -> list[
     for shape in shapes:
         if len(shape) >= 2:
             channels[shape[1:]] += math.prod(shape)
-    largest = dict(channels.most_common(_FITTED_LAYERS))
+    largest = dict(channels.most_common(_ALIGNED_LAYERS))
     # Stretched the way that it leans already, a square one towards tall: there, generating gets cheaper.
     leans_tall = aspect >= 1
-    lowest = max(nearest / (_LARGEST_STRETCH if leans_tall else _LARGEST_FIT), 1)
-    highest = min(nearest * (_LARGEST_FIT if leans_tall else _LARGEST_STRETCH), weights)
-    fitting = {cols for channel in largest for cols in _fitting_columns(math.prod(channel), lowest, highest)}
+    lowest = max(nearest / (_LARGEST_STRETCH if leans_tall else _LARGEST_ALIGNMENT), 1)
+    highest = min(nearest * (_LARGEST_ALIGNMENT if leans_tall else _LARGEST_STRETCH), weights)
+    aligned = {cols for channel in largest for cols in _aligned_columns(math.prod(channel), lowest, highest)}
 
-    def misfit(cols: int) -> tuple[bool, int, float, int]:
+    def preference(cols: int) -> tuple[bool, int, float, int]:
         distance = abs(math.log(cols / exact))
-        fitting_weights = sum(weights for channel, weights in largest.items() if is_row_aligned((1, *channel), cols))
-        return distance > math.log(_LARGEST_FIT), -fitting_weights, distance, cols
+        aligned_weights = sum(weights for channel, weights in largest.items() if is_row_aligned((1, *channel), cols))
+        return distance > math.log(_LARGEST_ALIGNMENT), -aligned_weights, distance, cols
 
     stretched = (round(nearest * (0.995 if leans_tall else 1.005) ** step) for step in range(400))
     return list(
-        dict.fromkeys([*sorted(fitting, key=misfit), nearest, *(c for c in stretched if lowest <= c <= highest)])
+        dict.fromkeys([*sorted(aligned, key=preference), nearest, *(c for c in stretched if lowest <= c <= highest)])
     )
 
 
-def _fitting_columns(channel: int, lowest: float, highest: float) -> list[int]:
+def _aligned_columns(channel: int, lowest: float, highest: float) -> list[int]:
     """Multiples and divisors of the weights of an output channel in a range, a bounded number of them."""
     multiples = range(max(math.ceil(lowest / channel), 1), int(highest / channel) + 1)
     spaced = multiples[:: max(len(multiples) // 64, 1)]
@@ -92,7 +92,7 @@ def choose_layout(sizes: Sequence[int], candidates: Iterable[int], enough: float
     """The first candidate with `enough` parameters, or the one with most; None if each exceeds the budget at rank 1.
 
     Args:
-        sizes: numbers of entries of the runs of all hashed parameters.
+        sizes: numbers of entries of the slices of all hashed parameters.
         candidates: numbers of columns.
         enough: parameters in factors and scales at which the search ends.
         budget: the most that there may be.
@@ -112,6 +112,23 @@ def least_parameters(sizes: Sequence[int], candidates: Iterable[int]) -> int:
     return min(_Shares(sizes, cols).cost(0.0) for cols in candidates)
 
 
+@dataclass(frozen=True)
+class _SizeClass:
+    """What the parameters of one size have in common.
+
+    Attributes:
+        rows: rows of `W` that each of them takes.
+        rank: the rank that each of them has at least.
+        highest_rank: the highest rank that is of use to them.
+        missing: their share of ranks, a real number, less `rank`. Negative where a rank of 1 is more than their share.
+    """
+
+    rows: int
+    rank: int
+    highest_rank: int
+    missing: float
+
+
 class _Shares:
     """Ranks for parameters of some sizes, in the proportions of their densities, and what they cost.
 
@@ -129,14 +146,14 @@ class _Shares:
         self.numel, self.counts = np.array(distinct, dtype=np.int64).T
         self.rows = -(-self.numel // cols)
         rows = int((self.counts * self.rows).sum())
-        self.most = np.clip((self.numel - 1) // self.rows, 1, rows)
+        self.highest_ranks = np.clip((self.numel - 1) // self.rows, 1, rows)
         wanted = (self.numel / self.numel[0]) ** _DENSITY_POWER
         rows_of_smaller = (self.counts * self.rows)[::-1].cumsum()[::-1]
         self.wanted = np.minimum(wanted, wanted[2 * rows_of_smaller >= cols].max(initial=1.0))
 
     def ranks(self, scale: float) -> NDArray[np.int64]:
         """The rank of each size: `scale` of the largest, 1 at least, and fewer parameters than entries if possible."""
-        return np.clip((scale * self.wanted).astype(np.int64), 1, self.most)
+        return np.clip((scale * self.wanted).astype(np.int64), 1, self.highest_ranks)
 
     def cost(self, scale: float) -> int:
         """Parameters in factors and scales."""
@@ -151,6 +168,15 @@ class _Shares:
             low, high = (middle, high) if self.cost(middle) <= budget else (low, middle)
         return low
 
+    def classes(self, scale: float) -> dict[int, _SizeClass]:
+        """The parameters of each size at a scale, by their number of weights."""
+        ranks = self.ranks(scale)
+        columns = (self.numel, self.rows, ranks, self.highest_ranks, scale * self.wanted - ranks)
+        return {
+            numel: _SizeClass(rows, rank, highest_rank, missing)
+            for numel, rows, rank, highest_rank, missing in zip(*(each.tolist() for each in columns), strict=True)
+        }
+
 
 def _fill(sizes: Sequence[int], cols: int, budget: int) -> FilledLayout | None:
     """The highest ranks that the budget allows, and one more for as many rows as it still can; None if it allows none.
@@ -162,21 +188,22 @@ def _fill(sizes: Sequence[int], cols: int, budget: int) -> FilledLayout | None:
         return None
     scale = shares.largest_scale(budget)
     left_over = budget - shares.cost(scale)
-    its_ranks = shares.ranks(scale)
-    each = zip(shares.rows.tolist(), its_ranks.tolist(), shares.most.tolist(), strict=True)
-    of_size = dict(zip(shares.numel.tolist(), each, strict=True))
-    missing = dict(zip(shares.numel.tolist(), (scale * shares.wanted - its_ranks).tolist(), strict=True))
-    ranks, more_rows = [of_size[size][1] for size in sizes], [0] * len(sizes)
-    highest = max(ranks)
-    for place in sorted(range(len(sizes)), key=lambda place: (-missing[sizes[place]], -sizes[place], place)):
-        rows, rank, most = of_size[sizes[place]]
-        needs_right = cols if rank == highest else 0
-        if rank == most or left_over <= needs_right:
+    classes = shares.classes(scale)
+    ranks = [classes[size].rank for size in sizes]
+    more_rows = [0] * len(sizes)
+    rank_of_right = max(ranks)
+    for index in sorted(range(len(sizes)), key=lambda index: (-classes[sizes[index]].missing, -sizes[index], index)):
+        of_size = classes[sizes[index]]
+        cost_in_right = cols if of_size.rank == rank_of_right else 0
+        if of_size.rank == of_size.highest_rank or left_over <= cost_in_right:
             continue
-        highest = max(highest, rank + 1)
-        left_over -= needs_right
-        ranks[place] += left_over >= rows
-        more_rows[place] = 0 if left_over >= rows else left_over
-        left_over -= min(left_over, rows)
-    layout = Layout(sum(of_size[size][0] for size in sizes), cols, highest)
-    return FilledLayout(layout, tuple(ranks), tuple(more_rows), budget - left_over)
+        rank_of_right = max(rank_of_right, of_size.rank + 1)
+        left_over -= cost_in_right
+        if left_over >= of_size.rows:
+            ranks[index] += 1
+            left_over -= of_size.rows
+        else:
+            more_rows[index] = left_over
+            left_over = 0
+    rows = sum(classes[size].rows for size in sizes)
+    return FilledLayout(Layout(rows, cols, rank_of_right), tuple(ranks), tuple(more_rows), budget - left_over)
