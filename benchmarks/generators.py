@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from fxhash.errors import BudgetError
 from fxhash.smh.arithmetic import separable
 from fxhash.smh.generator import SMHGenerator
-from fxhash.smh.plan import CompressionPlan, ParameterPlan
+from fxhash.smh.parameter_plan import ParameterPlan
+from fxhash.smh.plan import CompressionPlan
 
 
 class Derived(nn.Module):

@@ -19,6 +19,7 @@ from fxhash.lowering.analysis import plan_lowering
 from fxhash.lowering.options import read_bytes, read_methods
 from fxhash.passes import hash_parameters, lower, restore_parameters
 from fxhash.smh.generator import SMHGenerator
+from fxhash.smh.initialization import fit_, initialize_
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import DEFAULT_ASPECT
 from fxhash.smh.planning import plan_parameters
@@ -110,9 +111,9 @@ def transform(
         originals = InitialValues(traced_model, target)
     generator = SMHGenerator(plan, target)
     if target.type != "meta":
-        generator.initialize_(originals, _random_generator(seed))
+        initialize_(generator, originals, _random_generator(seed))
         if init == "pretrained":
-            generator.fit_(originals)
+            fit_(generator, originals)
     gm = hash_parameters(traced, generator).graph_module
     if target.type != "meta" and isinstance(originals, InitialValues):
         materialize_(gm, originals)

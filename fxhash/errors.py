@@ -7,7 +7,7 @@ budget or a bad file can cause. Broken invariants of our own are `AssertionError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
 class FxhashError(Exception):
@@ -60,7 +60,7 @@ class TrainingError(FxhashError, ValueError):
     """A run can't be started or go on: an impossible setting, data that can't be read, or a loss that is not finite."""
 
 
-def close_matches(name: str, known: Sequence[str]) -> str:
+def close_matches(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the known names that are spelled like it.
 
     Args:

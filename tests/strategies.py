@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from fxhash.smh.plan import ParameterPlan
+from fxhash.smh.parameter_plan import ParameterPlan
 
 STEPS = (
     "linear",

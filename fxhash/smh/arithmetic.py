@@ -27,7 +27,9 @@ def rows_for(numel: int, cols: int) -> int:
 
 
 def is_row_aligned(shape: Sequence[int], cols: int) -> bool:
-    """Whether a weight of this shape can be multiplied by in turn: rows and output channels nest.
+    """Whether a row of `W` holds a number of output channels of this shape, or an output channel a number of rows.
+
+    A layer with such a weight can apply the low-rank factors directly, without materializing the weight.
 
     Example:
         >>> [is_row_aligned((64, 32, 3, 3), cols) for cols in (144, 576, 100)]
@@ -52,9 +54,9 @@ def generate(
         left: the parameter's own rows of the left factor, scaled; shape `(rows, rank)`.
         right: the shared right factor, of shape `(at least rank, cols)`.
         shape: the weight's shape, of more than `(rows - 1) * cols` and at most `rows * cols` elements.
-        shift: a constant to add, of shape `()`; nothing where left out.
-        channel_scale: a factor for each output channel, of shape `(shape[0],)`; one where left out.
-        scratch: memory to write to, of shape `(at least rows * cols,)`; new memory where left out.
+        shift: a constant to add, of shape `()`; nothing if omitted.
+        channel_scale: a factor for each output channel, of shape `(shape[0],)`; one if omitted.
+        scratch: memory to write to, of shape `(at least rows * cols,)`; new memory if omitted.
 
     Returns:
         A contiguous tensor of `shape`.
@@ -64,7 +66,7 @@ def generate(
         >>> generate(left, right, (2, 2)).tolist()
         [[1.0, 2.0], [3.0, 2.0]]
     """
-    # No slices that keep everything: their backward copies whole gradients.
+    # No slices of everything: their backward copies the gradient.
     right = right if right.shape[0] == left.shape[1] else right[: left.shape[1]]
     size = (left.shape[0], right.shape[1])
     room = None if scratch is None else scratch[: math.prod(size)].view(size)
@@ -77,11 +79,11 @@ def generate(
 
 
 @recorded
-def separable(run: Tensor, kernels: Tensor, shape: Sequence[int]) -> Tensor:
-    """The weight of a separable convolution: `sum(run[o, i, k] * kernels[k] for k in range(len(kernels)))`.
+def separable(pointwise: Tensor, kernels: Tensor, shape: Sequence[int]) -> Tensor:
+    """The weight of a separable convolution: `sum(pointwise[o, i, k] * kernels[k] for k in range(count))`.
 
     Args:
-        run: an entry for each output channel, input channel and kernel, in this order; any shape.
+        pointwise: an entry for each output channel, input channel and kernel, in this order; any shape.
         kernels: the spatial kernels, of shape `(count, positions)`.
         shape: the weight's shape, `(out, in, *kernel)`.
 
@@ -89,8 +91,8 @@ def separable(run: Tensor, kernels: Tensor, shape: Sequence[int]) -> Tensor:
         A contiguous tensor of `shape`.
 
     Example:
-        >>> run, kernels = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0, -1.0]])
-        >>> separable(run, kernels, (1, 2, 3)).tolist()
+        >>> pointwise, kernels = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0, -1.0]])
+        >>> separable(pointwise, kernels, (1, 2, 3)).tolist()
         [[[1.0, 0.0, -1.0], [2.0, 0.0, -2.0]]]
     """
-    return (run.reshape(-1, kernels.shape[0]) @ kernels).view(tuple(shape))
+    return (pointwise.reshape(-1, kernels.shape[0]) @ kernels).view(tuple(shape))

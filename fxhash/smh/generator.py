@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxhash.errors import TransformError
 from fxhash.smh.arithmetic import generate, separable
-from fxhash.smh.initialization import PrincipalRows, Spread, nearest_pairs, principal_kernels, standard_normal
-from fxhash.smh.plan import CompressionPlan, ParameterPlan
+from fxhash.smh.parameter_plan import ParameterPlan
+from fxhash.smh.plan import CompressionPlan
 
 
 class SMHGenerator(nn.Module):
     """Generates the weights of a transformed model (Eban et al., CVPR 2020, arXiv 1911.11177).
 
-    Parameter `p` is `scale_p * (left_p @ right[:rank_p]).flatten()[:numel_p].view(shape_p) + shift_p`: a run of the one
-    matrix `W = left @ right` that starts on a row of its own, so that `left_p` belongs to it alone. The run of a
+    Parameter `p` is `scale_p * (left_p @ right[:rank_p]).flatten()[:numel_p].view(shape_p) + shift_p`: a slice of the
+    one matrix `W = left @ right` that begins on a row of its own, so that `left_p` belongs to it alone. The slice of a
     separable convolution has an entry for each pair of channels and each of a few spatial kernels, which it multiplies.
 
     Factors, kernels and scales are trained, the scale by its logarithm: a batch norm after a layer leaves its scale
     without a gradient, and an optimizer that divides by the size of gradients would carry it through zero, where the
-    layer's output changes its sign. Shifts are constants: zero, except for a parameter whose mean outweighs its spread,
-    such as the all-ones weight of a two-dimensional layer norm, which no multiple of mean-zero noise could stand for.
+    layer's output changes its sign. Shifts are constants: zero, except for a parameter whose mean outweighs its
+    standard deviation, such as the all-ones weight of a two-dimensional layer norm, which no multiple of mean-zero
+    noise could stand for.
 
     Attributes:
         plan: what lies where in `W`.
@@ -45,7 +43,7 @@ class SMHGenerator(nn.Module):
     shifts: Tensor
 
     def __init__(self, plan: CompressionPlan, device: torch.device | str = "cpu") -> None:
-        """Make room for the factors; `initialize_` or a state dict fills them."""
+        """Make room for the factors; `fxhash.smh.initialization` or a state dict fills them."""
         super().__init__()
         self.plan = plan
         self._hashed = {parameter.fqn: (index, parameter) for index, parameter in enumerate(plan.hashed)}
@@ -77,95 +75,6 @@ class SMHGenerator(nn.Module):
             anchor = torch.empty(0, dtype=getattr(torch, dtype), device=device)
             self.register_buffer(_anchor(dtype), anchor, persistent=False)
 
-    @torch.no_grad()
-    def initialize_(self, originals: Mapping[str, Tensor], seed: torch.Generator | None = None) -> None:
-        """Fill the factors at random and match the spread of each original parameter, whatever its layer's type.
-
-        Entries of `right` have variance one, and those of a parameter's rows of `left` that of the original: a step of
-        an optimizer that doesn't depend on the size of gradients, such as Adam's, then changes these rows as it would
-        have changed the weight, and `right`, which all share, more carefully. The scale is the ratio of two measured
-        standard deviations, the original's and the generated weight's, so the match is exact. Where the original's mean
-        outweighs its spread, the mean becomes the shift.
-
-        Args:
-            originals: the original parameters by their fully qualified names.
-            seed: source of randomness on the CPU; torch's global one where left out.
-        """
-        self.right.copy_(standard_normal(*self.right.shape, seed=seed))
-        for kernels in self.kernels:
-            kernels.copy_(standard_normal(*kernels.shape, seed=seed))
-        self.log_scales.zero_()
-        self.shifts.zero_()
-        spread = Spread(self.right)
-        for fqn, (index, parameter) in self._hashed.items():
-            std, mean = _std_and_mean(originals[fqn])
-            if not math.isfinite(std) or not math.isfinite(mean):
-                raise TransformError(f"parameter {parameter.fqn!r} holds NaN or infinity: its spread can't be matched")
-            self.shifts[index] = mean if abs(mean) > std else 0.0
-            for block in self._blocks(fqn):
-                # A constant has no spread to match: it starts as its shift alone, and its rows learn from zero.
-                block.copy_(standard_normal(*block.shape, seed=seed) * std)
-            if std > 0:
-                start = (
-                    self._separable_spread(fqn) if parameter.kernels else spread(self.scaled_left(fqn), parameter.numel)
-                )
-                self.log_scales[index] = math.log(std / start)
-            else:
-                self.log_scales[index] = math.log(abs(mean) or (parameter.shape[0] / parameter.numel) ** 0.5)
-
-    def _separable_spread(self, name: str) -> float:
-        _, parameter = self._hashed[name]
-        return separable(self._slice(name).double(), self.kernels_of(name).double(), parameter.shape).std().item()
-
-    @torch.no_grad()
-    def fit_(self, originals: Mapping[str, Tensor]) -> None:
-        """Set the factors to what comes nearest to the original parameters; call `initialize_` before.
-
-        Each parameter counts by its relative error: the squared error of all, each divided by its root mean square
-        about its shift, is as small as the rank allows (a truncated SVD). The kernels of a separable convolution are
-        the principal ones of its pairs of channels.
-
-        Args:
-            originals: the original parameters by their fully qualified names.
-        """
-        principal = PrincipalRows(self.plan.layout.cols, self.right.device)
-        fitted = {fqn: place for fqn, place in self._hashed.items() if self.left[place[0]].any()}
-        for fqn, (index, parameter) in fitted.items():
-            centred = originals[fqn].double() - self.shifts[index]
-            self.log_scales[index] = centred.square().mean().sqrt().log()
-            if parameter.kernels:
-                self.kernels_of(fqn).copy_(principal_kernels(centred, parameter.kernels))
-            principal.add(self._rows(fqn, originals[fqn]))
-        if not fitted:
-            return
-        right, to_left = principal.factor(self.plan.layout.rank)
-        size = right.square().mean().sqrt()
-        self.right.copy_(right / size)
-        for fqn, (index, parameter) in fitted.items():
-            left = self._rows(fqn, originals[fqn]).double() @ to_left * size
-            rank = self.left[index].shape[1]
-            # As in a random start, entries of `left` are about as large as the original's.
-            scale = rank**-0.5
-            left *= self.log_scales[index].exp() / scale
-            self.log_scales[index] = math.log(scale)
-            self.left[index].copy_(left[:, :rank])
-            if parameter.more_rows:
-                self.more_left[self._more[fqn]].copy_(left[: parameter.more_rows, rank : rank + 1])
-
-    def _blocks(self, name: str) -> list[Tensor]:
-        """The parameters that make up the rows of `left` of one hashed parameter."""
-        more = [self.more_left[self._more[name]]] if name in self._more else []
-        return [self.left[self._hashed[name][0]], *more]
-
-    def _rows(self, name: str, original: Tensor) -> Tensor:
-        """The rows of `W` that come nearest to a parameter's original values, with zeros after the last."""
-        index, parameter = self._hashed[name]
-        values = (original - self.shifts[index]) / self.log_scales[index].exp()
-        if parameter.kernels:
-            values = nearest_pairs(values, self.kernels_of(name))
-        cols = self.plan.layout.cols
-        return F.pad(values.flatten(), (0, self.plan.rows_of(parameter) * cols - parameter.slice_numel)).view(-1, cols)
-
     def forward(self, name: str, pointwise: bool = False) -> Tensor:
         """The weight of one parameter, in its own shape and type.
 
@@ -182,17 +91,12 @@ class SMHGenerator(nn.Module):
         with _full_precision(self.right.device.type):
             shift = shift.to(self.right.dtype)
             if pointwise:
-                weight = self._slice(name)
+                weight = self.slice(name)
             elif parameter.kernels:
-                weight = separable(self._slice(name), self.kernels_of(name), parameter.shape) + shift
+                weight = separable(self.slice(name), self.kernels_of(name), parameter.shape) + shift
             else:
                 weight = generate(self.scaled_left(name), self.right, parameter.shape, shift)
         return weight.to(dtype)
-
-    def _slice(self, name: str) -> Tensor:
-        """The slice of `W` of a separable convolution; shape `slice_shape`."""
-        _, parameter = self._hashed[name]
-        return generate(self.scaled_left(name), self.right, parameter.slice_shape)
 
     def parameter(self, name: str) -> ParameterPlan:
         """What the plan says of one hashed parameter."""
@@ -207,6 +111,20 @@ class SMHGenerator(nn.Module):
         index, _ = self._hashed[name]
         shift = self.shifts[index]
         return shift if shift.item() else None
+
+    def slice(self, name: str) -> Tensor:
+        """The slice of `W` of one parameter, scaled; of its `slice_shape` and the factors' type."""
+        return generate(self.scaled_left(name), self.right, self.parameter(name).slice_shape)
+
+    def blocks(self, name: str) -> list[Tensor]:
+        """The trained parameters that make up the rows of `left` of one parameter: its block, and its further column.
+
+        Returns:
+            One of shape `(rows, rank)`, and one of shape `(more_rows, 1)` where the plan has further rows.
+        """
+        index, _ = self._hashed[name]
+        more = [self.more_left[self._more[name]]] if name in self._more else []
+        return [self.left[index], *more]
 
     def kernels_of(self, name: str) -> Tensor:
         """The spatial kernels of a separable convolution; shape `(count, positions)`."""
@@ -234,7 +152,7 @@ class SMHGenerator(nn.Module):
 
 
 def factor_dtype(plan: CompressionPlan) -> torch.dtype:
-    """The narrowest type that holds every hashed parameter's type."""
+    """The type that the types of all hashed parameters promote to."""
     dtype = getattr(torch, plan.hashed[0].dtype)
     for parameter in plan.hashed[1:]:
         dtype = torch.promote_types(dtype, getattr(torch, parameter.dtype))
@@ -243,17 +161,6 @@ def factor_dtype(plan: CompressionPlan) -> torch.dtype:
 
 def _anchor(dtype: str) -> str:
     return f"type_of_{dtype}"
-
-
-def _std_and_mean(tensor: Tensor) -> tuple[float, float]:
-    """Standard deviation and mean, at least in single precision; the deviation of a constant is exactly zero."""
-    values = tensor.detach()
-    values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    smallest, largest = torch.aminmax(values)
-    if bool(smallest == largest):
-        return 0.0, smallest.item()
-    std, mean = torch.std_mean(values)
-    return std.item(), mean.item()
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[object]:

@@ -1,133 +1,135 @@
-"""What the factors start as: random, or as near to given weights as their rank allows. Pure functions on tensors."""
+"""Initialization of a generator: random factors, or those that come nearest to given weights."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from fxhash.errors import TransformError
+from fxhash.smh.arithmetic import separable
+from fxhash.smh.generator import SMHGenerator
+from fxhash.smh.parameter_plan import ParameterPlan
+from fxhash.smh.statistics import (
+    PrincipalRows,
+    StandardDeviation,
+    nearest_pointwise,
+    principal_kernels,
+    std_and_mean,
+)
 
 
-class Spread:
-    """Standard deviation of `(left @ right).flatten()[:numel]` for many `left`, without building any product.
+@torch.no_grad()
+def initialize_(generator: SMHGenerator, originals: Mapping[str, Tensor], seed: torch.Generator | None = None) -> None:
+    """Fill the factors at random and match the standard deviation of each original parameter, whatever its layer.
 
-    The sum of all entries is `(1 @ left) @ (right @ 1)`, and that of their squares the inner product of the two Gram
-    matrices; what is cut off the last row is taken away again.
+    Entries of `right` have variance one, and those of a parameter's rows of `left` that of the original: a step of an
+    optimizer that doesn't depend on the size of gradients, such as Adam's, then changes these rows as it would have
+    changed the weight, and `right`, which all share, more carefully. The scale is the ratio of two measured standard
+    deviations, the original's and the generated weight's, so the match is exact. Where the original's mean outweighs
+    its standard deviation, the mean becomes the shift.
 
     Args:
-        right: shape `(rank, cols)`.
+        generator: changed in place; not on the meta device.
+        originals: the original parameters by their fully qualified names, at least those that are hashed.
+        seed: source of randomness on the CPU; torch's global one if omitted.
 
-    Example:
-        >>> left, right = torch.tensor([[1.0], [2.0]]), torch.tensor([[1.0, 2.0, 3.0]])
-        >>> Spread(right)(left, 4), torch.tensor([1.0, 2.0, 3.0, 2.0]).std().item()
-        (0.816496580927726, 0.8164966106414795)
+    Raises:
+        TransformError: if a parameter holds NaN or infinity.
     """
+    generator.right.copy_(_standard_normal(generator.right, seed))
+    for kernels in generator.kernels:
+        kernels.copy_(_standard_normal(kernels, seed))
+    generator.log_scales.zero_()
+    generator.shifts.zero_()
+    deviation_of_product = StandardDeviation(generator.right)
+    for index, parameter in enumerate(generator.plan.hashed):
+        fqn = parameter.fqn
+        std, mean = std_and_mean(originals[fqn])
+        if not math.isfinite(std) or not math.isfinite(mean):
+            raise TransformError(f"parameter {fqn!r} holds NaN or infinity: its standard deviation can't be matched")
+        generator.shifts[index] = mean if abs(mean) > std else 0.0
+        for block in generator.blocks(fqn):
+            # A constant has a deviation of zero: it is initialized to its shift alone, and its rows learn from zero.
+            block.copy_(_standard_normal(block, seed) * std)
+        if std == 0:
+            generator.log_scales[index] = math.log(abs(mean) or (parameter.shape[0] / parameter.numel) ** 0.5)
+        elif parameter.kernels:
+            generator.log_scales[index] = math.log(std / _std_of_separable(generator, parameter))
+        else:
+            generated = deviation_of_product(generator.scaled_left(fqn), parameter.numel)
+            generator.log_scales[index] = math.log(std / generated)
 
-    def __init__(self, right: Tensor) -> None:
-        self.right = right.double()
-        self.gram = self.right @ self.right.T
-        self.sums = self.right.sum(1)
 
-    def __call__(self, left: Tensor, numel: int) -> float:
-        """The standard deviation of `numel` entries, two or more.
+def _standard_normal(like: Tensor, seed: torch.Generator | None) -> Tensor:
+    """Values of mean zero and variance one; shape that of `like`, float32, on the CPU.
 
-        Args:
-            left: shape `(rows, at most rank)`.
-            numel: how many entries count; all but less than a row.
-        """
-        left = left.double()
-        rank, kept = left.shape[1], numel - (left.shape[0] - 1) * self.right.shape[1]
-        cut = left[-1] @ self.right[:rank, kept:]
-        total = left.sum(0) @ self.sums[:rank] - cut.sum()
-        squares = ((left.T @ left) * self.gram[:rank, :rank]).sum() - cut.square().sum()
-        return math.sqrt(max((squares - total * total / numel).item() / (numel - 1), 0.0))
+    Drawn there whatever the model's device, so that a seed gives the same numbers everywhere.
+    """
+    return torch.randn(like.shape, generator=seed, dtype=torch.float32, device="cpu")
 
 
-def standard_normal(*shape: int, seed: torch.Generator | None = None) -> Tensor:
-    """A random factor of mean zero and variance one.
+def _std_of_separable(generator: SMHGenerator, parameter: ParameterPlan) -> float:
+    pointwise = generator.slice(parameter.fqn).double()
+    return separable(pointwise, generator.kernels_of(parameter.fqn).double(), parameter.shape).std().item()
+
+
+@torch.no_grad()
+def fit_(generator: SMHGenerator, originals: Mapping[str, Tensor]) -> None:
+    """Set the factors to those that come nearest to the original parameters; call `initialize_` before.
+
+    Each parameter counts by its relative error: the squared error of all, each divided by its root mean square about
+    its shift, is as small as the rank allows (a truncated SVD). The kernels of a separable convolution are the
+    principal ones of its pairs of channels.
 
     Args:
-        shape: of the factor.
-        seed: source of randomness on the CPU; torch's global one where left out.
+        generator: changed in place.
+        originals: the original parameters by their fully qualified names, at least those that are hashed.
+    """
+    principal = PrincipalRows(generator.plan.layout.cols, generator.right.device)
+    # A constant is its shift alone.
+    fitted = [place for place in enumerate(generator.plan.hashed) if generator.left[place[0]].any()]
+    for index, parameter in fitted:
+        centred = originals[parameter.fqn].double() - generator.shifts[index]
+        generator.log_scales[index] = centred.square().mean().sqrt().log()
+        if parameter.kernels:
+            generator.kernels_of(parameter.fqn).copy_(principal_kernels(centred, parameter.kernels))
+        principal.add(_nearest_rows(generator, index, originals[parameter.fqn]))
+    if not fitted:
+        return
+    right, to_left = principal.factor(generator.plan.layout.rank)
+    size = right.square().mean().sqrt()
+    generator.right.copy_(right / size)
+    for index, parameter in fitted:
+        left = _nearest_rows(generator, index, originals[parameter.fqn]).double() @ to_left * size
+        block, *more = generator.blocks(parameter.fqn)
+        rank = block.shape[1]
+        # As in random initialization, entries of `left` are about as large as the original's.
+        scale = rank**-0.5
+        left *= generator.log_scales[index].exp() / scale
+        generator.log_scales[index] = math.log(scale)
+        block.copy_(left[:, :rank])
+        for column in more:
+            column.copy_(left[: parameter.more_rows, rank : rank + 1])
+
+
+def _nearest_rows(generator: SMHGenerator, index: int, original: Tensor) -> Tensor:
+    """The rows of `W`, of any rank, from which a parameter nearest to its original values is generated.
+
+    Args:
+        generator: its shifts, scales and kernels count.
+        index: of the parameter among the hashed ones.
+        original: the original values.
 
     Returns:
-        A float32 tensor of `shape`, on the CPU: drawn there whatever the model's device, so that a seed gives the same
-        numbers everywhere.
+        Shape `(rows, cols)`, with zeros after the last entry.
     """
-    return torch.randn(shape, generator=seed, dtype=torch.float32, device="cpu")
-
-
-class PrincipalRows:
-    """The rows that approximate many matrices best, each by combinations of them: a truncated SVD of all stacked.
-
-    The stack is never built: its right singular vectors are the eigenvectors of the sum of Gram matrices.
-
-    Args:
-        cols: number of columns of the matrices.
-        device: where they are.
-    """
-
-    def __init__(self, cols: int, device: torch.device | str) -> None:
-        self.gram = torch.zeros(cols, cols, dtype=torch.float64, device=device)
-        self.rows = 0
-
-    def add(self, matrix: Tensor) -> None:
-        """Count in a matrix of shape `(any, cols)`."""
-        for block in matrix.split(4096):
-            self.gram.addmm_(block.T.double(), block.double())
-        self.rows += matrix.shape[0]
-
-    def factor(self, rank: int) -> tuple[Tensor, Tensor]:
-        """The right factor of the best approximation of a rank, and what turns a matrix into its left factor.
-
-        The entries of both factors have the same mean square, over all of the stack, for each of the ranks.
-
-        Args:
-            rank: at most the number of columns.
-
-        Returns:
-            `right`, of shape `(rank, cols)`, and `to_left`, of shape `(cols, rank)`: `matrix @ to_left @ right` is the
-            approximation. The most important rank comes first, so that the first of them are the best of their number.
-
-        Example:
-            >>> stack = torch.tensor([[1.0, 2.0], [2.0, 4.0], [3.0, 6.0]])
-            >>> principal = PrincipalRows(cols=2, device="cpu")
-            >>> principal.add(stack)
-            >>> right, to_left = principal.factor(rank=1)
-            >>> torch.allclose(stack.double() @ to_left @ right, stack.double())
-            True
-        """
-        squares, vectors = torch.linalg.eigh(self.gram)
-        squares, vectors = squares.flip(0)[:rank].clamp(min=0), vectors.flip(1)[:, :rank]
-        # A rank that the matrices don't use starts small on the right, so that its left can learn.
-        size = squares.sqrt().clamp(min=1e-3 * squares[0].sqrt().item() + 1e-30)
-        balance = (size * math.sqrt(self.gram.shape[0] / self.rows)).sqrt()
-        return (vectors * balance).T, vectors / balance
-
-
-def principal_kernels(weight: Tensor, count: int) -> Tensor:
-    """The spatial kernels with which a separable convolution comes nearest to a weight: a truncated SVD.
-
-    Args:
-        weight: shape `(out, in, *kernel)`.
-        count: how many.
-
-    Returns:
-        Shape `(count, positions)`; orthogonal to each other and of mean square one.
-    """
-    pairs = weight.flatten(2).flatten(0, 1).double()
-    _, vectors = torch.linalg.eigh(pairs.T @ pairs)
-    return vectors.flip(1)[:, :count].T * math.sqrt(pairs.shape[1])
-
-
-def nearest_pairs(weight: Tensor, kernels: Tensor) -> Tensor:
-    """The run from which `separable` with orthogonal kernels of mean square one makes what is nearest to a weight.
-
-    Args:
-        weight: shape `(out, in, *kernel)`.
-        kernels: shape `(count, positions)`.
-
-    Returns:
-        Shape `(out, in, count)`.
-    """
-    return weight.flatten(2) @ kernels.T.to(weight.dtype) / kernels.shape[1]
+    parameter, cols = generator.plan.hashed[index], generator.plan.layout.cols
+    values = (original - generator.shifts[index]) / generator.log_scales[index].exp()
+    if parameter.kernels:
+        values = nearest_pointwise(values, generator.kernels_of(parameter.fqn))
+    unused = generator.plan.rows_of(parameter) * cols - parameter.slice_numel
+    return F.pad(values.flatten(), (0, unused)).view(-1, cols)

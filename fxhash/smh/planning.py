@@ -9,22 +9,17 @@ from decimal import ROUND_CEILING, Context
 
 from fxhash.errors import BudgetError, PlanError
 from fxhash.smh.arithmetic import rows_for
+from fxhash.smh.checks import check_aspect, check_fraction
 from fxhash.smh.layout import FilledLayout, candidate_columns, choose_layout, least_parameters
-from fxhash.smh.plan import (
-    DEFAULT_ASPECT,
-    CompressionPlan,
-    ParameterPlan,
-    _check_aspect,
-    _check_fraction,
-    _kernel_parameters,
-)
+from fxhash.smh.parameter_plan import ParameterPlan, kernel_parameters
+from fxhash.smh.plan import DEFAULT_ASPECT, CompressionPlan
 
 # A separable convolution has as many kernels as bring trained parameters over entries of `W` near to this density, and
 # two at least if that is possible (docs/accuracy.md).
 _ENTRY_DENSITY = 0.4
 _LEAST_KERNELS = 2
 # The layout search stops at the first shape with which the model uses this share of its budget. A small budget is a few
-# ranks: there, columns that fit the layers are worth more than the last parameters.
+# ranks: there, row-aligned columns are worth more than the last parameters.
 _GOOD_USE, _GOOD_USE_OF_SMALL, _SMALL_BUDGET = 0.99, 0.95, 10_000
 
 
@@ -40,7 +35,7 @@ def plan_parameters(
     The budget counts everything that is trained afterwards: factors, kernels, one scale a hashed parameter, and
     whatever stays dense. Near the requested aspect, the number of columns is chosen such that it divides, or is divided
     by, the weights of an output channel of as many layers as can be: rows of `W` then belong to one channel, or hold
-    several whole ones.
+    several of them.
 
     A weight of `convolutions` with at least as many input channels as positions in its kernel becomes separable where
     the budget is small: `weight[o, i] = sum(W[o, i, k] * kernel[k] for k in range(kernels))`. It has as many kernels as
@@ -58,8 +53,8 @@ def plan_parameters(
         PlanError: for a `compress` or `aspect` out of range, or if no parameter is hashed.
         BudgetError: if the budget is too small; it names the smallest that is enough.
     """
-    _check_fraction(compress)
-    _check_aspect(aspect)
+    check_fraction(compress)
+    check_aspect(aspect)
     parameters = tuple(replace(parameter, kernels=0) for parameter in parameters)
     hashed = [parameter for parameter in parameters if parameter.hashed]
     if not hashed:
@@ -72,14 +67,14 @@ def plan_parameters(
     for kernels in _numbers_of_kernels(hashed, convolutions, budget - dense):
         described = [_with_kernels(parameter, convolutions, kernels) for parameter in parameters]
         hashed = [parameter for parameter in described if parameter.hashed]
-        available = budget - dense - _kernel_parameters(hashed)
+        available = budget - dense - kernel_parameters(hashed)
         candidates = candidate_columns([parameter.slice_shape for parameter in hashed], aspect)
         sizes = [parameter.slice_numel for parameter in hashed]
         layout = choose_layout(sizes, candidates, good_use * budget - (budget - available), available)
         if layout is not None:
             places = tuple(_with_places(described, layout))
             return CompressionPlan(places, layout.shape, float(compress), float(aspect), tuple(unused))
-        least.append(least_parameters(sizes, candidates) - len(hashed) + _kernel_parameters(hashed))
+        least.append(least_parameters(sizes, candidates) - len(hashed) + kernel_parameters(hashed))
     raise _budget_error(compress, before, budget, dense, len(hashed), min(least))
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from fxhash.errors import PlanError
+from fxhash.smh.parameter_plan import HASHABLE_DTYPES, ParameterPlan
 from fxhash.smh.parameters import dtype_name, refuse_lazy, tied_groups
-from fxhash.smh.plan import HASHABLE_DTYPES, ParameterPlan
 
 Predicate: TypeAlias = Callable[[str, nn.Parameter], bool]
 Selector: TypeAlias = str | re.Pattern[str] | Sequence[str | re.Pattern[str]] | Predicate

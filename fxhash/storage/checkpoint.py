@@ -21,7 +21,8 @@ from fxhash.capture.exported import Model, as_module
 from fxhash.errors import CheckpointError, PlanError, TransformError
 from fxhash.lowering.factor_store import find_factor_store
 from fxhash.smh.generator import find_generator
-from fxhash.smh.plan import CompressionPlan, ParameterPlan
+from fxhash.smh.parameter_plan import ParameterPlan
+from fxhash.smh.plan import CompressionPlan
 from fxhash.smh.selection import describe_parameters
 from fxhash.storage.atomic import replacing
 from fxhash.storage.quantization import dequantized, quantized

@@ -81,7 +81,7 @@ def list(family: str | None = None) -> tuple[str, ...]:
         return tuple(_FACTORIES)
     if family not in _FAMILIES:
         raise UnknownModelError(
-            f"the zoo has no family {family!r}{close_matches(family, tuple(_FAMILIES))}; it has {', '.join(_FAMILIES)}"
+            f"the zoo has no family {family!r}{close_matches(family, _FAMILIES)}; it has {', '.join(_FAMILIES)}"
         )
     return tuple(_FAMILIES[family])
 
@@ -103,7 +103,7 @@ def create(name: str, **options: Any) -> nn.Module:
     factory = _FACTORIES.get(name)
     if factory is None:
         raise UnknownModelError(
-            f"the zoo has no model {name!r}{close_matches(name, tuple(_FACTORIES))}; fxhash.zoo.list() returns the "
+            f"the zoo has no model {name!r}{close_matches(name, _FACTORIES)}; fxhash.zoo.list() returns the "
             f"names of all {len(_FACTORIES)}"
         )
     return factory(**options)

@@ -10,13 +10,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from fxhash.smh.arithmetic import generate, rows_for, separable
-from fxhash.smh.initialization import PrincipalRows, Spread, nearest_pairs, principal_kernels
+from fxhash.smh.statistics import PrincipalRows, StandardDeviation, nearest_pointwise, principal_kernels
 
 sizes = st.integers(1, 5)
 
 
 def by_definition(left, right, element):
-    """Element `element` of the run, as the paper writes it: the dot product of a row of left and a column of right."""
+    """One element of the slice, as the paper writes it: the dot product of a row of left and a column of right."""
     row, column = divmod(element, right.shape[1])
     return sum(left[row, k].item() * right[k, column].item() for k in range(left.shape[1]))
 
@@ -39,12 +39,12 @@ def test_rows_hold_all_elements_and_none_is_empty(numel, cols):
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 5), st.data())
-def test_spread_is_that_of_the_built_product(rows, cols, rank, data):
+def test_standard_deviation_is_that_of_the_materialized_product(rows, cols, rank, data):
     assume(rows * cols >= 2)
     numel = data.draw(st.integers(max((rows - 1) * cols + 1, 2), rows * cols))
     left, right = torch.randn(rows, rank), torch.randn(rank + 1, cols)
-    built = (left.double() @ right[:rank].double()).flatten()[:numel]
-    assert Spread(right)(left, numel) == pytest.approx(built.std().item(), rel=1e-6, abs=1e-9)
+    product = (left.double() @ right[:rank].double()).flatten()[:numel]
+    assert StandardDeviation(right)(left, numel) == pytest.approx(product.std().item(), rel=1e-6, abs=1e-9)
 
 
 @given(st.integers(1, 6), st.lists(st.integers(1, 9), min_size=1, max_size=4), st.data(), st.integers(0, 2**31))
@@ -82,27 +82,27 @@ def separable_convolutions(draw):
     kernel = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
     out, channels, count = draw(st.integers(1, 6)), draw(st.integers(1, 7)), draw(st.integers(1, 4))
     torch.manual_seed(draw(st.integers(0, 1000)))
-    run = torch.randn(out, channels * count, dtype=torch.float64)
-    return run, torch.randn(count, math.prod(kernel), dtype=torch.float64), (out, channels, *kernel)
+    pointwise = torch.randn(out, channels * count, dtype=torch.float64)
+    return pointwise, torch.randn(count, math.prod(kernel), dtype=torch.float64), (out, channels, *kernel)
 
 
 @given(separable_convolutions())
 def test_separable_weights_are_sums_of_products(case):
-    run, kernels, shape = case
-    weight = separable(run, kernels, shape)
+    pointwise, kernels, shape = case
+    weight = separable(pointwise, kernels, shape)
     assert weight.shape == shape
     assert weight.is_contiguous()
     for o in range(shape[0]):
         for i in range(shape[1]):
-            expected = sum(run[o, i * len(kernels) + k] * kernel for k, kernel in enumerate(kernels))
+            expected = sum(pointwise[o, i * len(kernels) + k] * kernel for k, kernel in enumerate(kernels))
             torch.testing.assert_close(weight[o, i].flatten(), expected)
 
 
 @given(separable_convolutions())
 def test_the_nearest_separable_weight_to_one_that_is_separable_is_itself(case):
-    run, kernels, shape = case
+    pointwise, kernels, shape = case
     assume(kernels.shape[0] <= kernels.shape[1])
-    weight = separable(run, kernels, shape)
+    weight = separable(pointwise, kernels, shape)
     found = principal_kernels(weight, len(kernels))
     torch.testing.assert_close(found @ found.T / kernels.shape[1], torch.eye(len(kernels), dtype=torch.float64))
-    torch.testing.assert_close(separable(nearest_pairs(weight, found), found, shape), weight, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(separable(nearest_pointwise(weight, found), found, shape), weight, rtol=1e-5, atol=1e-5)

@@ -13,7 +13,7 @@ from tests.strategies import random_models
 
 
 @given(random_models())
-def test_initial_spread_is_that_of_each_original_parameter(case):
+def test_initial_standard_deviation_is_that_of_each_original_parameter(case):
     model, _ = case
     generator = generator_of(smallest_transform(model, 0.5, seed=0))
     for parameter in generator.plan.hashed:
@@ -24,7 +24,7 @@ def test_initial_spread_is_that_of_each_original_parameter(case):
 
 
 @pytest.mark.parametrize("init", ["random", "pretrained"])
-def test_left_starts_as_large_as_the_original_and_right_with_variance_one(init):
+def test_left_is_initialized_as_large_as_the_original_and_right_with_variance_one(init):
     """Up to a factor of two or three; a step of an optimizer then changes these rows as it would have the weight."""
     model = nn.Sequential(nn.Linear(80, 300), nn.Linear(300, 80), nn.Linear(80, 80))
     nn.init.normal_(model[2].weight, std=3.0)
@@ -43,8 +43,8 @@ def test_initial_weights_have_mean_zero():
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-6, -2.3])
-def test_a_constant_parameter_starts_as_its_constant_and_learns(value):
-    """No multiple of mean-zero noise stands for the all-ones weight of a norm, and its spread can't be divided by."""
+def test_a_constant_parameter_is_initialized_to_its_constant_and_learns(value):
+    """No multiple of mean-zero noise stands for the all-ones weight of a norm, and its deviation is zero."""
     model = nn.Sequential(nn.Linear(30, 30), nn.LayerNorm((30, 30)))
     nn.init.constant_(model[1].weight, value)
     gm = fxhash.transform(model, 0.3, seed=0)
@@ -71,7 +71,7 @@ def test_no_step_of_an_optimizer_turns_a_scale_around(case):
         assert difference.abs().max() <= tolerance * (expected.abs().max() + abs(generator.shifts[index].item()) + 1e-6)
 
 
-def test_a_parameter_whose_mean_outweighs_its_spread_keeps_its_mean():
+def test_a_parameter_whose_mean_outweighs_its_standard_deviation_keeps_its_mean():
     model = nn.Linear(100, 100)
     nn.init.normal_(model.weight, mean=3.0, std=0.1)
     weight = fxhash.transform(model, 0.3, seed=0).smh_generator("weight")
@@ -79,7 +79,7 @@ def test_a_parameter_whose_mean_outweighs_its_spread_keeps_its_mean():
     assert abs(weight.std().item() - 0.1) < 0.01
 
 
-def test_a_single_element_is_no_spread():
+def test_a_single_element_has_no_standard_deviation():
     model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 60), nn.Linear(60, 60))
     gm = fxhash.transform(model, 0.5)
     torch.testing.assert_close(gm.smh_generator("0.weight"), model[0].weight)
@@ -116,7 +116,7 @@ def test_without_a_seed_the_global_generator_decides():
         (["float32", "float64"], torch.float64),
     ],
 )
-def test_factors_have_the_narrowest_type_that_holds_every_weight(dtypes, expected):
+def test_factors_have_the_type_that_all_weights_promote_to(dtypes, expected):
     model = nn.ParameterList(nn.Parameter(torch.randn(40, 40, dtype=getattr(torch, dtype))) for dtype in dtypes)
 
     class Reads(nn.Module):

@@ -1,4 +1,4 @@
-"""Plans: exact budgets, disjoint and covering runs, JSON round trips, and distrust of what comes from a file."""
+"""Plans: exact budgets, disjoint and covering slices, JSON round trips, and distrust of what comes from a file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxhash
+from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.parameters import tied_groups
-from fxhash.smh.plan import CompressionPlan, ParameterPlan
+from fxhash.smh.plan import CompressionPlan
 from fxhash.smh.planning import _budget, plan_parameters
 from fxhash.smh.selection import describe_parameters
 from tests.strategies import aspects, fractions, parameter_descriptions
@@ -44,7 +45,7 @@ def test_never_exceeds_the_budget(described, compress, aspect):
 
 
 @given(parameter_descriptions(), fractions, aspects)
-def test_runs_are_disjoint_and_cover_every_row(described, compress, aspect):
+def test_slices_are_disjoint_and_cover_every_row(described, compress, aspect):
     plan = plan_or_smallest(described, compress, aspect)
     owner = [None] * plan.layout.rows
     for parameter in plan.hashed:
@@ -139,11 +140,11 @@ def test_convolutions_are_separable_where_the_budget_is_small(compress, kernels)
 
 
 def test_separable_convolutions_allow_smaller_models():
-    with pytest.raises(fxhash.BudgetError) as whole:
+    with pytest.raises(fxhash.BudgetError) as regular:
         plan_parameters(RESNET_LIKE, 0.0001)
     with pytest.raises(fxhash.BudgetError) as separable:
         plan_parameters(RESNET_LIKE, 0.0001, convolutions=all_convolutions(RESNET_LIKE))
-    assert separable.value.smallest_compress < 0.6 * whole.value.smallest_compress
+    assert separable.value.smallest_compress < 0.6 * regular.value.smallest_compress
 
 
 def test_budget_error_says_what_to_do():
@@ -177,8 +178,8 @@ def test_square_and_tall_layouts():
     assert tall.layout.rank < square.layout.rank / 1.9
 
 
-def test_columns_fit_the_layers():
-    """Rows then belong to one output channel, or hold several whole ones."""
+def test_columns_are_row_aligned_with_the_layers():
+    """Rows then belong to one output channel, or hold several of them."""
     shapes = [(64, 3, 7, 7), *[(128, 64, 3, 3)] * 4, *[(256, 128, 3, 3)] * 4, (10, 256)]
     described = [ParameterPlan(f"p{index}", shape, "float32") for index, shape in enumerate(shapes)]
     for aspect in (1, 4, 16, 64):
@@ -206,7 +207,7 @@ def test_prints_as_a_table():
     model = nn.Sequential(nn.Linear(100, 100), nn.BatchNorm1d(100))
     text = str(fxhash.transform(model, 0.2).smh_generator.plan)
     first_line, *_ = text.splitlines()
-    assert first_line.split() == ["parameter", "shape", "kept", "as", "rows", "of", "W", "rank"]
+    assert first_line.split() == ["parameter", "shape", "treatment", "rows", "of", "W", "rank"]
     assert "0.weight   100x100  hashed" in text
     assert "1.bias     100      dense (fewer than two dimensions)" in text
     assert "trainable before" in text
