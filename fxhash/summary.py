@@ -1,4 +1,4 @@
-"""A readable account of what became of a model."""
+"""A readable summary of a transformed or deployed model."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fxhash.transformed import current_plan
 
 
 class OpaqueSummary(NamedTuple):
-    """A part of a model that could not be traced, and so is called as a whole.
+    """An opaque submodule: one that could not be traced, so that the graph calls it as one node.
 
     Attributes:
-        path: where it lies in the original model.
+        path: its name in the original model; empty for the model itself.
         reason: why it could not be traced.
         weights: how many of its weights are generated.
     """
@@ -36,9 +36,9 @@ class Summary:
 
     Attributes:
         plan: every parameter and the totals.
-        captured: how the model came to be a graph.
-        opaque_parts: path and reason of each part that could not be traced.
-        deployment: how each weight comes about; None unless the model is deployed.
+        captured: how the model became a graph.
+        opaque_parts: path, reason and weights of each opaque submodule.
+        deployment: how each weight is computed; None unless the model is deployed.
     """
 
     plan: CompressionPlan
@@ -59,11 +59,11 @@ class Summary:
     def __str__(self) -> str:
         lines = [str(self.plan), f"captured: {self.captured}"]
         if self.opaque_parts:
-            lines.append("called as a whole, because it can't be traced:")
-            for part in self.opaque_parts:
-                share = part.weights / self.plan.hashed_before
+            lines.append("opaque submodules, which can't be traced:")
+            for opaque in self.opaque_parts:
+                share = opaque.weights / self.plan.hashed_before
                 lines.append(
-                    f"  {part.path or 'the whole model'} ({share:.1%} of the generated weights): {part.reason}"
+                    f"  {opaque.path or 'the whole model'} ({share:.1%} of the generated weights): {opaque.reason}"
                 )
         if self.deployment is not None:
             lines.extend(["", str(self.deployment)])
@@ -85,9 +85,9 @@ def summary(gm: fx.GraphModule) -> Summary:
     deployed = find_factor_store(gm)
     plan = current_plan(gm) if deployed is None else deployed.compression
     opaque = tuple(
-        OpaqueSummary(original_name(path), part.reason, _weights_below(original_name(path), plan))
-        for path, part in gm.named_modules()
-        if isinstance(part, OpaqueModule)
+        OpaqueSummary(original_name(path), module.reason, _weights_below(original_name(path), plan))
+        for path, module in gm.named_modules()
+        if isinstance(module, OpaqueModule)
     )
     holder = find_generator(gm) if deployed is None else deployed
     assert holder is not None

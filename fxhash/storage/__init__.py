@@ -1,1 +1,1 @@
-"""Files: transformed models, factors in fewer bits, ONNX."""
+"""Files: transformed models, quantized factors, ONNX."""

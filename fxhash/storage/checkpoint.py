@@ -1,7 +1,7 @@
 """Store a transformed model as one `.safetensors` file, the plan in its metadata; no pickle.
 
 The file holds the state dict of the transformed model: factors, scales, whatever stayed dense, and buffers. A digest
-of plan and tensors is kept beside the plan, so that a damaged file is recognised before anything is built from it.
+of plan and tensors is kept beside the plan, so that a damaged file is recognised before a model is made from it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fxhash.transformed import current_plan, rebuild, refuse_transformed
 PathLike: TypeAlias = str | os.PathLike[str]
 
 _KEY = "fxhash"
-# Of the generator's parameters that may be stored in fewer bits, the dimension whose entries share a step in 8 bits.
+# Of the generator's parameters that may be quantized, the dimension whose entries share a step in 8 bits.
 _SHARES_A_STEP = {"right": 1, "left": 0, "more_left": 0, "kernels": 1}
 
 
@@ -44,7 +44,7 @@ def save(gm: fx.GraphModule, path: PathLike, *, dtype: torch.dtype | None = None
         gm: a transformed model, on any device.
         path: where to write; an existing file is replaced.
         dtype: type to store the factors in: `torch.bfloat16`, `torch.float16`, or `torch.int8` with a step size a rank
-            of each; as they are where left out. `load` gives the type of the model again, with rounded values.
+            of each; as they are if omitted. `load` gives the type of the model again, with rounded values.
 
     Raises:
         PlanError: for another type.
@@ -189,13 +189,13 @@ def _check_fit(plan: CompressionPlan, model: nn.Module, path: PathLike) -> None:
     described = {parameter.fqn: parameter for parameter in describe_parameters(model)}
     unused = set(plan.unused)
     for stored in plan.parameters:
-        built = described.get(stored.fqn)
-        if built is None:
+        in_model = described.get(stored.fqn)
+        if in_model is None:
             raise CheckpointError(f"{path} does not fit this model, which has no parameter {stored.fqn!r}")
-        if _traits(stored) != _traits(built):
+        if _traits(stored) != _traits(in_model):
             raise CheckpointError(
                 f"{path} does not fit this model: parameter {stored.fqn!r} is {_traits(stored)} in the file and "
-                f"{_traits(built)} in the model"
+                f"{_traits(in_model)} in the model"
             )
         del described[stored.fqn]
     for fqn in described:

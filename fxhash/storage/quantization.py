@@ -1,4 +1,4 @@
-"""Factors in fewer bits, for files: bfloat16 or float16, or 8-bit integers with a step size a rank."""
+"""Quantized factors, for files: in bfloat16 or float16, or in 8-bit integers with a step size a rank."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ _STEPS = ".steps"
 
 
 def quantized(tensors: Mapping[str, Tensor], along: Mapping[str, int], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Tensors of which some are stored in fewer bits.
+    """Quantize some of the tensors.
 
     Integers are symmetric: a value is its integer times a step, `max(abs(values)) / 127` over a dimension. The steps
     are stored beside it, under the name with `.steps`.
 
     Args:
         tensors: by name.
-        along: names of those to narrow, and the dimension whose entries share a step.
+        along: names of those to quantize, and the dimension whose entries share a step.
         dtype: `torch.bfloat16`, `torch.float16` or `torch.int8`.
+
+    Returns:
+        All tensors, those in `along` in the new type, and the steps, in float32.
 
     Raises:
         PlanError: for another type.
@@ -49,12 +52,15 @@ def quantized(tensors: Mapping[str, Tensor], along: Mapping[str, int], dtype: to
 def dequantized(
     tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], names: Iterable[str]
 ) -> dict[str, Tensor]:
-    """What `quantized` was given, up to rounding.
+    """The tensors that `quantized` was given, up to rounding.
 
     Args:
-        tensors: what was stored.
-        expected: tensors of the types to have, by name.
-        names: of those that may be narrow.
+        tensors: what was stored, by name.
+        expected: tensors of the types to return, by name.
+        names: of those that may be quantized.
+
+    Returns:
+        All tensors but the steps. One that is missing on either side is left to the caller to refuse.
     """
     result = dict(tensors)
     for name in names:
