@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import fxhash
+from fxhash.lowering.factored_tensor import FactoredTensor
 
 
 def run(model: nn.Module, *inputs: Any, seed: int = 0, **named: Any) -> list[Tensor]:
@@ -116,6 +117,25 @@ class CountingOperators(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.counted[str(function.overloadpacket)] += 1
         return function(*args, **(kwargs or {}))
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of elements of the largest tensor that is computed inside a `with` block.
+
+    Tensors on the meta device have no memory, and factored tensors are not materialized: neither counts.
+
+    Attributes:
+        numel: 0 before anything is computed.
+    """
+
+    numel = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        computed = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        counted = [leaf.numel() for leaf in computed if not (leaf.is_meta or isinstance(leaf, FactoredTensor))]
+        self.numel = max([self.numel, *counted])
+        return result
 
 
 every_form = pytest.mark.parametrize("form", ["transformed", "lowered"])

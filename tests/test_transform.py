@@ -149,7 +149,7 @@ def test_budget_and_gradients(name):
     assert trainable(gm) == plan.trainable_after
     assert trainable(gm) / trainable(model) <= max(0.5, plan.compress)
     with torch.no_grad():
-        # Off zero, where the rows of a constant start: at first nothing but those rows learns then.
+        # Off zero, to which the rows of a constant are initialized: at first nothing but those rows learns then.
         for block in generator.left:
             block.add_(0.1)
     outputs = [leaf for leaf in torch.utils._pytree.tree_leaves(gm(*inputs)) if leaf.requires_grad]
@@ -357,15 +357,28 @@ def test_learns():
     assert (gm(x).argmax(1) == y).float().mean() > 0.9
 
 
+class Operators(nn.Module):
+    """Written with operators, on values and on a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(30, 30))
+
+    def forward(self, x):
+        return (x @ -self.weight + x[0]) * 2
+
+
 def test_operators_survive():
-    """A function of the operator module is recorded as it is, so that the graph stays readable and picklable."""
-    gm = fxhash.transform(nn.Sequential(nn.Linear(30, 30)), 0.5)
-    gm.graph.call_function(operator.add, (1, 2))
-    assert "smh_generator('0.weight')" in gm.code
+    """They are recorded as functions of the operator module, so that the graph stays readable and picklable."""
+    gm = fxhash.transform(Operators(), 0.5, seed=0)
+    called = [node.target for node in gm.graph.nodes if node.op == "call_function"]
+    assert called == [operator.neg, operator.matmul, operator.getitem, operator.add, operator.mul]
+    assert "neg = -smh_generator" in gm.code
+    assert_same_outputs(gm, pickle.loads(pickle.dumps(gm)), torch.randn(4, 30))
 
 
 @given(random_models(), fractions)
-def test_a_pretrained_start_is_nearer_than_a_random_one(case, compress):
+def test_pretrained_initialization_is_nearer_than_random_initialization(case, compress):
     model, x = case
     random = smallest_transform(model, compress, seed=0)
     plan = random.smh_generator.plan
@@ -385,7 +398,7 @@ def test_a_pretrained_start_is_nearer_than_a_random_one(case, compress):
     assert errors[0] <= errors[1] * (1 + 1e-6) + 1e-9
 
 
-def test_a_pretrained_start_with_room_enough_is_the_model():
+def test_pretrained_initialization_with_room_enough_is_the_model():
     """Weights in a space of as few dimensions as there are ranks are kept, a shifted and a constant one too."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64), nn.Linear(64, 8)).double()
@@ -399,7 +412,7 @@ def test_a_pretrained_start_with_room_enough_is_the_model():
     assert_same_outputs(model, gm, x)
 
 
-def test_impossible_starts():
+def test_impossible_initializations():
     model = nn.Linear(64, 64)
     with pytest.raises(fxhash.PlanError, match="init='zeros' is unknown: give one of 'random', 'pretrained'"):
         fxhash.transform(model, 0.5, init="zeros")

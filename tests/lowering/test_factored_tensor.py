@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import fxhash
 from fxhash.lowering.factored_tensor import FactoredTensor
 from fxhash.smh.arithmetic import generate
-from tests.helpers import assert_same_outputs
+from tests.helpers import LargestTensor, assert_same_outputs
 from tests.lowering.test_functional import factors
 from tests.lowering.test_lowered_models import perturb
 
@@ -101,22 +101,9 @@ def test_attention_applies_factors(options):
     methods = {use.fqn: use.method for use in deployed.smh_factors.plan.uses}
     matrices = [fqn for fqn in methods if "bias" not in fqn]
     assert {methods[fqn] for fqn in matrices} == {"factored"}
-    largest = LargestResult()
-    with torch.inference_mode(), largest:
+    with torch.inference_mode(), LargestTensor() as largest:
         deployed(x, y)
     assert 0 < largest.numel < 64 * 64, "a weight was materialized"
-
-
-class LargestResult(torch.utils._python_dispatch.TorchDispatchMode):
-    """The number of elements of the largest tensor that is computed inside of a `with` block."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if isinstance(result, torch.Tensor) and not isinstance(result, FactoredTensor):
-            self.numel = max(self.numel, result.numel())
-        return result
 
 
 def test_gradients_of_inputs_pass_through_attention():
