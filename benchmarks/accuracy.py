@@ -11,9 +11,9 @@ not run again, so that a grid may be extended or stopped at any time.
 
 A network is a residual one of the zoo, with a width after an `x` if it is not 16. Each run has one thread.
 
-Variants that end in `-taught` learn from the logits of a dense ResNet-20 too, those that end in `-warm` start from its
-weights, and `-warm-taught` does both. It is trained once a seed as all else is, at its best
-learning rate, and is kept in the folder of `--teachers`.
+Variants that end in `-taught` are distilled from the logits of a dense ResNet-20, those that end in `-warm` are
+initialized from its weights, and `-warm-taught` is both. It is trained once a seed as all else is, at its best learning
+rate, and stored in the folder of `--teachers`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,25 @@ from typing import get_type_hints
 from unittest.mock import patch
 
 import torch
-from deploy import commit
-from generators import Derived, PlainSMH, RandomHash, Tiles, change_
+from generators import (
+    Derived,
+    PlainSMH,
+    RandomHash,
+    Tiles,
+    frozen_right_,
+    orthogonal_rows_,
+    random_signs_,
+    trained_diagonal_,
+)
 from lightning.pytorch import Trainer
-from torch import nn
+from record import commit
+from torch import fx, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 import fxhash
-from fxhash import layout, plan, zoo
+from fxhash import zoo
+from fxhash.smh import layout, planning
 from fxhash.training import ImageData, load_data, load_recipe
 from fxhash.training.module import Classifier, ReadsBytes
 from fxhash.training.run import quiet_lightning
@@ -53,28 +63,31 @@ def with_fxhash(
     model: nn.Module,
     compress: float,
     seed: int,
+    aspect: float = 16,
     density_power: float = layout._DENSITY_POWER,
     kernels: int | None = None,
     **options: object,
 ) -> nn.Module:
     """The product, with options of `fxhash.transform`, or with other choices in its plan."""
-    numbers_of_kernels = plan._numbers_of_kernels if kernels is None else lambda *_: [kernels]
+    numbers_of_kernels = planning._numbers_of_kernels if kernels is None else lambda *_: [kernels]
     with (
         patch.object(layout, "_DENSITY_POWER", density_power),
-        patch.object(plan, "_numbers_of_kernels", numbers_of_kernels),
+        patch.object(planning, "_numbers_of_kernels", numbers_of_kernels),
     ):
-        return fxhash.transform(model, compress, seed=seed, **options)
+        return fxhash.transform(model, compress, aspect=aspect, seed=seed, **options)
 
 
-def changed(model: nn.Module, compress: float, seed: int, aspect: float, **changes: object) -> nn.Module:
-    """The product with a change of `generators.change_`."""
-    gm = fxhash.transform(model, compress, aspect=aspect, seed=seed)
-    if "diagonal" in changes:
+def changed(
+    model: nn.Module, compress: float, seed: int, change: Callable[[fx.GraphModule], fx.GraphModule]
+) -> nn.Module:
+    """The product with one of the changes beside this file."""
+    gm = fxhash.transform(model, compress, aspect=16, seed=seed)
+    if change is trained_diagonal_:
         # It counts as well, so that the rest has to be smaller.
         used = gm.smh_generator.plan
         compress -= len(used.hashed) * used.layout.cols / used.trainable_before
-        gm = fxhash.transform(model, compress, aspect=aspect, seed=seed)
-    return change_(gm, **changes)
+        gm = fxhash.transform(model, compress, aspect=16, seed=seed)
+    return change(gm)
 
 
 def derived(model: nn.Module, compress: float, seed: int, make: Callable[[int, int], nn.Module]) -> nn.Module:
@@ -88,50 +101,27 @@ def as_it_is(model: nn.Module, compress: float, seed: int) -> nn.Module:
 
 
 FIRST_AND_LAST = [r"^conv1\.", r"^fc\."]
-CHANGES: dict[str, dict[str, object]] = {
-    "balanced": {"balanced": True},
-    "orthogonal": {"orthogonal": True},
-    "signs": {"signs": "parameter"},
-    "slice-signs": {"signs": "slice"},
-    "row-signs": {"signs": "row"},
-    "rolls": {"rolls": True},
-    "diagonal": {"diagonal": True},
-    "raw-scales": {"raw_scales": True},
-    "frozen": {"frozen_right": True},
-}
-DENSITY_POWERS = (0.25, 0.0, -0.5)
-ASPECTS = (1, 4, 16, 64)
 TEACHER, TEACHER_RATE = "resnet20", 4e-2
 TAUGHT, WARM = "-taught", "-warm"
+# Each has rows in `results/accuracy.csv`: its name there is what it is found by.
 VARIANTS: dict[str, Build] = {
     "dense": as_it_is,
     "square-smh": partial(derived, make=PlainSMH),
     "random-hash": partial(derived, make=RandomHash),
-    **{f"tall-smh-{aspect}": partial(derived, make=partial(PlainSMH, aspect=aspect)) for aspect in (4, 16, 64)},
-    **{f"tiles-{rank}": partial(derived, make=partial(Tiles, rank=rank)) for rank in (1, 2, 4)},
-    **{f"fxhash-{aspect}": partial(with_fxhash, aspect=aspect) for aspect in ASPECTS},
-    **{
-        f"fxhash-{aspect}-first-last": partial(with_fxhash, aspect=aspect, exclude=FIRST_AND_LAST) for aspect in ASPECTS
-    },
-    **{
-        f"fxhash-{aspect}-{name}": partial(changed, aspect=aspect, **changes)
-        for aspect in ASPECTS
-        for name, changes in CHANGES.items()
-    },
-    **{f"fxhash-{aspect}-whole": partial(with_fxhash, aspect=aspect, separable=False) for aspect in ASPECTS},
-    **{
-        f"fxhash-{aspect}-kernels{kernels}": partial(with_fxhash, aspect=aspect, kernels=kernels)
-        for aspect in ASPECTS
-        for kernels in (1, 2, 3, 4)
-    },
-    **{
-        f"fxhash-{aspect}-power{power:+g}": partial(with_fxhash, aspect=aspect, density_power=power)
-        for aspect in ASPECTS
-        for power in DENSITY_POWERS
-    },
+    "tall-smh-16": partial(derived, make=partial(PlainSMH, aspect=16)),
+    "tiles-1": partial(derived, make=partial(Tiles, rank=1)),
+    **{f"fxhash-{aspect}": partial(with_fxhash, aspect=aspect) for aspect in (1, 16, 64)},
+    "fxhash-16-first-last": partial(with_fxhash, exclude=FIRST_AND_LAST),
+    "fxhash-16-whole": partial(with_fxhash, separable=False),
+    "fxhash-16-kernels3": partial(with_fxhash, kernels=3),
+    "fxhash-16-power+0": partial(with_fxhash, density_power=0.0),
+    "fxhash-16-orthogonal": partial(changed, change=orthogonal_rows_),
+    "fxhash-16-frozen": partial(changed, change=frozen_right_),
+    "fxhash-16-signs": partial(changed, change=random_signs_),
+    "fxhash-16-diagonal": partial(changed, change=trained_diagonal_),
 }
-VARIANTS |= {f"{name}{TAUGHT}": VARIANTS[name] for name in ("dense", "square-smh", "fxhash-16")}
-VARIANTS |= {f"fxhash-16{WARM}{taught}": partial(with_fxhash, aspect=16, init="pretrained") for taught in ("", TAUGHT)}
+VARIANTS |= {f"{name}{TAUGHT}": VARIANTS[name] for name in ("dense", "fxhash-16")}
+VARIANTS |= {f"fxhash-16{WARM}{taught}": partial(with_fxhash, init="pretrained") for taught in ("", TAUGHT)}
 
 
 @dataclass(frozen=True)
@@ -220,7 +210,7 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="as of `fxhash train`, such as imagefolder:DIR")
-    parser.add_argument("--name", help="name of the data in the rows; what stands before the colon if left out")
+    parser.add_argument("--name", help="name of the data in the rows; what stands before the colon if omitted")
     parser.add_argument("--train-images", type=int, default=20_000, help="how many, the same for all seeds")
     parser.add_argument("--image-size", type=int, help="scale a folder's images to as many pixels")
     parser.add_argument("--epochs", type=int, default=10)
@@ -303,7 +293,7 @@ def teacher_of(run: Run, data: ImageData, folder: Path) -> nn.Module:
         network = build_network(TEACHER, data)
         fit(network, as_teacher, data)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Another process may be at the same one: whoever comes last leaves a whole file.
+        # Another process may be at the same one: whoever comes last leaves a complete file.
         unfinished = path.with_suffix(f".{os.getpid()}")
         torch.save(network.state_dict(), unfinished)
         unfinished.replace(path)

@@ -1,8 +1,8 @@
 """How good the cost model's choice is: counted multiply-adds against measured time, over many layers.
 
-For linear layers and convolutions of common shapes, columns and ranks, it measures multiplying by the factors in turn,
-generating the weight and using it, and the layer with a weight that is there; then it compares the method that counted
-operations choose between the first two with the faster of them. Run it on an otherwise idle machine.
+For linear layers and convolutions of common shapes, columns and ranks, it measures applying the low-rank factors
+directly, generating the weight and using it, and the layer with a weight that is cached; then it compares the method
+that counted operations choose between the first two with the faster of them. Run it on an otherwise idle machine.
 
     python benchmarks/costs.py --output benchmarks/results/costs.json
 """
@@ -13,13 +13,12 @@ import argparse
 import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from deploy import commit, machine
+from record import head
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -63,11 +62,7 @@ def main() -> None:
     regrets = [case["regret"] for case in results]
     thin = [case["in_turn_us"] / case["dense_us"] / case["operations_ratio"] for case in results if case["large"]]
     record = {
-        "command": " ".join(["python", "benchmarks/costs.py", *sys.argv[1:]]),
-        "commit": commit(),
-        "machine": machine(),
-        "threads": arguments.threads,
-        "torch": torch.__version__,
+        **head(),
         "cases": len(results),
         "regret_mean": round(statistics.geometric_mean(regrets), 4),
         "regret_worst": round(max(regrets), 2),
@@ -79,7 +74,7 @@ def main() -> None:
 
 
 def measure(shape: tuple[int, ...], side: int | None) -> Iterator[dict[str, object]]:
-    """One case for each number of columns that fits, rank and batch."""
+    """One case for each row-aligned number of columns, rank and batch."""
     channel = math.prod(shape[1:])
     for cols in (channel // 8, channel // 4, channel, 4 * channel):
         if cols < 32 or not is_row_aligned(shape, cols):
@@ -111,7 +106,7 @@ def measure(shape: tuple[int, ...], side: int | None) -> Iterator[dict[str, obje
 def candidates(
     x: Tensor, left: Tensor, right: Tensor, shape: tuple[int, ...], scratch: Tensor
 ) -> tuple[Callable[[], Tensor], ...]:
-    """In turn; generate and use; use."""
+    """The factors directly; generate and use; use."""
     weight = generate(left, right, shape).clone()
     if len(shape) == 2:
         return (

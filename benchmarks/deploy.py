@@ -18,7 +18,7 @@ Of each candidate it reports, beside the ratios:
 - `peak_call_bytes`: the most that one call allocates beyond that, as torch's profiler counts it: activations, mostly;
 - `floor_ratio`: what the dense call would take relative to itself if every weight were generated first, at 2 x rank x
   weights FLOP and this machine's measured rate of matrix products;
-- `ratio_to_floor`: how far above that floor the candidate is; under 1 where weights need not be built.
+- `ratio_to_floor`: how far above that floor the candidate is; under 1 where weights need not be materialized.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -39,6 +37,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
+from record import head
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -52,14 +51,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     record = {
-        "command": " ".join(["python", "benchmarks/deploy.py", *sys.argv[1:]]).replace(
-            str(arguments.feathermap), "DIR"
-        ),
-        "commit": commit(),
-        "machine": machine(),
-        "threads": arguments.threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
+        **head(hidden=arguments.feathermap),
         "matmul_gflops": round(measure_matmul(), 1),
         "results": [],
     }
@@ -321,7 +313,7 @@ def ratio(seconds: list[float], reference: list[float] | None) -> float | None:
 
 
 def describe(deployed: nn.Module) -> dict[str, object]:
-    """What a deployed model holds, and how its weights come about."""
+    """What a deployed model holds, and how its weights are computed."""
     factors = deployed.smh_factors
     methods = Counter(use.method for use in factors.plan.uses)
     resident = sum(tensor.numel() * tensor.element_size() for tensor in (*deployed.parameters(), *deployed.buffers()))
@@ -344,23 +336,6 @@ def measure_matmul(size: int = 1024, repeats: int = 20) -> float:
         left @ right
         times.append(time.perf_counter() - before)
     return 2 * size**3 / statistics.median(times) / 1e9
-
-
-def commit() -> str:
-    run = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return run.stdout.strip()
-
-
-def machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores, {processor()}"
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":

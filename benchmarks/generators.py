@@ -1,8 +1,9 @@
 """Other ways to derive the weights of a model from few parameters, to compare with: each in its plainest form.
 
 Those from elsewhere share one wrapper, `Derived`, and one rule for the budget: weights of two or more dimensions are
-derived, the rest stays dense, everything counts, and each weight has a scale of its own that starts at the spread of
-the original's. Changes of the product itself are a class, `Changed`, that takes the place of its generator.
+derived, the rest stays dense, everything counts, and each weight has a scale of its own, at first the standard
+deviation of the original's. Changes of the product itself are functions on a transformed model that is yet to be
+trained.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from torch.nn import functional as F
 from fxhash.errors import BudgetError
 from fxhash.smh.arithmetic import separable
 from fxhash.smh.generator import SMHGenerator
-from fxhash.smh.parameter_plan import ParameterPlan
-from fxhash.smh.plan import CompressionPlan
 
 
 class Derived(nn.Module):
@@ -119,100 +118,61 @@ def _factors(tiles: int, side: int, rank: int) -> Sequence[nn.Parameter]:
     return [nn.Parameter(torch.randn(size) * rank**-0.25) for size in sizes]
 
 
-class Changed(SMHGenerator):
-    """The product's generator with one thing changed; `change_` puts it in place.
+class Modulated(SMHGenerator):
+    """The product's generator, with the rows of `W` multiplied by something, entry by entry; `modulate_` makes it.
 
     Attributes:
-        modulation: for each parameter, what its rows of `W` are multiplied by, shape `(1 or rows, cols)`. None for
-            nothing.
-        rolls: by how many columns each parameter's rows are shifted, cyclically. None for none.
-        raw_scales: trained scales themselves, not their logarithms; shape `(parameters,)`. None for the product's.
+        modulation: for each hashed parameter, in the order of the plan, what all of its rows are multiplied by; shape
+            `(cols,)`.
+        places: the index of each hashed parameter by its name.
     """
 
-    modulation: Sequence[Tensor] | None
-    rolls: Sequence[int] | None
-    raw_scales: Tensor | None
+    modulation: Sequence[Tensor]
+    places: dict[str, int]
 
-    def forward(self, name: str) -> Tensor:
-        index, parameter = self._hashed[name]
+    def forward(self, name: str, pointwise: bool = False) -> Tensor:
+        """The weight of one parameter, as the product's generator gives it; its shift is taken to be zero."""
+        parameter = self.parameter(name)
         with torch.autocast(self.right.device.type, enabled=False):
             left = self.scaled_left(name)
-            if self.raw_scales is not None:
-                left = left * (self.raw_scales[index] / self.log_scales[index].exp())
-            rows = left @ self.right[: left.shape[1]]
-            if self.rolls is not None:
-                rows = rows.roll(self.rolls[index], 1)
-            if self.modulation is not None:
-                rows = rows * self.modulation[index]
-            run = rows.flatten()[: parameter.slice_numel]
-            return (
-                separable(run, self.kernels_of(name), parameter.shape)
-                if parameter.kernels
-                else run.view(parameter.shape)
-            )
+            rows = left @ self.right[: left.shape[1]] * self.modulation[self.places[name]]
+            entries = rows.flatten()[: parameter.slice_numel].view(parameter.slice_shape)
+            if parameter.kernels and not pointwise:
+                return separable(entries, self.kernels_of(name), parameter.shape)
+            return entries
 
 
-def change_(
-    gm: fx.GraphModule,
-    *,
-    balanced: bool = False,
-    orthogonal: bool = False,
-    signs: str = "",
-    rolls: bool = False,
-    diagonal: bool = False,
-    raw_scales: bool = False,
-    frozen_right: bool = False,
-) -> fx.GraphModule:
-    """Change the generator of a transformed model that is yet to be trained.
-
-    Args:
-        gm: the model; it is changed in place.
-        balanced: whether the entries of both factors start with the same size, as in Structured Multi-Hashing, so that
-            an optimizer whose steps don't depend on the size of gradients changes both alike.
-        orthogonal: whether the rows of `right` start orthogonal to each other.
-        signs: whether entries of `W` get fixed random signs: `"parameter"` for a sign a column and parameter,
-            `"slice"` for other ones for each row of an output channel, `"row"` for other ones for each row.
-        rolls: whether each parameter's rows of `W` are shifted by another number of columns.
-        diagonal: whether each parameter has a trained factor a column.
-        raw_scales: whether scales are trained themselves, not their logarithms.
-        frozen_right: whether `right` stays as it starts; it counts nevertheless.
-    """
+def modulate_(gm: fx.GraphModule, modulation: Sequence[Tensor]) -> fx.GraphModule:
+    """Put a `Modulated` in the place of the generator of a transformed model; changed in place and returned."""
     generator = gm.smh_generator
-    assert isinstance(generator, SMHGenerator)
-    generator.__class__ = Changed
-    plan, cols = generator.plan, generator.plan.layout.cols
-    generator.raw_scales = generator.rolls = generator.modulation = None
-    with torch.no_grad():
-        if orthogonal:
-            size = generator.right.square().mean().sqrt()
-            basis = torch.linalg.qr(generator.right.T).Q.T
-            generator.right.copy_(basis * size / basis.square().mean().sqrt())
-        if balanced:
-            size = plan.layout.rank**-0.25
-            generator.right.mul_(size)
-            for index, parameter in enumerate(plan.hashed):
-                blocks = generator._blocks(parameter.fqn)
-                change = size / blocks[0].square().mean().sqrt()
-                for block in blocks:
-                    block.mul_(change)
-                generator.log_scales[index] -= (size * change).log()
-    if raw_scales:
-        generator.log_scales.requires_grad_(False)
-        generator.raw_scales = nn.Parameter(generator.log_scales.detach().exp())
-    if rolls:
-        generator.rolls = [(37 * index) % cols for index in range(len(plan.hashed))]
-    if signs:
-        generator.modulation = [_signs(signs, parameter, plan) for parameter in plan.hashed]
-    if diagonal:
-        generator.modulation = nn.ParameterList(torch.ones(1, cols) for _ in plan.hashed)
-    generator.right.requires_grad_(not frozen_right)
+    generator.__class__ = Modulated
+    generator.modulation = modulation
+    generator.places = {parameter.fqn: index for index, parameter in enumerate(generator.plan.hashed)}
     return gm
 
 
-def _signs(kind: str, parameter: ParameterPlan, plan: CompressionPlan) -> Tensor:
-    """Random signs for the rows of a parameter; shape `(1 or rows, cols)`."""
-    rows, cols = plan.rows_of(parameter), plan.layout.cols
-    slices = max(math.prod(parameter.slice_shape[1:]) // cols, 1)
-    different = {"parameter": 1, "slice": slices, "row": rows}[kind]
-    signs = torch.randint(2, (different, cols)) * 2.0 - 1
-    return signs if different == 1 else signs.repeat(-(-rows // different), 1)[:rows]
+def random_signs_(gm: fx.GraphModule) -> fx.GraphModule:
+    """Give the columns of each parameter's rows of `W` fixed random signs of their own."""
+    plan = gm.smh_generator.plan
+    return modulate_(gm, [torch.randint(2, (plan.layout.cols,)) * 2.0 - 1 for _ in plan.hashed])
+
+
+def trained_diagonal_(gm: fx.GraphModule) -> fx.GraphModule:
+    """Give each parameter a trained factor for each column, one at first."""
+    plan = gm.smh_generator.plan
+    return modulate_(gm, nn.ParameterList(torch.ones(plan.layout.cols) for _ in plan.hashed))
+
+
+@torch.no_grad()
+def orthogonal_rows_(gm: fx.GraphModule) -> fx.GraphModule:
+    """Let the rows of `right` be orthogonal to each other at first, with the same mean square as before."""
+    right = gm.smh_generator.right
+    basis = torch.linalg.qr(right.T).Q.T
+    right.copy_(basis * right.square().mean().sqrt() / basis.square().mean().sqrt())
+    return gm
+
+
+def frozen_right_(gm: fx.GraphModule) -> fx.GraphModule:
+    """Leave `right` at its initialization; it counts nevertheless."""
+    gm.smh_generator.right.requires_grad_(False)
+    return gm

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 import torch
-from deploy import commit, machine
+from record import commit, machine
 
 
 def main() -> None:

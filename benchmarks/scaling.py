@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from decoder import Decoder
-from deploy import commit, machine
+from record import head
 from torch import nn
 
 import fxhash
@@ -41,15 +41,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     results = measure_tensors(arguments.repeats) if arguments.part == "tensors" else measure_large()
-    record = {
-        "command": " ".join(["python", "benchmarks/scaling.py", *sys.argv[1:]]),
-        "commit": commit(),
-        "machine": machine(),
-        "threads": arguments.threads,
-        "torch": torch.__version__,
-        "results": results,
-    }
-    arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+    arguments.output.write_text(json.dumps({**head(), "results": results}, indent=1) + "\n")
 
 
 def timed(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[float, Any]:

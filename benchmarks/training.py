@@ -20,16 +20,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-import torchvision
-from deploy import assert_same, commit, images, machine, parametrized, peak_of_one_call, ratio, resnet34
+from deploy import assert_same, images, parametrized, peak_of_one_call, ratio, resnet34
+from record import head
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,14 +44,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     record = {
-        "command": " ".join(["python", "benchmarks/training.py", *sys.argv[1:]]),
-        "commit": commit(),
-        "machine": machine(),
-        "device": "cpu" if arguments.device == "cpu" else torch.cuda.get_device_name(),
-        "threads": arguments.threads,
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "python": platform.python_version(),
+        **head(arguments.device),
         "model": "resnet34",
         "optimizer": arguments.optimizer,
         "results": [],
