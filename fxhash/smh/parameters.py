@@ -16,22 +16,17 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def is_lazy(parameter: nn.Parameter) -> bool:
-    """Whether a lazy module still has to learn this parameter's shape."""
-    return isinstance(parameter, UninitializedParameter)
-
-
 def refuse_lazy(model: nn.Module) -> None:
     """Raise TransformError if a lazy module still has to learn the shape of a parameter."""
     for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
+        if isinstance(parameter, UninitializedParameter):
             raise TransformError(f"parameter {name!r} has no shape yet: run one batch through the lazy modules first")
 
 
 def tied_groups(model: nn.Module) -> list[tuple[list[str], list[nn.Parameter]]]:
     """The names of each distinct parameter, in the order of `named_parameters()`.
 
-    Two parameters are the same if they are one object, or the same view of one storage.
+    Two parameters are the same if they are one object, or the same view of one storage. None may be lazy.
     """
     groups: dict[Hashable, tuple[list[str], list[nn.Parameter]]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -42,7 +37,5 @@ def tied_groups(model: nn.Module) -> list[tuple[list[str], list[nn.Parameter]]]:
 
 
 def _identity(parameter: nn.Parameter) -> Hashable:
-    if is_lazy(parameter):
-        return id(parameter)
     storage = parameter.untyped_storage()._cdata
     return storage, parameter.storage_offset(), parameter.shape, parameter.stride(), parameter.requires_grad

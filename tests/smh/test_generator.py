@@ -175,3 +175,38 @@ def test_a_parameter_is_described_and_its_shift_is_given_where_it_is_not_zero():
     assert [generator.parameter(parameter.fqn) for parameter in generator.plan.hashed] == list(generator.plan.hashed)
     assert generator.shift("0.weight") is None
     torch.testing.assert_close(generator.shift("1.weight"), torch.tensor(1.0))
+
+
+def test_weights_have_the_type_that_parameters_are_cast_to_for_a_call():
+    """As FSDP's mixed precision does, which leaves buffers as they are."""
+    generator = fxhash.transform(nn.Sequential(nn.Linear(30, 30), nn.LayerNorm((30, 30))), 0.3, seed=0).smh_generator
+    expected = [generator(parameter.fqn) for parameter in generator.plan.hashed]
+    for parameter in generator.parameters():
+        parameter.data = parameter.data.bfloat16()
+    for parameter, weight in zip(generator.plan.hashed, expected, strict=True):
+        assert generator(parameter.fqn).dtype == torch.bfloat16
+        torch.testing.assert_close(generator(parameter.fqn).float(), weight, rtol=0.1, atol=0.02)
+
+
+def test_pretrained_initialization_of_a_separable_weight_is_that_weight():
+    """One kernel for all pairs of channels is one of the principal ones, and its pairs are of rank one or two."""
+    model = nn.Sequential(nn.Conv2d(32, 32, 3, bias=False), nn.Flatten(), nn.Linear(32, 400)).double()
+    kernel = torch.tensor([[1.0, 2.0, 0.0], [0.0, -4.0, 0.0], [3.0, 0.0, -2.0]])
+    with torch.no_grad():
+        model[0].weight.copy_(kernel)
+        model[2].weight.fill_(0.25)
+    generator = fxhash.transform(model, 0.1, init="pretrained", seed=0).smh_generator
+    assert generator.parameter("0.weight").kernels
+    assert generator.plan.layout.rank >= 2
+    torch.testing.assert_close(generator("0.weight"), model[0].weight)
+    torch.testing.assert_close(generator("2.weight"), model[2].weight)
+
+
+def test_pretrained_initialization_of_constants_is_these_constants():
+    model = nn.Linear(40, 40)
+    nn.init.constant_(model.weight, 0.5)
+    random, pretrained = (
+        fxhash.transform(model, 0.3, init=init, seed=0).smh_generator for init in ("random", "pretrained")
+    )
+    torch.testing.assert_close(pretrained("weight"), model.weight)
+    assert all(torch.equal(one, other) for one, other in zip(random.parameters(), pretrained.parameters(), strict=True))

@@ -59,6 +59,8 @@ def test_slices_are_disjoint_and_cover_every_row(described, compress, aspect):
             owner[row] = parameter.fqn
     assert None not in owner
     assert max(parameter.rank + bool(parameter.more_rows) for parameter in plan.hashed) == plan.layout.rank
+    assert max(parameter.full_rank for parameter in plan.hashed) == plan.layout.rank
+    assert {parameter.full_rank for parameter in plan.dense} <= {0}
     assert sum(bool(parameter.more_rows) for parameter in plan.hashed) <= 1
 
 
@@ -266,11 +268,18 @@ def damaged(**changes):
         damaged(parameters__1__unknown=5),
         damaged(parameters__1__aliases=["a"]),
         damaged(unused=3),
+        damaged(unused=[3]),
+        damaged(layout__rank=10**6),
     ],
 )
 def test_a_hostile_plan_is_refused(text):
     with pytest.raises(fxhash.PlanError):
         CompressionPlan.from_json(text)
+
+
+def test_a_dense_parameter_with_a_place_is_refused():
+    with pytest.raises(fxhash.PlanError, match="'b' is dense, but has a place in W"):
+        CompressionPlan.from_json(damaged(parameters__1__dense_because="excluded"))
 
 
 @given(st.data())
@@ -357,6 +366,8 @@ def test_nothing_left_to_hash():
 def test_budget_is_exact_where_floating_point_is_not():
     assert _budget(0.29, 100) == 29
     assert _budget(0.09999999999999999, 10) == 0
+    # The next smaller number than 5 / 6, six times which is 5 after rounding.
+    assert _budget(0.8333333333333333, 6) == 4
 
 
 def test_frozen_parameters_are_not_charged():
