@@ -10,7 +10,7 @@ import torch
 
 from fxhash.lowering.costs import Costs
 from fxhash.lowering.method import Method
-from fxhash.smh.plan import ParameterPlan
+from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.tables import text_table
 
 

@@ -14,7 +14,7 @@ from fxhash.lowering.functional import rows_per_channel
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import Reader, StoredTensor
 from fxhash.smh.arithmetic import is_row_aligned
-from fxhash.smh.plan import ParameterPlan
+from fxhash.smh.parameter_plan import ParameterPlan
 
 
 @dataclass(frozen=True)
