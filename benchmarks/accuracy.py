@@ -53,8 +53,9 @@ import fxhash
 from fxhash import zoo
 from fxhash.smh import layout, planning
 from fxhash.training import ImageData, load_data, load_recipe
-from fxhash.training.module import Classifier, ReadsBytes
-from fxhash.training.run import quiet_lightning
+from fxhash.training.classifier import Classifier
+from fxhash.training.preprocessing import ReadsBytes
+from fxhash.training.quiet import quiet_lightning
 
 Build = Callable[[nn.Module, float, int], nn.Module]
 

@@ -72,7 +72,7 @@ def load_data(
             torchvision; or `"imagefolder:DIR"` for images in `DIR/train/<class>/` and `DIR/test/<class>/`.
         folder: where the files of torchvision's data sets are.
         download: whether to fetch them if they are not there.
-        image_size: height and width to which the images of a folder are scaled; those of the first where left out.
+        image_size: height and width to which the images of a folder are scaled; those of the first if omitted.
 
     Raises:
         TrainingError: if there is no such data set, it is not there, or an image can't be read.

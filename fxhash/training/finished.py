@@ -15,7 +15,7 @@ from fxhash.errors import CheckpointError, TrainingError
 from fxhash.training.data import ImageData, load_data
 from fxhash.training.folder import load_model, read_configuration, save_model
 from fxhash.training.latency import median_latencies
-from fxhash.training.module import ReadsBytes
+from fxhash.training.preprocessing import ReadsBytes
 
 
 def evaluate(folder: Path, data: ImageData | None = None, file: Path | None = None) -> dict[str, float]:
@@ -23,8 +23,8 @@ def evaluate(folder: Path, data: ImageData | None = None, file: Path | None = No
 
     Args:
         folder: the folder of the run.
-        data: images to test on; those of the run where left out.
-        file: a file with its model, as exported; that of the run where left out.
+        data: images to test on; those of the run if omitted.
+        file: a file with its model, as exported; that of the run if omitted.
 
     Raises:
         TrainingError: if the run is not finished.
@@ -51,7 +51,7 @@ def evaluate(folder: Path, data: ImageData | None = None, file: Path | None = No
 def export(folder: Path, path: Path, dtype: torch.dtype | None = None) -> None:
     """Write the model of a finished run to a file: `.safetensors`, or `.onnx` in its deployed form.
 
-    The ONNX model takes normalised images, any number at a time.
+    The ONNX model takes normalized images, any number at a time.
 
     Args:
         folder: the folder of the run.
@@ -64,7 +64,7 @@ def export(folder: Path, path: Path, dtype: torch.dtype | None = None) -> None:
         CheckpointError: if the file can't be written.
     """
     if path.suffix not in (".safetensors", ".onnx"):
-        raise TrainingError(f"{str(path)!r} is neither a .safetensors nor an .onnx file: the ending decides")
+        raise TrainingError(f"{str(path)!r} is neither a .safetensors nor an .onnx file: the file extension decides")
     model = load_model(folder)
     if dtype is not None and not (path.suffix == ".safetensors" and isinstance(model, fx.GraphModule)):
         raise TrainingError("only factors in a .safetensors file can be stored in another type")

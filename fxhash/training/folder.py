@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from fxhash import zoo
 from fxhash.errors import CheckpointError, TrainingError
 from fxhash.storage.atomic import replacing
 from fxhash.training.data import ImageData
-from fxhash.training.module import ReadsBytes
+from fxhash.training.preprocessing import ReadsBytes
 from fxhash.training.recipe import Recipe
 
 CONFIGURATION, CHECKPOINT, MODEL, RESULT, CURVES = (
@@ -41,11 +41,12 @@ class RunOptions:
         compress: the fraction to compress to; None for the dense model.
         start: folder of a finished run of the dense model whose weights to start from, as near as factors come to them.
         teacher: folder of a finished run whose model's logits are to be learnt too.
-        seed: for the start of the model, the order of the images, and whatever else is random.
+        seed: for the initialization of the model, the order of the images, and whatever else is random.
         data_folder: where the files of torchvision's data sets are.
         image_size: height and width to which the images of a folder are scaled.
         device: `"auto"`, `"cpu"` or `"cuda"`.
         tensorboard: whether to write the curves for TensorBoard too.
+        model_options: of `fxhash.zoo.create`, beside the numbers of classes and channels; such as `{"width": 32}`.
     """
 
     model: str
@@ -59,6 +60,17 @@ class RunOptions:
     image_size: int | None = None
     device: str = "auto"
     tensorboard: bool = False
+    model_options: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def network(self) -> str:
+        """The model with its options, in words.
+
+        Example:
+            >>> RunOptions("resnet8", "digits", Recipe(), model_options={"width": 32}).network
+            'resnet8, width 32'
+        """
+        return ", ".join([self.model, *(f"{name} {value}" for name, value in self.model_options.items())])
 
     def to_dict(self) -> dict[str, Any]:
         """The values by their names, for a file."""
@@ -66,8 +78,9 @@ class RunOptions:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunOptions:
-        """What `to_dict` gave."""
-        return cls(**{**values, "recipe": Recipe(**values["recipe"])})
+        """What `to_dict` gave; older files have no `model_options`."""
+        model_options = dict(values.get("model_options", {}))
+        return cls(**{**values, "recipe": Recipe(**values["recipe"]), "model_options": model_options})
 
 
 @dataclass(frozen=True)
@@ -100,7 +113,7 @@ def load_model(folder: Path, file: Path | None = None) -> nn.Module:
 
     Args:
         folder: the folder of the run.
-        file: another file with the model, as exported; that of the run where left out.
+        file: another file with the model, as exported; that of the run if omitted.
 
     Raises:
         TrainingError: if the run is not finished.
@@ -109,9 +122,7 @@ def load_model(folder: Path, file: Path | None = None) -> nn.Module:
     options, configuration = read_configuration(folder)
     if not (folder / MODEL).exists():
         raise TrainingError(f"the run in {str(folder)!r} is not finished: go on with --resume")
-    dense = build_dense(
-        options.model, len(configuration["classes"]), configuration["channels"], configuration["size"]
-    ).eval()
+    dense = build_dense(options, len(configuration["classes"]), configuration["channels"], configuration["size"]).eval()
     path = file or folder / MODEL
     if options.compress is not None:
         return fxhash.load(path, dense)
@@ -162,11 +173,29 @@ def _describe(classes: Sequence[str], channels: int, size: Sequence[int]) -> str
     return f"images of {size[1]} x {size[0]} pixels and {channels} channels of {len(classes)} classes ({names})"
 
 
-def build_dense(name: str, classes: int, channels: int, size: Sequence[int]) -> nn.Module:
-    """A model of the zoo for such images."""
+def build_dense(options: RunOptions, classes: int, channels: int, size: Sequence[int]) -> nn.Module:
+    """The dense model of a run, with the zoo's random weights.
+
+    Args:
+        options: name the model.
+        classes: number of logits.
+        channels: of an image.
+        size: its height and width.
+
+    Raises:
+        UnknownModelError: if the zoo has no such model.
+        TrainingError: if the model has no such options, or none for images of this size.
+    """
     # Of all models, transformers alone are made for one size of image.
-    sized = {"image_size": size[0]} if name in zoo.list("vit") else {}
-    return zoo.create(name, num_classes=classes, in_channels=channels, **sized)
+    sized = {"image_size": size[0]} if options.model in zoo.list("vit") else {}
+    try:
+        return zoo.create(
+            options.model, **{"num_classes": classes, "in_channels": channels, **sized, **options.model_options}
+        )
+    except (TypeError, ValueError) as error:
+        raise TrainingError(
+            f"can't build {options.network} for images of {size[1]} x {size[0]} pixels: {error}"
+        ) from error
 
 
 def save_model(model: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:

@@ -17,6 +17,21 @@ def is_started_together() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
+def process_count() -> int:
+    """How many processes train together, on all machines."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process_count_here() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if process_count() > 1 else 1
+
+
+def rank() -> int:
+    """Which of them this process is, from 0."""
+    return int(os.environ.get("RANK", "0")) if process_count() > 1 else 0
+
+
 def is_first_process() -> bool:
     """Whether this process, of those that were started together, writes and prints."""
     return os.environ.get("RANK", "0") == "0"

@@ -144,7 +144,7 @@ def test_leaves_generator_and_threads_as_they_were(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.usefixtures("results")
 def test_saved_file_fits_the_model_again(output: Path) -> None:
-    plan = fxhash.checkpoint.read_plan(output / "10_percent.safetensors")
+    plan = fxhash.storage.checkpoint.read_plan(output / "10_percent.safetensors")
     assert plan.compress == 0.10
 
 

@@ -29,10 +29,12 @@ from PIL import Image
 import fxhash
 from fxhash import training
 from fxhash.training import RunOptions, load_data, load_recipe
+from fxhash.training.batches import Shares, load_batches
+from fxhash.training.classifier import Classifier, cosine_with_warmup, distillation_loss
 from fxhash.training.folder import load_model, read_configuration
-from fxhash.training.module import ReadsBytes, cosine_with_warmup, distillation_loss, mirrored_at_random, shifted
+from fxhash.training.initialization import build_model
+from fxhash.training.preprocessing import ReadsBytes, mirrored_at_random, shifted
 from fxhash.training.processes import processes_for
-from fxhash.training.run import build_model
 
 # Torch's own, about how Lightning calls it.
 pytestmark = [
@@ -175,6 +177,59 @@ def test_digits():
     assert std == pytest.approx([values.std(correction=0).item()])
 
 
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 5), st.sampled_from([None, 0, 7]), st.integers(0, 3))
+def test_processes_share_the_batches_of_one(images, batch_size, processes, seed, epoch):
+    """The shares of a step are the images of one process's batch, none left out and none twice."""
+    (whole,), shares = (
+        shares_of(images, batch_size, 1, seed, epoch),
+        shares_of(images, batch_size, processes, seed, epoch),
+    )
+    assert [share.weight for share in whole] == [1.0] * len(whole)
+    assert sorted(torch.cat([share.positions for share in whole]).tolist()) == list(range(images))
+    assert {len(of_one) for of_one in shares} == {len(whole)}
+    for (batch, _), *step in zip(whole, *shares, strict=True):
+        counted = torch.cat([share.positions for share in step if share.weight])
+        assert sorted(counted.tolist()) == sorted(batch.tolist())
+        assert sum(share.weight for share in step) == pytest.approx(processes)
+        assert all(len(share.positions) for share in step), "each process takes part in each step"
+
+
+def shares_of(images, batch_size, processes, seed, epoch):
+    every = [Shares(images, batch_size, processes, rank, seed) for rank in range(processes)]
+    for each in every:
+        each.set_epoch(epoch)
+    return [list(each) for each in every]
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_the_mean_gradient_of_processes_is_that_of_one(processes, monkeypatch):
+    """Also in the last batch, of 5 images, and where 8 processes share them."""
+    images, labels = torch.randint(256, (21, 1, 2, 2), dtype=torch.uint8), torch.randint(10, (21,))
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 10)).double()
+    classifier = Classifier(ReadsBytes(network, [0.5], [0.3]).double(), quick(), False, 0)
+    logged = []
+    monkeypatch.setattr(
+        classifier, "log", lambda name, value, batch_size, **_: logged.append((value.item(), batch_size))
+    )
+
+    def gradients(batch):
+        classifier.zero_grad()
+        classifier.training_step(batch, 0).backward()
+        return torch.cat([parameter.grad.flatten() for parameter in classifier.parameters()])
+
+    loaders = [load_batches(images, labels, 8, processes, rank, seed=3) for rank in range(processes)]
+    for whole, *shares in zip(load_batches(images, labels, 8, seed=3), *loaders, strict=True):
+        expected = gradients(whole)
+        torch.testing.assert_close(gradients((whole.images, whole.labels)), expected)
+        logged.clear()
+        torch.testing.assert_close(torch.stack([gradients(share) for share in shares]).mean(0), expected)
+        assert sum(count for _, count in logged) == len(whole.labels)
+        mean_loss = sum(loss * count for loss, count in logged) / len(whole.labels)
+        gradients(whole)
+        assert mean_loss == pytest.approx(logged[-1][0])
+
+
 @pytest.fixture
 def folder_of_images(tmp_path):
     generator = torch.Generator().manual_seed(0)
@@ -282,6 +337,25 @@ def test_a_model_that_cannot_take_the_images(tmp_path):
     with pytest.raises(TrainingError, match=r"lenet can't take images of 8 x 8 pixels: choose another model"):
         train(options(model="lenet"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_options_of_a_model(tmp_path):
+    wide = replace(options(None, epochs=1), model_options={"width": 32})
+    result = train(wide, tmp_path / "run")
+    assert result.trainable_after == 297_450
+    assert load_model(tmp_path / "run").conv1.out_channels == 32
+    assert read_configuration(tmp_path / "run")[0] == wide
+    with pytest.raises(TrainingError, match="a run of a dense resnet8, width 32: give one of a dense resnet8"):
+        build_model(replace(options(), start=str(tmp_path / "run")), load_data("digits"))
+    with pytest.raises(TrainingError, match=r"can't build resnet8, hight 2 for images of 8 x 8 pixels: .*hight"):
+        train(replace(options(), model_options={"hight": 2}), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_leaves_random_numbers_as_they_were(tmp_path):
+    state = torch.get_rng_state()
+    train(options(epochs=1), tmp_path / "run")
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_transformer_is_made_for_the_images(tmp_path):
@@ -392,26 +466,26 @@ def test_a_start_from_a_dense_run(dense_run, finished, tmp_path):
 
 def test_a_teacher_is_followed(dense_run, tmp_path):
     """With nothing else to learn from, the logits come near to the teacher's; it is in no file of the run."""
-    taught = replace(options(0.9, distillation_weight=1.0, epochs=8), teacher=str(dense_run), start=str(dense_run))
-    train(taught, tmp_path / "taught")
+    distilled = replace(options(0.9, distillation_weight=1.0, epochs=8), teacher=str(dense_run), start=str(dense_run))
+    train(distilled, tmp_path / "distilled")
     train(options(0.9, epochs=8), tmp_path / "alone")
     data, statistics = load_data("digits"), read_configuration(dense_run)[1]
     models = [
         ReadsBytes(load_model(folder), statistics["mean"], statistics["std"])
-        for folder in (dense_run, tmp_path / "taught", tmp_path / "alone")
+        for folder in (dense_run, tmp_path / "distilled", tmp_path / "alone")
     ]
     with torch.inference_mode():
         teacher, follower, other = (model(data.test_images) for model in models)
     distances = [distillation_loss(logits, teacher, temperature=1.0) for logits in (follower, other)]
     assert distances[0] < 0.5 * distances[1]
-    names = torch.load(tmp_path / "taught" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    names = torch.load(tmp_path / "distilled" / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
     assert not [name for name in names if "teacher" in name]
 
 
 def test_a_teacher_of_other_images(dense_run, folder_of_images, tmp_path):
-    taught = replace(RunOptions("resnet8", f"imagefolder:{folder_of_images}", quick(), 0.3), teacher=str(dense_run))
+    distilled = replace(RunOptions("resnet8", f"imagefolder:{folder_of_images}", quick(), 0.3), teacher=str(dense_run))
     with pytest.raises(TrainingError, match=r"can't teach: it was trained on images of 8 x 8 pixels and 1 channels"):
-        train(taught, tmp_path / "run")
+        train(distilled, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -419,12 +493,12 @@ def test_a_teacher_of_other_images(dense_run, folder_of_images, tmp_path):
 def test_distillation_compares_probabilities(batch, classes, temperature, seed):
     """Zero for equal ones, whatever is added to all logits; else positive, and a high temperature compares logits."""
     torch.manual_seed(seed)
-    logits, taught = torch.randn(2, batch, classes)
-    assert distillation_loss(taught + 5, taught, temperature).item() == pytest.approx(0, abs=1e-4)
-    assert distillation_loss(logits, taught, temperature) > 0
-    centred = (logits - logits.mean(1, keepdim=True)) - (taught - taught.mean(1, keepdim=True))
+    logits, targets = torch.randn(2, batch, classes)
+    assert distillation_loss(targets + 5, targets, temperature).item() == pytest.approx(0, abs=1e-4)
+    assert distillation_loss(logits, targets, temperature) > 0
+    centred = (logits - logits.mean(1, keepdim=True)) - (targets - targets.mean(1, keepdim=True))
     expected = centred.square().sum() / (2 * batch * classes)
-    assert distillation_loss(logits, taught, 30.0).item() == pytest.approx(expected.item(), rel=0.1, abs=0.02)
+    assert distillation_loss(logits, targets, 30.0).item() == pytest.approx(expected.item(), rel=0.1, abs=0.02)
 
 
 def test_an_exported_file_in_8_bits(finished, dense_run, tmp_path):
@@ -482,8 +556,13 @@ def test_the_commands_of_a_run(finished, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
-    """By torchrun and by themselves, with a model without batch norm; each process sends the compressed size."""
-    settings = ("--model", "vit_tiny", "--compress", "0.05", "--epochs", "2")
+    """By torchrun and by themselves, with a model without batch norm; each process sends the compressed size.
+
+    The recipe's learning rate of 0.02 is for residual networks, and too high for a transformer: rounding alone, of sums
+    that two processes add up in another order, moves its loss by 4 % within two epochs, and by 0.07 % in 64 bits. At
+    0.001 rounding moves it by 0.000001 %; an image that counts twice in the last batch of an epoch, by 0.05 %.
+    """
+    settings = ("--model", "vit_tiny", "--compress", "0.05", "--epochs", "2", "--learning-rate", "0.001")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     commands = {
         "torchrun": [*launcher, *command(*settings)[1:]],
@@ -504,7 +583,7 @@ def test_two_processes_train_as_one(tmp_path):
         assert printed[name].count("test images") == 1
         for column in ("train_loss", "test_loss"):
             losses = [[float(row[column]) for row in curves(tmp_path / run)] for run in (name, "one")]
-            assert losses[0] == pytest.approx(losses[1], rel=0.02)
+            assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert results["one"]["gradient_bytes"] == 0
 
 

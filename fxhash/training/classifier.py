@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxhash.errors import TrainingError
+from fxhash.training.batches import Batch
+from fxhash.training.preprocessing import ReadsBytes, mirrored_at_random, shifted
 from fxhash.training.recipe import Recipe
 
 
@@ -53,36 +55,36 @@ class Classifier(LightningModule):
         """Draw the same random numbers in this epoch whatever happened before, others in each process."""
         torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1_000_003 + self.global_rank)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> Tensor:
-        """The loss of a batch."""
-        images, labels = batch
-        images = shifted(images, self.recipe.pad)
+    def training_step(self, batch: Batch | Sequence[Tensor], batch_index: int) -> Tensor:
+        """The loss of a batch, weighted as `Batch` says; a pair of images and labels has weight 1."""
+        batch = Batch(*batch)
+        images, labels = shifted(batch.images, self.recipe.pad), batch.labels
         if self.flip:
             images = mirrored_at_random(images)
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         for teacher in self._teachers:
             with torch.no_grad():
-                taught = teacher(images)
+                targets = teacher(images)
             share = self.recipe.distillation_weight
-            loss = (1 - share) * loss + share * distillation_loss(logits, taught, self.recipe.temperature)
+            loss = (1 - share) * loss + share * distillation_loss(logits, targets, self.recipe.temperature)
         if not math.isfinite(loss.item()):
             raise TrainingError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, step {batch_index + 1}: lower "
                 "--learning-rate, or give --clip-gradients 1; the checkpoint of the last epoch is as it was"
             )
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True)
-        return loss
+        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=batch.counted, sync_dist=True)
+        return loss * batch.weight
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_index: int) -> None:
+    def validation_step(self, batch: Batch | Sequence[Tensor], batch_index: int) -> None:
         """Loss and accuracy of a batch of the test."""
-        images, labels = batch
-        logits = self(images).float()
+        batch = Batch(*batch)
+        logits = self(batch.images).float()
         measured = {
-            "test_loss": F.cross_entropy(logits, labels),
-            "test_accuracy": (logits.argmax(1) == labels).float().mean(),
+            "test_loss": F.cross_entropy(logits, batch.labels),
+            "test_accuracy": (logits.argmax(1) == batch.labels).float().mean(),
         }
-        self.log_dict(measured, batch_size=len(labels), sync_dist=True)
+        self.log_dict(measured, batch_size=batch.counted, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its learning rate at each step."""
@@ -123,14 +125,14 @@ def cosine_with_warmup(steps: int, step: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
-def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
+def distillation_loss(logits: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """Divergence of the classes' probabilities from a teacher's, both softened (Hinton et al., arXiv 1503.02531).
 
     Its gradient has the size of that of cross entropy, whatever the temperature.
 
     Args:
         logits: `(batch, classes)`.
-        taught: the teacher's, of the same shape.
+        targets: the teacher's logits, of the same shape.
         temperature: by which both are divided.
 
     Example:
@@ -138,63 +140,5 @@ def distillation_loss(logits: Tensor, taught: Tensor, temperature: float) -> Ten
         >>> distillation_loss(logits, logits + 3, temperature=4.0).item()
         0.0
     """
-    student, teacher = (F.log_softmax(each.float() / temperature, 1) for each in (logits, taught))
+    student, teacher = (F.log_softmax(each.float() / temperature, 1) for each in (logits, targets))
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-
-
-class ReadsBytes(nn.Module):
-    """A model with the normalisation of its images before it.
-
-    Args:
-        model: maps normalised images to logits.
-        mean: of each channel, where white is 1.
-        std: the standard deviation in the same form.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of images of bytes."""
-        return self.model(normalized(images, self.mean, self.std))
-
-
-def normalized(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Images of bytes as numbers of about zero mean and unit variance.
-
-    Args:
-        images: `(batch, channels, height, width)`.
-        mean: of each channel, where white is 1; shape `(channels, 1, 1)`.
-        std: the standard deviation in the same form.
-    """
-    return (images.to(mean.dtype) / 255 - mean) / std
-
-
-def shifted(images: Tensor, most: int) -> Tensor:
-    """Each image shifted by up to `most` pixels both ways, black where nothing was.
-
-    Args:
-        images: `(batch, channels, height, width)`.
-        most: largest shift.
-    """
-    if not most:
-        return images
-    batch, channels, height, width = images.shape
-    padded = F.pad(images, (most, most, most, most))
-    rows = torch.randint(2 * most + 1, (batch, 1), device=images.device) + torch.arange(height, device=images.device)
-    columns = torch.randint(2 * most + 1, (batch, 1), device=images.device) + torch.arange(width, device=images.device)
-    which = torch.arange(batch, device=images.device).view(-1, 1, 1, 1)
-    plane = torch.arange(channels, device=images.device).view(1, -1, 1, 1)
-    return padded[which, plane, rows.view(batch, 1, height, 1), columns.view(batch, 1, 1, width)]
-
-
-def mirrored_at_random(images: Tensor) -> Tensor:
-    """Each image or its mirror image, one as likely as the other."""
-    chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-    return torch.where(chosen, images.flip(-1), images)

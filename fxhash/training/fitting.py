@@ -1,0 +1,109 @@
+"""Lightning's loop around a classifier: how a run is computed, and what it leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from rich.console import Console
+
+from fxhash.training.batches import load_batches
+from fxhash.training.classifier import Classifier
+from fxhash.training.curves import Curves
+from fxhash.training.data import ImageData
+from fxhash.training.folder import CURVES, MODEL, RESULT, RunOptions, RunResult, save_model, write_text
+from fxhash.training.gradient_bytes import GradientBytes
+from fxhash.training.parameter_counts import trainable_parameters, trainable_parameters_before
+from fxhash.training.processes import process_count, process_count_here, rank
+from fxhash.training.quiet import quiet_lightning
+
+_PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+_TEST_BATCH_SIZE = 500
+
+
+def fit(
+    classifier: Classifier,
+    options: RunOptions,
+    data: ImageData,
+    folder: Path,
+    checkpoint: Path | None,
+    console: Console,
+    callbacks: Sequence[Callback] = (),
+) -> RunResult:
+    """Train a classifier in place, and write its checkpoints, curves, model and result.
+
+    The global random generator of the CPU is left as it was.
+
+    Args:
+        classifier: the model, and how to train it.
+        options: what was asked for.
+        data: images for training and for the test.
+        folder: the folder of the run.
+        checkpoint: from which to go on; None for a new run.
+        console: where to print; in a terminal there is a progress bar too.
+        callbacks: further callbacks of Lightning.
+    """
+    recipe, model, processes = options.recipe, classifier.model.model, process_count()
+    counter = GradientBytes()
+    started = time.perf_counter()
+    with quiet_lightning(), torch.random.fork_rng(devices=[]):
+        trainer = _trainer(options, folder, console, [Curves(console, model, folder / CURVES), counter, *callbacks])
+        trainer.fit(
+            classifier,
+            load_batches(data.train_images, data.train_labels, recipe.batch_size, processes, rank(), seed=options.seed),
+            load_batches(data.test_images, data.test_labels, _TEST_BATCH_SIZE, processes, rank()),
+            ckpt_path=checkpoint,
+            weights_only=False if checkpoint is not None else None,
+        )
+    before = trainable_parameters_before(model)
+    result = RunResult(
+        trainable_before=before,
+        trainable_after=trainable_parameters(model),
+        test_accuracy=float(trainer.callback_metrics["test_accuracy"]),
+        test_loss=float(trainer.callback_metrics["test_loss"]),
+        epochs=recipe.epochs,
+        seconds=round(time.perf_counter() - started, 1),
+        gradient_bytes=counter.bytes_a_step,
+        dense_gradient_bytes=4 * before if processes > 1 else 0,
+    )
+    if trainer.is_global_zero:
+        save_model(model, folder / MODEL)
+        write_text(folder / RESULT, json.dumps(asdict(result), indent=1) + "\n")
+    return result
+
+
+def _trainer(options: RunOptions, folder: Path, console: Console, callbacks: list[Callback]) -> Trainer:
+    recipe = options.recipe
+    if recipe.ema_decay:
+        callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
+    # Written under another name and then renamed, so that the last one is always whole.
+    callbacks.append(
+        ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False, save_on_train_epoch_end=True)
+    )
+    if console.is_terminal:
+        callbacks.append(RichProgressBar(leave=False))
+    processes = process_count()
+    return Trainer(
+        accelerator={"cuda": "gpu"}.get(options.device, options.device),
+        devices=process_count_here(),
+        num_nodes=processes // process_count_here(),
+        strategy="ddp" if processes > 1 else "auto",
+        max_epochs=recipe.epochs,
+        precision=_PRECISIONS[recipe.precision],
+        gradient_clip_val=recipe.clip_gradients or None,
+        callbacks=callbacks,
+        logger=TensorBoardLogger(folder, name="tensorboard", version="") if options.tensorboard else False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_progress_bar=console.is_terminal,
+        enable_model_summary=False,
+        log_every_n_steps=10,
+    )

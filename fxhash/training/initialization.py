@@ -1,0 +1,57 @@
+"""The model of a run before its first step: random weights, or those of a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import fxhash
+from fxhash.errors import TrainingError
+from fxhash.training.data import ImageData
+from fxhash.training.folder import RunOptions, build_dense, load_model, read_configuration
+
+
+def build_model(options: RunOptions, data: ImageData) -> nn.Module:
+    """The model at its initialization, which the seed determines.
+
+    Raises:
+        TrainingError: if the model can't take images of this size, has no such options, or the run to start from has
+            another model.
+        CheckpointError: if the file of that run is damaged.
+    """
+    channels, *size = data.train_images.shape[1:]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        dense = build_dense(options, len(data.classes), channels, size)
+        try:
+            with torch.no_grad():
+                dense.eval()(torch.zeros(2, channels, *size))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise TrainingError(
+                f"{options.model} can't take images of {size[1]} x {size[0]} pixels: choose another model, or give "
+                f"--image-size for a folder of images ({error})"
+            ) from error
+        dense.train()
+        if options.start is not None:
+            _initialize_from_run_(dense, options, Path(options.start))
+        if options.compress is None:
+            return dense
+        init = "random" if options.start is None else "pretrained"
+        return fxhash.transform(dense, options.compress, init=init, seed=options.seed)
+
+
+def _initialize_from_run_(dense: nn.Module, options: RunOptions, folder: Path) -> None:
+    """Set the weights of a model to those of a finished run, in place."""
+    started, _ = read_configuration(folder)
+    if (started.network, started.compress) != (options.network, None):
+        kind = "dense" if started.compress is None else "compressed"
+        raise TrainingError(
+            f"can't start from {str(folder)!r}, a run of a {kind} {started.network}: give one of a dense "
+            f"{options.network}"
+        )
+    try:
+        dense.load_state_dict(load_model(folder).state_dict())
+    except RuntimeError as error:
+        raise TrainingError(f"the model of {str(folder)!r} does not fit these images: {error}") from error
