@@ -23,7 +23,7 @@ pytest.importorskip("matplotlib")
 
 from fxhash import training
 from fxhash.training import RunOptions, load_recipe, write_report
-from fxhash.training.report.comparison import compare, spread
+from fxhash.training.report.comparison import compare, mean_and_deviation
 
 # Torch's own, about how Lightning calls it.
 pytestmark = [
@@ -94,7 +94,7 @@ def test_a_real_run_in_html(compressed, tmp_path):
     assert row[7:12] == [f"{result['test_accuracy']:.2%}", f"{result['test_loss']:.4f}", "1", "0", "digits"]
     assert_self_contained(text)
     assert text.count("<img") == 2
-    plan = fxhash.checkpoint.read_plan(compressed / "model.safetensors")
+    plan = fxhash.storage.checkpoint.read_plan(compressed / "model.safetensors")
     table = rows(text.partition("<details>")[2])
     assert table == [list(row) for row in plan.table()]
     assert row_of("conv1.weight", text)[:3] == ["conv1.weight", "16x1x3x3", "hashed"]
@@ -115,9 +115,9 @@ def test_seeds_have_a_mean_and_a_deviation(tmp_path):
 
 
 @given(st.lists(st.floats(0, 1), min_size=2))
-def test_spread(values):
-    assert spread(values).mean == pytest.approx(sum(values) / len(values))
-    assert spread(values).deviation == pytest.approx(statistics.stdev(values))
+def test_mean_and_deviation(values):
+    assert mean_and_deviation(values).mean == pytest.approx(sum(values) / len(values))
+    assert mean_and_deviation(values).deviation == pytest.approx(statistics.stdev(values))
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,7 @@ def test_spread(values):
         {"data": "mnist"},
         {"changes": {"weight_decay": 0.1}},
         {"image_size": 8},
+        {"model_options": {"width": 32}},
     ],
 )
 def test_runs_that_differ_in_more_than_the_seed_have_no_mean(other, tmp_path):
@@ -223,11 +224,9 @@ def test_the_same_runs_give_the_same_bytes(compressed, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["report.pdf", "report", "report.HTM"])
-def test_other_endings(name, tmp_path):
+def test_other_file_extensions(name, tmp_path):
     folder = fake_run(tmp_path / "run")
-    with pytest.raises(
-        TrainingError, match=rf"the ending of '.*{name}' says no format: give one of \.html, \.md, \.png"
-    ):
+    with pytest.raises(TrainingError, match=rf"the file extension of '.*{name}' must be one of \.html, \.md, \.png"):
         write_report([folder], tmp_path / name)
     assert not (tmp_path / name).exists()
 
@@ -297,7 +296,7 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("run", "output", "line"),
         [
-            ("run", "x.txt", "the ending of 'x.txt' says no format: give one of .html, .md, .png"),
+            ("run", "x.txt", "the file extension of 'x.txt' must be one of .html, .md, .png"),
             ("none", "x.html", "there is no run in 'none': it has no run.json"),
             ("run", "none/x.html", "'none/x.html' can't be written: "),
         ],

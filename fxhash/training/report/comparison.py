@@ -1,81 +1,25 @@
-"""Runs read back from their folders, and grouped: those that differ only in the seed belong together."""
+"""Runs in groups: those that differ only in the seed belong together, and have a mean."""
 
 from __future__ import annotations
 
-import csv
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fxhash.errors import TrainingError
-from fxhash.smh.plan import CompressionPlan
-from fxhash.storage.checkpoint import read_plan
-from fxhash.training.folder import CURVES, MODEL, RESULT, RunOptions, read_configuration
+from fxhash.training.folder import RunOptions
 from fxhash.training.recipe import Recipe, load_recipe, recipe_names
+from fxhash.training.report.runs import Run, read_run
 
 # Where files are and what else is written changes nothing that is computed.
 _WITHOUT_EFFECT = ("seed", "data_folder", "tensorboard")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What `result.json` says of a finished run, as far as runs are compared by it.
-
-    Attributes:
-        trainable_before: trainable parameters of the dense model.
-        trainable_after: those that were trained, everything counted.
-        test_accuracy: fraction of the test images that are classified correctly.
-        test_loss: cross entropy on the test images.
-    """
-
-    trainable_before: int
-    trainable_after: int
-    test_accuracy: float
-    test_loss: float
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One row of `metrics.csv`; `seconds` with the test at the end of the epoch."""
-
-    epoch: int
-    train_loss: float
-    test_accuracy: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is known of a run, finished or not.
-
-    Attributes:
-        folder: where it lies.
-        options: what was asked for.
-        outcome: what came of it; None while it is not finished.
-        curves: a value for each epoch that is over.
-        file_bytes: size of the trained model's file; None if there is none.
-        plan: where each parameter of a compressed model lies; None for a dense or an unfinished one.
-    """
-
-    folder: Path
-    options: RunOptions
-    outcome: Outcome | None
-    curves: tuple[Epoch, ...]
-    file_bytes: int | None
-    plan: CompressionPlan | None
-
-    @property
-    def seconds(self) -> float:
-        """Time of all epochs, also where the run was interrupted between them."""
-        return sum(epoch.seconds for epoch in self.curves)
-
-
-@dataclass(frozen=True)
-class Spread:
+class MeanAndDeviation:
     """Mean and sample standard deviation of some values; the deviation of one value is not known: None."""
 
     mean: float
@@ -114,27 +58,27 @@ class Group:
         outcomes = [run.outcome for run in self.finished]
         return outcomes[0].trainable_after if outcomes and outcomes[0] is not None else None
 
-    def accuracy(self) -> Spread:
+    def accuracy(self) -> MeanAndDeviation:
         """Of the test accuracies of the finished runs."""
-        return spread([run.outcome.test_accuracy for run in self.finished if run.outcome is not None])
+        return mean_and_deviation([run.outcome.test_accuracy for run in self.finished if run.outcome is not None])
 
-    def loss(self) -> Spread:
+    def loss(self) -> MeanAndDeviation:
         """Of the test losses of the finished runs."""
-        return spread([run.outcome.test_loss for run in self.finished if run.outcome is not None])
+        return mean_and_deviation([run.outcome.test_loss for run in self.finished if run.outcome is not None])
 
-    def seconds(self) -> Spread:
+    def seconds(self) -> MeanAndDeviation:
         """Of the times of the finished runs."""
-        return spread([run.seconds for run in self.finished])
+        return mean_and_deviation([run.seconds for run in self.finished])
 
 
-def spread(values: Sequence[float]) -> Spread:
+def mean_and_deviation(values: Sequence[float]) -> MeanAndDeviation:
     """Mean and sample standard deviation.
 
     Example:
-        >>> spread([1.0, 2.0, 3.0]), spread([1.0])
-        (Spread(mean=2.0, deviation=1.0), Spread(mean=1.0, deviation=None))
+        >>> mean_and_deviation([1.0, 2.0, 3.0]), mean_and_deviation([1.0])
+        (MeanAndDeviation(mean=2.0, deviation=1.0), MeanAndDeviation(mean=1.0, deviation=None))
     """
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+    return MeanAndDeviation(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def compare(folders: Iterable[Path]) -> tuple[Group, ...]:
@@ -160,26 +104,6 @@ def compare(folders: Iterable[Path]) -> tuple[Group, ...]:
         for each, same in zip(settings, together.values(), strict=True)
     ]
     return tuple(sorted(groups, key=lambda group: (group.options.data, -(group.trainable or 0), group.label)))
-
-
-def read_run(folder: Path) -> Run:
-    """Read what a run has left so far.
-
-    Raises:
-        TrainingError: if the folder holds no run, or a file in it can't be read.
-        CheckpointError: if the file of the trained model is damaged.
-    """
-    options, _ = read_configuration(folder)
-    outcome, model = _read_outcome(folder / RESULT), folder / MODEL
-    has_model = outcome is not None and model.exists()
-    return Run(
-        folder=folder,
-        options=options,
-        outcome=outcome,
-        curves=_read_curves(folder / CURVES),
-        file_bytes=model.stat().st_size if has_model else None,
-        plan=read_plan(model) if has_model and options.compress is not None else None,
-    )
 
 
 def describe_recipe(recipe: Recipe) -> str:
@@ -209,6 +133,8 @@ def _settings(options: RunOptions) -> dict[str, Any]:
     """All that two runs must have in common to be told apart by their seeds alone."""
     values = options.to_dict()
     recipe = values.pop("recipe")
+    del values["model_options"]
+    values["model"] = options.network
     return {name: value for name, value in values.items() if name not in _WITHOUT_EFFECT} | {
         "recipe" if name == "name" else name: value for name, value in recipe.items()
     }
@@ -217,30 +143,3 @@ def _settings(options: RunOptions) -> dict[str, Any]:
 def _label(settings: dict[str, Any], different: set[str]) -> str:
     further = [f"{name} {value}" for name, value in settings.items() if name in different - {"model", "compress"}]
     return ", ".join([f"{settings['model']} {percent(settings['compress'])}", *further])
-
-
-def _read_outcome(path: Path) -> Outcome | None:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return Outcome(
-            int(values["trainable_before"]),
-            int(values["trainable_after"]),
-            float(values["test_accuracy"]),
-            float(values["test_loss"]),
-        )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise TrainingError(f"{str(path)!r} can't be read: {type(error).__name__}: {error}") from error
-
-
-def _read_curves(path: Path) -> tuple[Epoch, ...]:
-    names = [field.name for field in fields(Epoch)]
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [[float(row[name]) for name in names] for row in csv.DictReader(file)]
-    except FileNotFoundError:
-        return ()
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise TrainingError(f"{str(path)!r} can't be read: {type(error).__name__}: {error}") from error
-    return tuple(Epoch(int(epoch), *values) for epoch, *values in rows)
