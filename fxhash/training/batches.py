@@ -16,25 +16,23 @@ class Batch(NamedTuple):
     Attributes:
         images: `(count, channels, height, width)`, uint8.
         labels: `(count,)`.
-        weight: by which the mean loss of this batch is multiplied, so that the mean of that over all processes is the
-            mean loss over all of their images: 1 where all have equally many, 0 where the images are another process's.
+        weight: by which means over this batch are multiplied, so that the mean of that over all processes is the mean
+            over all of their images: 1 where all have equally many, 0 where the images are another process's.
+        of_all: how many images all processes together have in the step; None for those of this batch.
     """
 
     images: Tensor
     labels: Tensor
     weight: float = 1.0
-
-    @property
-    def counted(self) -> int:
-        """How many of the images are this process's own: all of them, or none."""
-        return len(self.labels) if self.weight else 0
+    of_all: int | None = None
 
 
 class Share(NamedTuple):
-    """The images of a step that are one process's: their positions in the data set, and their `Batch.weight`."""
+    """The images of a step that are one process's: their positions in the data set; the rest as in `Batch`."""
 
     positions: Tensor
     weight: float
+    of_all: int
 
 
 class Shares(Sampler[Share]):
@@ -52,10 +50,10 @@ class Shares(Sampler[Share]):
         seed: for an order that is drawn anew in each epoch; None for the order of the data set.
 
     Example:
-        >>> [(share.positions.tolist(), share.weight) for share in Shares(7, 4, processes=2, rank=0)]
-        [([0, 2], 1.0), ([4, 6], 1.3333333333333333)]
-        >>> [(share.positions.tolist(), share.weight) for share in Shares(7, 4, processes=2, rank=1)]
-        [([1, 3], 1.0), ([5], 0.6666666666666666)]
+        >>> for rank in range(2):
+        ...     print([(share.positions.tolist(), round(share.weight, 2)) for share in Shares(7, 4, 2, rank)])
+        [([0, 2], 1.0), ([4, 6], 1.33)]
+        [([1, 3], 1.0), ([5], 0.67)]
     """
 
     def __init__(
@@ -79,9 +77,9 @@ class Shares(Sampler[Share]):
         for batch in self._order().split(self.batch_size):
             own = batch[self.rank :: self.processes]
             if len(own):
-                yield Share(own, len(own) * self.processes / len(batch))
+                yield Share(own, len(own) * self.processes / len(batch), len(batch))
             else:
-                yield Share(batch[:1], 0.0)
+                yield Share(batch[:1], 0.0, len(batch))
 
     def _order(self) -> Tensor:
         if self.seed is None:
@@ -97,7 +95,7 @@ class _Images(Dataset[Batch]):
         self.labels = labels
 
     def __getitem__(self, share: Share) -> Batch:
-        return Batch(self.images[share.positions], self.labels[share.positions], share.weight)
+        return Batch(self.images[share.positions], self.labels[share.positions], share.weight, share.of_all)
 
 
 def load_batches(

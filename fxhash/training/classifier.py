@@ -73,7 +73,7 @@ class Classifier(LightningModule):
                 f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, step {batch_index + 1}: lower "
                 "--learning-rate, or give --clip-gradients 1; the checkpoint of the last epoch is as it was"
             )
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=batch.counted, sync_dist=True)
+        self._log_means({"train_loss": loss}, batch)
         return loss * batch.weight
 
     def validation_step(self, batch: Batch | Sequence[Tensor], batch_index: int) -> None:
@@ -84,7 +84,16 @@ class Classifier(LightningModule):
             "test_loss": F.cross_entropy(logits, batch.labels),
             "test_accuracy": (logits.argmax(1) == batch.labels).float().mean(),
         }
-        self.log_dict(measured, batch_size=batch.counted, sync_dist=True)
+        self._log_means(measured, batch)
+
+    def _log_means(self, means: dict[str, Tensor], batch: Batch) -> None:
+        """Log means over a batch, so that over an epoch and all processes each image counts once.
+
+        All processes say the same number of images: Lightning rounds the mean of different ones down.
+        """
+        of_all = len(batch.labels) if batch.of_all is None else batch.of_all
+        weighted = {name: mean * batch.weight for name, mean in means.items()}
+        self.log_dict(weighted, on_step=False, on_epoch=True, batch_size=of_all, sync_dist=True)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and its learning rate at each step."""
