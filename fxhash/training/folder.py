@@ -122,7 +122,10 @@ def load_model(folder: Path, file: Path | None = None) -> nn.Module:
     options, configuration = read_configuration(folder)
     if not (folder / MODEL).exists():
         raise TrainingError(f"the run in {str(folder)!r} is not finished: go on with --resume")
-    dense = build_dense(options, len(configuration["classes"]), configuration["channels"], configuration["size"]).eval()
+    size = (len(configuration["classes"]), configuration["channels"], configuration["size"])
+    # Its weights are drawn only to be replaced.
+    with torch.random.fork_rng(devices=[]):
+        dense = build_dense(options, *size).eval()
     path = file or folder / MODEL
     if options.compress is not None:
         return fxhash.load(path, dense)
