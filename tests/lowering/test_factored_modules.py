@@ -175,6 +175,47 @@ def test_modules_of_any_kind_generate_when_they_are_called():
     assert plan.peak_bytes == max(totals)
 
 
+class ReadsWeight(nn.Module):
+    """Reads its layer's weight in a forward that branches on its input: type and shape, and values if told to."""
+
+    def __init__(self, layer, with_values):
+        super().__init__()
+        self.layer = layer
+        self.with_values = with_values
+
+    def forward(self, x):
+        weight = self.layer.weight
+        x = self.layer(x).to(weight.dtype) * weight.shape[0] if x.sum() > -1e6 else x
+        return x + weight.flatten()[-1] + weight.detach().numpy().mean() if self.with_values else x
+
+
+LAYERS = {
+    "Embedding": (lambda: nn.Embedding(50, 32), lambda: tokens(2, 9)),
+    "Linear": (lambda: nn.Linear(32, 64), lambda: torch.randn(2, 32)),
+    "Conv1d": (lambda: nn.Conv1d(32, 64, 3), lambda: torch.randn(2, 32, 9)),
+    "Conv2d": (lambda: nn.Conv2d(16, 64, 3), lambda: torch.randn(2, 16, 6, 6)),
+    "Conv3d": (lambda: nn.Conv3d(8, 64, 2), lambda: torch.randn(2, 8, 4, 4, 4)),
+}
+
+
+def reading(name, with_values):
+    layer, inputs = LAYERS[name]
+    gm = fxhash.transform(ReadsWeight(layer(), with_values), 0.2, seed=0)
+    perturb(gm)
+    deployed = fxhash.lower_for_deploy(gm.eval(), methods={"": "factored"})
+    (use,) = deployed.smh_factors.plan.uses
+    assert use.method == "factored"
+    assert use.module == "layer"
+    return gm, deployed, inputs()
+
+
+@pytest.mark.parametrize("with_values", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_weight_of_a_factored_layer_can_be_read(name, with_values):
+    gm, deployed, x = reading(name, with_values)
+    assert_same_outputs(gm, deployed, x)
+
+
 def test_what_a_module_assigns_during_a_call_stays():
     deployed = fxhash.lower_for_deploy(fxhash.transform(Assorted(), 0.5, seed=0).eval())
     (part,) = [module for module in deployed.modules() if isinstance(module, OpaqueModule)]
