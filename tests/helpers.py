@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,27 @@ def train_step(model: nn.Module, *inputs: Any, **named: Any) -> None:
     np.random.seed(0)
     outputs = tensors_in(model(*inputs, **named))
     sum(output.float().square().mean() for output in outputs if output.requires_grad).backward()
+
+
+# How torch says that its backend has no kernel for a type on this machine: oneDNN, ATen, and the quantized engines.
+_NO_KERNEL = ("could not create a primitive", "not implemented for", "Didn't find engine for operation")
+
+
+def skip_unless_backend_runs(dense: Callable[[], Any]) -> None:
+    """Skip a test, with the reason, where this machine's backend has no kernel for what the dense model needs.
+
+    Some machines lack kernels: oneDNN has none for an LSTM in bfloat16 without AVX-512, say. Ask before our own model
+    runs and never of it: where the dense model runs, ours has to.
+
+    Args:
+        dense: calls the original model as the test calls ours; any other error of it is raised.
+    """
+    try:
+        dense()
+    except RuntimeError as error:
+        if not any(text in str(error) for text in _NO_KERNEL):
+            raise
+        pytest.skip(f"the dense model can't do it on this machine: {str(error).splitlines()[0]}")
 
 
 def assert_carried_through(
