@@ -4,7 +4,13 @@ VENV := .venv
 INSTALLED := $(VENV)/.installed
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all test-ecosystem lint clean
+# The ends of what pyproject.toml promises, each installed in an environment of its own.
+OLDEST_PYTHON ?= python3.10
+OLDEST_TORCH := "torch==2.6.*" "torchvision==0.21.*"
+NEWEST_PYTHON ?= python3.13
+NEWEST_TORCH := torch torchvision
+
+.PHONY: demo test test-all test-ecosystem test-versions test-oldest test-newest lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/fxhash demo
@@ -21,16 +27,29 @@ test-ecosystem: $(INSTALLED)
 	$(BIN)/pip install --quiet torch torchvision -e ".[ecosystem]"
 	@$(BIN)/python -m pytest -n 2 tests/ecosystem
 
+# The quick tests with the oldest and the newest Python and torch; `make -k` runs the second after a failure too.
+test-versions: test-oldest test-newest
+
+test-oldest test-newest: test-%: $(VENV)-%/.installed
+	@$(VENV)-$*/bin/python -m pytest -n 2 -m "not slow"
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+$(INSTALLED): INTERPRETER = $(PYTHON)
+$(VENV)-oldest/.installed: INTERPRETER = $(OLDEST_PYTHON)
+$(VENV)-newest/.installed: INTERPRETER = $(NEWEST_PYTHON)
+
 # torch and torchvision are named together, so that the resolver picks a pair that fits.
-$(INSTALLED): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch torchvision -e ".[dev]"
+TORCH = $(NEWEST_TORCH)
+$(VENV)-oldest/.installed: TORCH = $(OLDEST_TORCH)
+
+$(INSTALLED) $(VENV)-oldest/.installed $(VENV)-newest/.installed: %/.installed: pyproject.toml
+	$(INTERPRETER) -m venv $*
+	$*/bin/pip install --quiet $(TORCH) -e ".[dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
