@@ -3,11 +3,11 @@
 import copy
 import io
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
-from torch.torch_version import TorchVersion
 
 import fxhash
 from tests.helpers import assert_same_outputs, every_form, in_form
@@ -29,6 +29,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script[a-z_]*` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Skipping serialization of skipfiles_inline_module_allowlist:UserWarning"),
 ]
+
+
+# Without the compiler, as later versions of torch do unless asked: that of 2.6 can't follow opaque submodules.
+export = partial(torch.export.export, strict=False)
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +136,7 @@ def adaptive():
         "Buffers",
         "EveryNorm",
         "StarArguments",
-        pytest.param("TransformerEncoderLayer", marks=needs_compiler_of("2.11")),
+        "TransformerEncoderLayer",
         pytest.param("GRU", marks=needs_compiler_of("2.14")),
     ],
 )
@@ -140,7 +144,7 @@ def test_exported_program_has_the_factors_and_nothing_else(name, form):
     gm, inputs = transformed(name)
     model = in_form(form, gm)
     with torch.no_grad():
-        program = torch.export.export(model, inputs)
+        program = export(model, inputs)
     assert_same_outputs(model, program.module(), *inputs)
     constants = [value for value in program.constants.values() if isinstance(value, torch.Tensor)]
     kept = {id(value): value.numel() for value in [*program.state_dict.values(), *constants]}
@@ -154,7 +158,7 @@ def test_file_of_an_exported_program(form):
     model = in_form(form, gm)
     file = io.BytesIO()
     with torch.no_grad():
-        torch.export.save(torch.export.export(model, inputs), file)
+        torch.export.save(export(model, inputs), file)
     size = file.getbuffer().nbytes
     file.seek(0)
     assert_same_outputs(model, torch.export.load(file).module(), *inputs)
@@ -163,23 +167,24 @@ def test_file_of_an_exported_program(form):
 
 
 @every_form
-@pytest.mark.parametrize("name", ["ResidualConvNet", "TiedEmbedding", "BySize", "LSTM"])
+@pytest.mark.parametrize(
+    "name", ["ResidualConvNet", "TiedEmbedding", "BySize", pytest.param("LSTM", marks=needs_compiler_of("2.14"))]
+)
 def test_exported_for_any_batch(name, form):
-    if name == "LSTM" and TorchVersion(torch.__version__) < "2.14":
-        pytest.skip("needs the compiler of torch 2.14")
-    if name == "BySize" and not hasattr(torch.compiler, "is_exporting"):
-        pytest.skip("torch 2.6 fixes the method by the example's batch, and then asks for a smaller range of batches")
     gm, inputs = (adaptive(), (torch.randn(3, 64),)) if name == "BySize" else transformed(name)
     model = in_form(form, gm)
+    chooses_by_size = form == "lowered" and any(use.method == "adaptive" for use in model.smh_factors.plan.uses)
+    if chooses_by_size and not hasattr(torch.compiler, "is_exporting"):
+        pytest.skip("torch 2.6 fixes the method by the example's batch, and then asks for a smaller range of batches")
     with torch.no_grad():
-        program = torch.export.export(model, inputs, dynamic_shapes=({0: torch.export.Dim("batch")},))
+        program = export(model, inputs, dynamic_shapes=({0: torch.export.Dim("batch")},))
     for batch in (2, 70):
         assert_same_outputs(model, program.module(), *(torch.cat([value] * batch)[:batch] for value in inputs))
 
 
 def package(model, inputs, path, **options):
     with torch.no_grad():
-        program = torch.export.export(model, inputs)
+        program = export(model, inputs)
         # Freezing is left out while gradients are recorded.
         compiled = torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs=options)
     return torch._inductor.aoti_load_package(compiled)
