@@ -76,21 +76,21 @@ class SeparableConvolutions(nn.Module):
 
 
 class ConvolutionOfLargeMean(nn.Conv2d):
-    """Its weight's mean outweighs its spread."""
+    """Its weight's mean outweighs its standard deviation."""
 
-    spread = 0.1
+    deviation = 0.1
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        nn.init.normal_(self.weight, 0.3, self.spread)
+        nn.init.normal_(self.weight, 0.3, self.deviation)
 
 
 class ConstantConvolution(ConvolutionOfLargeMean):
-    spread = 0.0
+    deviation = 0.0
 
 
 class SeparableConvolutionOfLargeMean(nn.Module):
-    """One whose mean outweighs its spread, one that starts as a constant, and one whose weight something else reads."""
+    """One whose mean outweighs its deviation, one that is constant, and one whose weight something else reads."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -50,7 +50,7 @@ def stored(model):
 
 
 def wide():
-    """A perceptron with 17 MB of weights, made of 0.35 MB of factors; all its layers multiply in turn."""
+    """A perceptron with 17 MB of weights, made of 0.35 MB of factors; all its layers are factored."""
     dense = nn.Sequential(nn.Linear(64, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 16))
     gm = fxhash.transform(dense, 0.02, seed=0)
     return gm, sum(4 * parameter.numel() for parameter in dense.parameters()), (torch.randn(4, 64),)
@@ -119,7 +119,7 @@ def test_compiled_for_batches_on_both_sides_of_a_choice_by_size():
 
 
 def adaptive():
-    """A transformed model whose last layer multiplies in turn for at most 13 rows."""
+    """A transformed model whose last layer is factored for at most 13 rows."""
     dense = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
     gm = fxhash.transform(dense, 0.2, seed=0).eval()
     (use,) = [use for use in fxhash.lower_for_deploy(gm).smh_factors.plan.uses if use.method == "adaptive"]

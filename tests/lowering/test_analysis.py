@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import fxhash
 from fxhash.capture.opaque import OpaqueModule
@@ -150,3 +151,22 @@ def test_a_weight_that_is_also_an_argument_of_its_opaque_module_is_generated():
     assert [(use.method, use.module) for use in deployed.smh_factors.plan.uses] == [(Method.GENERATE, None)]
     for x in (torch.ones(2, 32), -torch.ones(2, 32)):
         assert_same_outputs(gm.eval(), deployed, x)
+
+
+def test_generating_a_separable_weight_counts_both_of_its_products():
+    """The one that makes its slice, and the one with its kernels, as torch counts them."""
+    gm = fxhash.transform(OneSeparable(), 0.15, seed=0).eval()
+    deployed = fxhash.lower_for_deploy(gm)
+    (use,) = deployed.smh_factors.plan.uses
+    assert use.parameter.kernels
+    assert not use.split
+    x = torch.randn(1, 16, 6, 6)
+    with FlopCounterMode(display=False) as deployed_work, torch.inference_mode():
+        deployed(x)
+    with FlopCounterMode(display=False) as dense_work, torch.inference_mode():
+        OneSeparable()(x)
+    generated = (deployed_work.get_total_flops() - dense_work.get_total_flops()) // 2
+    # The last row of the slice is generated to its end.
+    rows, numel = gm.smh_generator.plan.rows_of(use.parameter), use.parameter.slice_numel
+    cut_off = (rows * gm.smh_generator.plan.layout.cols - numel) * use.parameter.full_rank
+    assert use.costs.generate == generated - cut_off
