@@ -79,8 +79,17 @@ class LoweredLayer(_Base):
 
     @property
     def weight(self) -> Tensor:
-        """The weight, generated for this access."""
-        return self.source.generate()
+        """The weight, generated for this access; of a factored matrix, a factored tensor that stands for it.
+
+        That has the matrix's type and shape, and is materialized where it is computed with: language models read the
+        type of their output layer in each call, whose weight is the largest. It stands for matrices alone.
+        """
+        is_matrix = len(self.source.shape) == 2
+        return (
+            as_factored(*self.source.own_factors)
+            if is_matrix and self.method is Method.FACTORED
+            else self.source.generate()
+        )
 
 
 class LoweredLinear(LoweredLayer, nn.Linear):  # type: ignore[override]

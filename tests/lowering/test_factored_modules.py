@@ -11,7 +11,7 @@ from torch import nn
 
 import fxhash
 from fxhash.capture.opaque import OpaqueModule
-from tests.helpers import LargestTensor, assert_same_outputs
+from tests.helpers import CountingOperators, LargestTensor, assert_same_outputs
 from tests.lowering.test_lowered_models import perturb
 
 
@@ -214,6 +214,18 @@ def reading(name, with_values):
 def test_the_weight_of_a_factored_layer_can_be_read(name, with_values):
     gm, deployed, x = reading(name, with_values)
     assert_same_outputs(gm, deployed, x)
+
+
+@pytest.mark.parametrize("name", ["Embedding", "Linear"])
+def test_reading_the_type_of_a_factored_matrix_computes_nothing(name):
+    """Language models read that of their output layer in each call, whose table is the largest weight."""
+    _, deployed, _ = reading(name, with_values=False)
+    (part,) = [module for module in deployed.modules() if isinstance(module, OpaqueModule)]
+    with CountingOperators() as counted:
+        weight = part.wrapped_module.layer.weight
+        assert weight.dtype == torch.float32
+        assert weight.dim() == 2
+    assert not counted
 
 
 def test_what_a_module_assigns_during_a_call_stays():
