@@ -63,8 +63,9 @@ def bench(
     with needs_extra("train"):
         from fxhash.training import measure_latency
     torch.set_num_threads(threads or torch.get_num_threads())
+    measured = measure_latency(run, batch or [1, 8, 100])
     print(f"{'batch':>6}  {'deployed, ms':>12}  {'dense, ms':>10}  {'ratio':>5}   {torch.get_num_threads()} threads")
-    for each in measure_latency(run, batch or [1, 8, 100]):
+    for each in measured:
         print(f"{each.batch:>6}  {each.deployed:>12.3f}  {each.dense:>10.3f}  {each.deployed / each.dense:>5.2f}")
 
 

@@ -1,5 +1,6 @@
 """`fxhash train`: what its options become."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -102,15 +103,20 @@ def test_a_folder_that_can_not_be_written_to(monkeypatch: pytest.MonkeyPatch) ->
     assert result.stderr.startswith("fxhash: error: can't write to 'run': no space left; ")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["train", "--model", "resnet8"], ["eval", "."], ["export", ".", "x.onnx"], ["bench", "."], ["report", "."]],
-)
-def test_without_lightning(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
+@pytest.fixture
+def without_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("fxhash.training.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+
+
+@pytest.mark.usefixtures("without_lightning")
+def test_training_without_lightning() -> None:
     line = 'lightning is not installed; to get it: pip install "fxhash[train]"'
-    assert_one_line(run(*arguments), line, status=2)
+    assert_one_line(run("train", "--model", "resnet8"), line, status=2)
+
+
+@pytest.mark.usefixtures("without_lightning")
+@pytest.mark.parametrize("arguments", [["eval", "."], ["export", ".", "x.onnx"], ["bench", "."], ["report", "."]])
+def test_what_is_done_with_runs_needs_no_lightning(arguments: list[str]) -> None:
+    assert_one_line(run(*arguments), "there is no run in '.': it has no run.json", status=1)
