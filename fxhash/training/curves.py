@@ -18,7 +18,9 @@ from fxhash.training.parameter_counts import trainable_parameters, trainable_par
 
 
 class Curves(Callback):
-    """Prints the size of the model and a line an epoch, and writes the same to a file; a resumed run continues it.
+    """Prints the size of the model and a line for each epoch with a test, and writes the same to a file.
+
+    A resumed run continues the file.
 
     Args:
         console: where to print.
@@ -30,17 +32,19 @@ class Curves(Callback):
         self.console = console
         self.path = path
         self.rows: list[dict[str, float]] = []
+        self.seconds = 0.0
         after, before = trainable_parameters(model), trainable_parameters_before(model)
         share = f" of {before:,} ({after / before:.2%})" if after < before else ""
         self.size = f"{after:,} trainable parameters{share}"
 
     def state_dict(self) -> dict[str, Any]:
-        """The rows so far, for a checkpoint."""
-        return {"rows": self.rows}
+        """The rows so far, and the seconds since the last of them, for a checkpoint."""
+        return {"rows": self.rows, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from the rows of a checkpoint."""
         self.rows = state_dict["rows"]
+        self.seconds = state_dict.get("seconds", 0.0)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the size and the heading."""
@@ -53,11 +57,15 @@ class Curves(Callback):
         self.started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add a row, print it, and write all of them."""
+        """After a test, add a row, print it, and write all of them."""
+        self.seconds += time.perf_counter() - self.started
+        if (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1):
+            return
         row: dict[str, float] = {"epoch": trainer.current_epoch + 1}
         row |= {name: float(trainer.callback_metrics[name]) for name in ("train_loss", "test_loss", "test_accuracy")}
         row["learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
-        row["seconds"] = round(time.perf_counter() - self.started, 2)
+        row["seconds"] = round(self.seconds, 2)
+        self.seconds = 0.0
         self.rows.append(row)
         if trainer.is_global_zero:
             self._write()

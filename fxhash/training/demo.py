@@ -153,7 +153,16 @@ def _train(compress: float | None, recipe: Recipe, runs: Path, output: Path, con
     name = "dense" if compress is None else f"{100 * compress:.0f} %"
     file_name = name.replace(" %", "_percent")
     folder, path = runs / file_name, output / f"{file_name}.safetensors"
-    options = RunOptions("resnet8", "digits", recipe, compress, seed=_SEED, device="cpu", model_options={"width": 32})
+    options = RunOptions(
+        "resnet8",
+        "digits",
+        recipe,
+        compress,
+        seed=_SEED,
+        device="cpu",
+        model_options={"width": 32},
+        test_each_epoch=False,
+    )
     result = _train_with_progress(name, options, folder, console)
     export(folder, path)
     deployed = load_model(folder, path)

@@ -102,6 +102,7 @@ def _trainer(options: RunOptions, folder: Path, console: Console, callbacks: lis
         callbacks=callbacks,
         logger=TensorBoardLogger(folder, name="tensorboard", version="") if options.tensorboard else False,
         num_sanity_val_steps=0,
+        check_val_every_n_epoch=1 if options.test_each_epoch else recipe.epochs,
         use_distributed_sampler=False,
         enable_progress_bar=console.is_terminal,
         enable_model_summary=False,

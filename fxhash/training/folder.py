@@ -47,6 +47,7 @@ class RunOptions:
         device: `"auto"`, `"cpu"` or `"cuda"`.
         tensorboard: whether to write the curves for TensorBoard too.
         model_options: of `fxhash.zoo.create`, beside the numbers of classes and channels; such as `{"width": 32}`.
+        test_each_epoch: whether to test after each epoch, which is what curves need, instead of after the last alone.
     """
 
     model: str
@@ -61,6 +62,7 @@ class RunOptions:
     device: str = "auto"
     tensorboard: bool = False
     model_options: Mapping[str, int] = field(default_factory=dict)
+    test_each_epoch: bool = True
 
     @property
     def network(self) -> str:
@@ -78,7 +80,7 @@ class RunOptions:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunOptions:
-        """What `to_dict` gave; older files have no `model_options`."""
+        """What `to_dict` gave; older files lack the last of them."""
         model_options = dict(values.get("model_options", {}))
         return cls(**{**values, "recipe": Recipe(**values["recipe"]), "model_options": model_options})
 

@@ -35,6 +35,7 @@ from fxhash.training.folder import load_model, read_configuration
 from fxhash.training.initialization import build_model
 from fxhash.training.preprocessing import ReadsBytes, mirrored_at_random, shifted
 from fxhash.training.processes import processes_for
+from fxhash.training.report.comparison import compare
 
 # Torch's own, about how Lightning calls it.
 pytestmark = [
@@ -341,6 +342,15 @@ def test_a_model_that_cannot_take_the_images(tmp_path):
     with pytest.raises(TrainingError, match=r"lenet can't take images of 8 x 8 pixels: choose another model"):
         train(options(model="lenet"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_test_after_the_last_epoch_alone(finished, tmp_path):
+    result = train(replace(options(), test_each_epoch=False), tmp_path / "run")
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert curves(tmp_path / "run") == curves(finished)[-1:]
+    (row,) = csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines())
+    assert 0 < float(row["seconds"]) <= result.seconds + 0.1
+    assert [len(group.runs) for group in compare([finished, tmp_path / "run"])] == [2]
 
 
 def test_options_of_a_model(tmp_path):

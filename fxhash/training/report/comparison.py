@@ -14,8 +14,8 @@ from fxhash.training.folder import RunOptions
 from fxhash.training.recipe import Recipe, load_recipe, recipe_names
 from fxhash.training.report.runs import Run, read_run
 
-# Where files are and what else is written changes nothing that is computed.
-_WITHOUT_EFFECT = ("seed", "data_folder", "tensorboard")
+# Where files are and what else is measured or written changes nothing that is trained.
+_WITHOUT_EFFECT = ("seed", "data_folder", "tensorboard", "test_each_epoch")
 
 
 @dataclass(frozen=True)

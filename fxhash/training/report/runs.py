@@ -32,7 +32,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of `metrics.csv`; `seconds` with the test at the end of the epoch."""
+    """One row of `metrics.csv`; `seconds` are those since the row before, with the test at the end of the epoch."""
 
     epoch: int
     train_loss: float
@@ -48,7 +48,7 @@ class Run:
         folder: where it lies.
         options: what was asked for.
         outcome: what came of it; None while it is not finished.
-        curves: a value for each epoch that is over.
+        curves: a value for each epoch with a test.
         file_bytes: size of the trained model's file; None if there is none.
         plan: where each parameter of a compressed model lies; None for a dense or an unfinished one.
     """
