@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxhash.training.data import ImageData, load_data
     from fxhash.training.finished import evaluate, export, measure_latency
-    from fxhash.training.folder import RunOptions, RunResult
+    from fxhash.training.options import RunOptions, RunResult
     from fxhash.training.recipe import Recipe, load_recipe, recipe_names
     from fxhash.training.report.document import write_report
     from fxhash.training.run import resume, train
@@ -34,7 +34,7 @@ __all__ = [
 _NAMES_BY_FILE = {
     "data": ("ImageData", "load_data"),
     "finished": ("evaluate", "export", "measure_latency"),
-    "folder": ("RunOptions", "RunResult"),
+    "options": ("RunOptions", "RunResult"),
     "recipe": ("Recipe", "load_recipe", "recipe_names"),
     "report.document": ("write_report",),
     "run": ("resume", "train"),

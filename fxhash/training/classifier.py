@@ -27,8 +27,8 @@ class Classifier(LightningModule):
         mirrored: whether images may be mirrored.
         seed: for the order of the images, shifts, mirror images and dropout, anew in each epoch: a run that is
             interrupted goes on as if it had not been.
-        teacher: gives logits for the same images that the model is to come near to (knowledge distillation, Hinton et
-            al., arXiv 1503.02531); it is not trained.
+        teacher: a model that is distilled into this one (Hinton et al., arXiv 1503.02531): its logits for the same
+            images are further targets. It is not trained.
     """
 
     def __init__(

@@ -29,8 +29,9 @@ import fxhash
 from fxhash.training.data import ImageData, load_data
 from fxhash.training.demo_results import Latency, Result, plot_accuracy, results_table, write_results
 from fxhash.training.finished import export
-from fxhash.training.folder import RunOptions, RunResult, load_model
+from fxhash.training.folder import load_model
 from fxhash.training.latency import median_latencies
+from fxhash.training.options import RunOptions, RunResult
 from fxhash.training.preprocessing import normalized
 from fxhash.training.recipe import Recipe, load_recipe
 from fxhash.training.run import train

@@ -19,8 +19,9 @@ from fxhash.training.batches import load_batches
 from fxhash.training.classifier import Classifier
 from fxhash.training.curves import Curves
 from fxhash.training.data import ImageData
-from fxhash.training.folder import CURVES, MODEL, RESULT, RunOptions, RunResult, save_model, write_text
+from fxhash.training.folder import CURVES, MODEL, RESULT, save_model, write_text
 from fxhash.training.gradient_bytes import GradientBytes
+from fxhash.training.options import RunOptions, RunResult
 from fxhash.training.parameter_counts import trainable_parameters, trainable_parameters_before
 from fxhash.training.processes import process_count, process_count_here, rank
 from fxhash.training.quiet import quiet_lightning

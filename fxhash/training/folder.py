@@ -1,10 +1,9 @@
-"""The folder of a run: what was asked for, checkpoints, curves, and in the end the trained model and its result."""
+"""The folder of a run: names of its files, and how the configuration and models are read and written."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from fxhash import zoo
 from fxhash.errors import CheckpointError, TrainingError
 from fxhash.storage.atomic import replacing
 from fxhash.training.data import ImageData
+from fxhash.training.options import RunOptions
 from fxhash.training.preprocessing import ReadsBytes
-from fxhash.training.recipe import Recipe
 
 CONFIGURATION, CHECKPOINT, MODEL, RESULT, CURVES = (
     "run.json",
@@ -28,86 +27,6 @@ CONFIGURATION, CHECKPOINT, MODEL, RESULT, CURVES = (
     "result.json",
     "metrics.csv",
 )
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What to train, on what, and how.
-
-    Attributes:
-        model: a name of `fxhash.zoo`.
-        data: a name of `fxhash.training.load_data`.
-        recipe: how to train.
-        compress: the fraction to compress to; None for the dense model.
-        start: folder of a finished run of the dense model whose weights to start from, as near as factors come to them.
-        teacher: folder of a finished run whose model's logits are to be learnt too.
-        seed: for the initialization of the model, the order of the images, and whatever else is random.
-        data_folder: where the files of torchvision's data sets are.
-        image_size: height and width to which the images of a folder are scaled.
-        device: `"auto"`, `"cpu"` or `"cuda"`.
-        tensorboard: whether to write the curves for TensorBoard too.
-        model_options: of `fxhash.zoo.create`, beside the numbers of classes and channels; such as `{"width": 32}`.
-        test_each_epoch: whether to test after each epoch, which is what curves need, instead of after the last alone.
-    """
-
-    model: str
-    data: str
-    recipe: Recipe
-    compress: float | None = None
-    start: str | None = None
-    teacher: str | None = None
-    seed: int = 0
-    data_folder: str = "data"
-    image_size: int | None = None
-    device: str = "auto"
-    tensorboard: bool = False
-    model_options: Mapping[str, int] = field(default_factory=dict)
-    test_each_epoch: bool = True
-
-    @property
-    def network(self) -> str:
-        """The model with its options, in words.
-
-        Example:
-            >>> RunOptions("resnet8", "digits", Recipe(), model_options={"width": 32}).network
-            'resnet8, width 32'
-        """
-        return ", ".join([self.model, *(f"{name} {value}" for name, value in self.model_options.items())])
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values by their names, for a file."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RunOptions:
-        """What `to_dict` gave; older files lack the last of them."""
-        model_options = dict(values.get("model_options", {}))
-        return cls(**{**values, "recipe": Recipe(**values["recipe"]), "model_options": model_options})
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What came of a run.
-
-    Attributes:
-        trainable_before: trainable parameters of the dense model.
-        trainable_after: those that were trained, everything counted.
-        test_accuracy: fraction of the test images that the trained model gets right.
-        test_loss: cross entropy on the test images.
-        epochs: passes over the training images.
-        seconds: time of the last part of the run, if it was interrupted.
-        gradient_bytes: bytes of gradients that each process sends in a step; 0 for one process.
-        dense_gradient_bytes: what the dense model would send.
-    """
-
-    trainable_before: int
-    trainable_after: int
-    test_accuracy: float
-    test_loss: float
-    epochs: int
-    seconds: float
-    gradient_bytes: int
-    dense_gradient_bytes: int
 
 
 def load_model(folder: Path, file: Path | None = None) -> nn.Module:

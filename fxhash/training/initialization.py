@@ -10,7 +10,8 @@ from torch import nn
 import fxhash
 from fxhash.errors import TrainingError
 from fxhash.training.data import ImageData
-from fxhash.training.folder import RunOptions, build_dense, load_model, read_configuration
+from fxhash.training.folder import build_dense, load_model, read_configuration
+from fxhash.training.options import RunOptions
 
 
 def build_model(options: RunOptions, data: ImageData) -> nn.Module:

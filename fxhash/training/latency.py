@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 def median_latencies(models: Sequence[nn.Module], images: Tensor, calls: int) -> list[float]:
-    """Median seconds of a call of each model, called in turn so that a busy moment hits all of them alike.
+    """Median seconds of a call of each model, called alternately, so that a busy moment hits all of them alike.
 
     Args:
         models: what to call, in inference mode.

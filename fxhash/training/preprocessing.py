@@ -13,7 +13,7 @@ class ReadsBytes(nn.Module):
     """A model with the normalization of its images before it.
 
     Args:
-        model: maps normalised images to logits.
+        model: maps normalized images to logits.
         mean: of each channel, where white is 1.
         std: the standard deviation in the same form.
     """
@@ -44,7 +44,7 @@ def normalized(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def shifted(images: Tensor, most: int) -> Tensor:
-    """Each image shifted by up to `most` pixels both ways, black where nothing was.
+    """Each image shifted by up to `most` pixels in both directions, black where nothing was.
 
     Args:
         images: `(batch, channels, height, width)`.

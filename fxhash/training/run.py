@@ -15,17 +15,9 @@ from fxhash.errors import TrainingError
 from fxhash.training.classifier import Classifier
 from fxhash.training.data import ImageData, load_data
 from fxhash.training.fitting import fit
-from fxhash.training.folder import (
-    CHECKPOINT,
-    CONFIGURATION,
-    RESULT,
-    RunOptions,
-    RunResult,
-    load_teacher,
-    read_configuration,
-    write_text,
-)
+from fxhash.training.folder import CHECKPOINT, CONFIGURATION, RESULT, load_teacher, read_configuration, write_text
 from fxhash.training.initialization import build_model
+from fxhash.training.options import RunOptions, RunResult
 from fxhash.training.preprocessing import ReadsBytes
 from fxhash.training.processes import is_first_process
 from fxhash.training.tensorboard import require_tensorboard

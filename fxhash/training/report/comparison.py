@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fxhash.training.folder import RunOptions
+from fxhash.training.options import RunOptions
 from fxhash.training.recipe import Recipe, load_recipe, recipe_names
 from fxhash.training.report.runs import Run, read_run
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def accuracy_over_size(figure: Figure | SubFigure, groups: Sequence[Group]) -> None:
     """Test accuracy over trainable parameters: squares are dense, circles compressed; a line for each model and data.
 
-    Bars are the standard deviation over seeds. Groups without a finished run are left out.
+    Bars are the standard deviation over seeds. Groups without a finished run are not drawn.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -27,7 +27,7 @@ def accuracy_over_size(figure: Figure | SubFigure, groups: Sequence[Group]) -> N
     finished = [group for group in groups if group.finished]
     series: dict[tuple[str, str], list[Group]] = {}
     for group in finished:
-        series.setdefault((group.options.model, group.options.data), []).append(group)
+        series.setdefault((group.options.network, group.options.data), []).append(group)
     for (model, data), members in series.items():
         points = sorted((group.trainable or 0, group.accuracy().mean) for group in members)
         (line,) = axes.plot(

@@ -10,7 +10,8 @@ from pathlib import Path
 from fxhash.errors import TrainingError
 from fxhash.smh.plan import CompressionPlan
 from fxhash.storage.checkpoint import read_plan
-from fxhash.training.folder import CURVES, MODEL, RESULT, RunOptions, read_configuration
+from fxhash.training.folder import CURVES, MODEL, RESULT, read_configuration
+from fxhash.training.options import RunOptions
 
 
 @dataclass(frozen=True)
