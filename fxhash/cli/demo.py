@@ -19,7 +19,7 @@ def demo(
     """Train, deploy and compare small networks.
 
     A residual network is trained on handwritten digits, dense and at 25, 10 and 5 % of its size; each is
-    saved, loaded, lowered for deployment and measured. Takes about a minute.
+    saved, loaded, lowered for deployment and measured. Takes one to three minutes.
     """
     with needs_extra("train"):
         from fxhash.training.demo import run_demo
