@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from fxhash.errors import PlanError
+from fxhash.errors import PlanError, TransformError
 from fxhash.graph.layers import is_layer_of, is_plain_layer_of
 from fxhash.graph.liveness import Dataflow, is_changed_in_place
 from fxhash.lowering.batch_norm import FoundNorm, foldable_norm
@@ -47,13 +47,14 @@ def plan_lowering(
         device: what the model is to run on; the device that it is on if omitted.
 
     Raises:
+        TransformError: if `gm` is not a transformed model.
         PlanError: if a parameter can't be factored that is requested to be.
         MemoryBudgetError: if the budget is less than what generating on demand takes; it names the least.
     """
     requested = dict(requested or {})
     calls = generator_calls(gm)
     if not calls:
-        return LoweringPlan((), (), 0, 0)
+        raise TransformError("this graph module generates no weight: give the result of fxhash.transform")
     generator = gm.get_submodule(str(calls[0].target))
     assert isinstance(generator, SMHGenerator)
     device = device or DeviceProfile.of(generator.right.device)

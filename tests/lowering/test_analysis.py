@@ -18,6 +18,7 @@ from fxhash.lowering.factored_modules import GeneratesParameters, LoweredLayer
 from fxhash.lowering.method import Method
 from fxhash.passes import LOWERING, lower
 from tests.helpers import assert_same_outputs
+from tests.lowering.test_factored_modules import Assorted
 from tests.lowering.test_lowered_models import ManyMatrices, SlotUser, measured_peak, transformed
 from tests.models import MODELS
 
@@ -170,3 +171,24 @@ def test_generating_a_separable_weight_counts_both_of_its_products():
     rows, numel = gm.smh_generator.plan.rows_of(use.parameter), use.parameter.slice_numel
     cut_off = (rows * gm.smh_generator.plan.layout.cols - numel) * use.parameter.full_rank
     assert use.costs.generate == generated - cut_off
+
+
+def test_a_model_that_is_not_transformed_can_not_be_planned():
+    with pytest.raises(fxhash.TransformError, match="generates no weight"):
+        plan_lowering(fxhash.trace(nn.Linear(3, 3)))
+
+
+def test_attention_nested_in_an_opaque_module_is_never_adaptive():
+    """It multiplies by its matrices as often as it likes: where the factors are more work, it gets the weight."""
+    gm = fxhash.transform(Assorted(), 0.9, seed=0, exclude="^wide").eval()
+    deployed = fxhash.lower_for_deploy(gm)
+    uses = [use for use in deployed.smh_factors.plan.uses if use.fqn.startswith("attention.")]
+    assert {use.costs.method for use in uses} == {Method.ADAPTIVE}
+    assert {use.method for use in uses} == {Method.GENERATE}
+    assert_same_outputs(gm, deployed, torch.randint(0, 50, (2, 9)))
+
+
+def test_what_a_nested_module_can_not_factor_is_refused():
+    gm = fxhash.transform(Assorted(), 0.3, seed=0)
+    with pytest.raises(fxhash.PlanError, match=r"'experts\.first' can't be factored where 'opaque_part' uses it"):
+        fxhash.lower_for_deploy(gm, methods={"experts.first": "factored"})
