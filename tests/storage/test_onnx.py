@@ -6,7 +6,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 import fxhash
-from tests.helpers import every_form, in_form, run
+from tests.helpers import every_form, in_form, run, skip_unless_onnx_has_open_sizes
 from tests.lowering.test_lowered_models import perturb, transformed
 
 onnx = pytest.importorskip("onnx")
@@ -76,12 +76,10 @@ def constant_bytes(path):
     return sum(onnx.numpy_helper.to_array(tensor).nbytes for tensor in stored)
 
 
-def skip_what_torch_2_6_cannot_export(model, has_open_sizes=False):
+def skip_what_torch_2_6_cannot_export(model):
     """Skip a test, with the reason, if it asks what the ONNX exporter of torch 2.6 can't do."""
     if TorchVersion(torch.__version__) >= "2.7":
         return
-    if has_open_sizes:
-        pytest.skip("torch 2.6 fails to decompose programs with open sizes while no gradients are recorded")
     called = [model.get_submodule(node.target) for node in model.graph.nodes if node.op == "call_module"]
     if any(isinstance(module, nn.BatchNorm2d) for module in called):
         pytest.skip("torch 2.6 exports no batch norm with this onnxscript, of the dense model neither")
@@ -124,7 +122,7 @@ def test_same_outputs_with_the_exporters_own_optimizer(name, form, tmp_path):
 def test_any_batch(name, form, tmp_path):
     gm, inputs = transformed(name)
     model = in_form(form, gm)
-    skip_what_torch_2_6_cannot_export(model, has_open_sizes=True)
+    skip_unless_onnx_has_open_sizes()
     fxhash.export_onnx(model, inputs, tmp_path / "model.onnx", dynamic_shapes=({0: torch.export.Dim("batch")},))
     session = load(tmp_path / "model.onnx")
     for batch in (1, 2, 70):

@@ -36,6 +36,7 @@ from fxhash.training.initialization import build_model
 from fxhash.training.preprocessing import ReadsBytes, mirrored_at_random, shifted
 from fxhash.training.processes import processes_for
 from fxhash.training.report.comparison import compare
+from tests.helpers import skip_unless_onnx_has_open_sizes
 
 # Torch's own, about how Lightning calls it.
 pytestmark = [
@@ -443,6 +444,7 @@ def test_export_of_a_run(finished, tmp_path):
     with pytest.raises(TrainingError, match=r"neither a \.safetensors nor an \.onnx file"):
         training.export(finished, tmp_path / "model.pt")
     onnxruntime = pytest.importorskip("onnxruntime")
+    skip_unless_onnx_has_open_sizes()
     training.export(finished, tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     data, (_, configuration) = load_data("digits"), training.folder.read_configuration(finished)
