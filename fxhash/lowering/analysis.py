@@ -87,7 +87,7 @@ class _Analysis:
         self.device = device
         self.flow = Dataflow(gm.graph)
         self.right_bytes = generator.right.nbytes
-        self.weights = {call: self._weight(generator, call, calls) for call in calls}
+        self.weights = {call: self._weight(generator, call) for call in calls}
 
     def plan(self, requested: Mapping[str, Method]) -> LoweringPlan:
         """The plan with these methods, and those that the cost model chooses."""
@@ -98,10 +98,9 @@ class _Analysis:
         factor_bytes = self.right_bytes + sum(each.bytes for each in stored.values())
         return LoweringPlan(uses, slot_bytes, peak_of(uses, slot_bytes), factor_bytes)
 
-    def _weight(self, generator: SMHGenerator, call: fx.Node, calls: Sequence[fx.Node]) -> Weight:
+    def _weight(self, generator: SMHGenerator, call: fx.Node) -> Weight:
         fqn = str(call.args[0])
         parameter, has_shift = generator.parameter(fqn), generator.shift(fqn) is not None
-        readers = [(same, node) for same in calls if same.args[0] == fqn for node in same.users]
         return Weight(
             parameter=parameter,
             rows=generator.plan.rows_of(parameter),
@@ -111,7 +110,7 @@ class _Analysis:
                 parameter.kernels > 0
                 and parameter.shape[1] >= self.device.least_split_channels
                 and not has_shift
-                and all(is_plain_layer_of(same, node) for same, node in readers)
+                and all(is_plain_layer_of(call, node) for node in call.users)
             ),
             dtype=generator.dtype_of(parameter),
             factor_dtype=generator.right.dtype,

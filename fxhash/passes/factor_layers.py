@@ -45,6 +45,6 @@ def factor_layers(graph_module: fx.GraphModule, plan: LoweringPlan, store: Facto
             arguments.append(use.costs.max_positions)
         # The node stays, and so does its name, of which the summary speaks.
         layer.target, layer.args, layer.kwargs = function, tuple(arguments), {}
-        layer.meta[USE] = plan.uses.index(use)
+        layer.meta[USE] = use
         modified = True
     return modified

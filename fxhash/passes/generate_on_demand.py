@@ -22,7 +22,7 @@ def generate_on_demand(graph_module: fx.GraphModule, plan: LoweringPlan, store: 
     for use, readers in planned(graph_module.graph, plan):
         if use.method is Method.GENERATE and use.module is None:
             weight = _generated(graph_module, use, store, readers[0])
-            weight.meta[USE] = plan.uses.index(use)
+            weight.meta[USE] = use
             for reader in readers:
                 reader.replace_input_with(weight_of(use, reader), weight)
             modified = True

@@ -11,7 +11,7 @@ from fxhash.lowering.factor_store import FactorStore
 from fxhash.lowering.functional import scale_channels
 from fxhash.lowering.plan import LoweringPlan, WeightUse
 
-# Where the `meta` of a node that generates a weight has the place of its use in the plan, between passes.
+# Where the `meta` of a node that generates a weight has its use, between passes.
 USE = "fxhash.use"
 
 
@@ -49,11 +49,13 @@ def read_right(graph_module: fx.GraphModule, store: FactorStore) -> fx.Node:
 
 
 def _path_of(graph_module: fx.GraphModule, store: FactorStore) -> str:
-    for path, module in graph_module.named_children():
-        if module is store:
-            return path
-    path = free_name(graph_module, "smh_factors")
-    graph_module.add_submodule(path, store)
+    # By name: a search among all children would take as long for each tensor that is read.
+    path = "smh_factors"
+    while (taken := getattr(graph_module, path, None)) is not store and taken is not None:
+        path += "_"
+    if taken is None:
+        path = free_name(graph_module, "smh_factors")
+        graph_module.add_submodule(path, store)
     return path
 
 

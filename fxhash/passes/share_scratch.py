@@ -21,7 +21,7 @@ def share_scratch(graph_module: fx.GraphModule, plan: LoweringPlan, store: Facto
     generating = [
         (node, slot)
         for node in graph.nodes
-        if USE in node.meta and (slot := plan.uses[node.meta[USE]].slot) is not None and "scratch" not in node.kwargs
+        if USE in node.meta and (slot := node.meta[USE].slot) is not None and "scratch" not in node.kwargs
     ]
     if not generating:
         return False
