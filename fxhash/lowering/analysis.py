@@ -18,7 +18,6 @@ from fxhash.lowering.memory import assign_slots, choose_cached, peak_of
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader, WeightUse
 from fxhash.lowering.readers import (
-    PLAIN_LAYERS,
     is_attention,
     may_store,
     opaque_module,
@@ -149,10 +148,10 @@ class _Analysis:
         if reader is None or weight.parameter.kernels:
             return None
         owners = [called.wrapped_module.get_submodule(name.rpartition(".")[0]) for name in names]
-        applies = reader is Reader.ATTENTION or (reader in PLAIN_LAYERS and all(map(can_be_factored, owners)))
+        applies = reader is Reader.ATTENTION or (reader.is_plain_layer and all(map(can_be_factored, owners)))
         costs = weight.costs(reader, applies and weight.can_be_factored)
         method = requested or (Method.FACTORED if reader is Reader.EMBEDDING and costs.factored else costs.method)
-        if method is Method.ADAPTIVE and reader not in PLAIN_LAYERS:
+        if method is Method.ADAPTIVE and not reader.is_plain_layer:
             method = Method.GENERATE
         if method is Method.FACTORED and costs.factored is None:
             return None
@@ -232,7 +231,7 @@ class _Analysis:
 
     def _can_apply_factors(self, call: fx.Node, reader: Reader) -> bool:
         weight = self.weights[call]
-        fits_reader = reader in PLAIN_LAYERS or (reader is Reader.ATTENTION and len(weight.shape) == 2)
+        fits_reader = reader.is_plain_layer or (reader is Reader.ATTENTION and len(weight.shape) == 2)
         return fits_reader and weight.can_be_factored and not is_changed_in_place(call)
 
 

@@ -23,6 +23,11 @@ class Reader(str, Enum):
     ATTENTION = "attention"
     OTHER = "other"
 
+    @property
+    def is_plain_layer(self) -> bool:
+        """Whether one weight and an input go in, so that the factors can be applied in its place."""
+        return self in (Reader.LINEAR, Reader.CONVOLUTION, Reader.EMBEDDING)
+
 
 @dataclass(frozen=True)
 class StoredTensor:

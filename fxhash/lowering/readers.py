@@ -26,7 +26,6 @@ _ATTENTION = (
     nn.modules.linear.NonDynamicallyQuantizableLinear,
     nn.LayerNorm,
 )
-PLAIN_LAYERS = (Reader.LINEAR, Reader.CONVOLUTION, Reader.EMBEDDING)
 _OF_FUNCTION: dict[Any, Reader] = {F.linear: Reader.LINEAR, F.embedding: Reader.EMBEDDING}
 _OF_MODULE: dict[type[nn.Module], Reader] = {nn.Linear: Reader.LINEAR, nn.Embedding: Reader.EMBEDDING}
 

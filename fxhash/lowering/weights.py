@@ -89,10 +89,11 @@ class Weight:
         if can_be_factored:
             lookup = reader is Reader.EMBEDDING
             return lookup_costs(self.shape, rank) if lookup else layer_costs(self.shape, rank, self.cols)
-        is_layer = reader in (Reader.LINEAR, Reader.CONVOLUTION, Reader.EMBEDDING)
         # A separable weight is a product twice: its slice of the factors, and that with the kernels.
         positions = math.prod(self.parameter.shape[2:]) if self.parameter.kernels and not self.is_split else 0
-        return Costs(self.parameter.slice_numel * (rank + positions), math.prod(self.shape) if is_layer else 0)
+        return Costs(
+            self.parameter.slice_numel * (rank + positions), math.prod(self.shape) if reader.is_plain_layer else 0
+        )
 
     def stored(self, method: Method, norm: FoundNorm | None) -> Iterable[StoredTensor]:
         """What the lowered model stores for a use.

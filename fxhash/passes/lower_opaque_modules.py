@@ -12,7 +12,6 @@ from fxhash.lowering.factor_store import FactorStore
 from fxhash.lowering.factored_modules import WeightSource, generate_parameters, lower_layer
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader, WeightUse
-from fxhash.lowering.readers import PLAIN_LAYERS
 from fxhash.passes.contract import graph_pass
 from fxhash.passes.nodes import planned, read_right
 
@@ -54,7 +53,7 @@ def _lower(
         for name in names:
             path, _, attribute = name.rpartition(".")
             owner = called.wrapped_module.get_submodule(path)
-            if use.reader in PLAIN_LAYERS:
+            if use.reader.is_plain_layer:
                 max_positions = use.costs.max_positions if use.method is Method.ADAPTIVE else 0
                 layers[owner] = lower_layer(owner, source, use.method, max_positions)
             else:
