@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import fx, nn
 
 from fxhash.capture.assembly import detached
 from fxhash.capture.exposure import Exposure
-from fxhash.capture.refused_blocks import refusing_blocks
-from fxhash.capture.side_effects import refusing_side_effects, restoring_attributes
-from fxhash.capture.tracer import ExposingTracer, OpaqueCall
+from fxhash.capture.tracer import ChangedSurroundingsError, ExposingTracer, OpaqueCall
 from fxhash.capture.untraceable import Untraceable, UntraceableError, never_traced_because, reason_of
+from fxhash.capture.wrapped_functions import recording_wrapped_functions
 from fxhash.graph.names import OPAQUE_PART
+
+# One trace at a time: it replaces functions that `torch.fx.wrap` names. A forked process starts with a lock of its own.
+_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 @dataclass(frozen=True)
@@ -42,20 +53,20 @@ def record(exposure: Exposure) -> Recording | Untraceable:
     reason = never_traced_because(model)
     if type(model).__call__ is not nn.Module.__call__ and not isinstance(model, fx.GraphModule):
         reason = "it overrides __call__"
+    if "forward" in vars(model):
+        reason = "its forward was replaced"
     if reason:
         return Untraceable(reason)
     try:
-        tracer = ExposingTracer(exposure)
-        with (
-            restoring_attributes(model),
-            tracer.recording_training_flags(),
-            refusing_blocks(),
-            refusing_side_effects(model),
-        ):
-            graph = tracer.trace(model)
-            _check_optional_arguments(exposure, graph)
+        with _lock, recording_wrapped_functions():
+            try:
+                tracer = ExposingTracer(exposure)
+                graph = tracer.record()
+            except ChangedSurroundingsError:
+                tracer = ExposingTracer(exposure, careful=True)
+                graph = tracer.record()
         return _recording(tracer, detached(graph))
-    except Exception as error:
+    except (UntraceableError, Exception) as error:
         return Untraceable(reason_of(error))
 
 
@@ -69,23 +80,3 @@ def _recording(tracer: ExposingTracer, graph: fx.Graph) -> Recording:
     leaves = {target: leaf for target, leaf in tracer.leaves.items() if target in called}
     opaque = {path: call for path, call in tracer.opaque.items() if f"{path}.{OPAQUE_PART}" in called}
     return Recording(graph, leaves, opaque)
-
-
-def _check_optional_arguments(exposure: Exposure, graph: fx.Graph) -> None:
-    """Refuse a forward that asks whether an optional argument is None, which a trace can't see it ask."""
-    optional = [node.target for node in graph.nodes if node.op == "placeholder" and node.args == (None,)]
-    if optional:
-        # Training flags are recorded by the first tracer alone. A forward that reads `self.training` fails here, and
-        # the model stays opaque as a whole: so it is in the state dicts of saved files.
-        absent = ExposingTracer(exposure).trace(exposure.model, concrete_args=dict.fromkeys(optional))
-        if _operations(absent) != _operations(graph):
-            raise UntraceableError(f"it does something else where an optional argument ({', '.join(optional)}) is None")
-
-
-def _operations(graph: fx.Graph) -> list[tuple[str, Any]]:
-    """What a graph does, without its inputs and torch's checks of fixed arguments."""
-    return [
-        (node.op, node.target)
-        for node in graph.nodes
-        if node.op != "placeholder" and getattr(node.target, "__name__", "") != "_assert_is_none"
-    ]

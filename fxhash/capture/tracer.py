@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
 from fxhash.capture.exposure import Exposure
+from fxhash.capture.kept_state import KeptState
 from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
-from fxhash.capture.side_effects import refusing_side_effects
+from fxhash.capture.observed_proxy import ObservedFlag, ObservedProxy, ObservedTensor
+from fxhash.capture.observer import Observer
+from fxhash.capture.real_tensors import RefusingOperations
 from fxhash.capture.untraceable import UntraceableError, never_traced_because, reason_of
 from fxhash.graph.names import OPAQUE_PART, free_name
+
+_TABLES = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True)
@@ -37,121 +45,185 @@ class ExposingTracer(fx.Tracer):
     Parameters and persistent buffers become `get_attr` nodes under their first name, one each. The target of an
     opaque call is `OPAQUE_PART` below the module's path; its arguments are those of `OpaqueModule.forward`.
 
+    Nothing outside of the model is patched: its own modules are told to call the tracer, and to read their parameters,
+    buffers and training flags from it, until the trace is over.
+
     Args:
         exposure: the model and what to expose of it.
+        careful: whether to look for changes outside of the model after each module, and not just at the end.
 
     Attributes:
         leaves: the training flags and tensor constants that the graph calls, by target.
         opaque: the modules that were rolled back, by path.
     """
 
-    def __init__(self, exposure: Exposure) -> None:
+    def __init__(self, exposure: Exposure, careful: bool = False) -> None:
         super().__init__()
         self.exposure = exposure
+        self.careful = careful
         self.leaves: dict[str, nn.Module] = {}
         self.opaque: dict[str, OpaqueCall] = {}
+        self._refusal: str | None = None
         self._proxies: dict[str, fx.Proxy] = {}
         self._constants: dict[int, tuple[str, Tensor]] = {}
         self._buffer_names: dict[int, str] = {}
-        # Of tensors that a model holds, one that it makes anew at each call is none.
-        self._held = {
-            id(value)
-            for module in exposure.model.modules()
-            for value in (*vars(module).values(), *module._buffers.values())
-            if isinstance(value, Tensor)
-        }
         for path, module in exposure.model.named_modules():
             for name, buffer in module.named_buffers(recurse=False):
                 if name not in module._non_persistent_buffers_set:
                     self._buffer_names.setdefault(id(buffer), f"{path}.{name}" if path else name)
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whatever holds no exposed parameter stays one node."""
-        return not self.exposure.is_held_by(m)
+    def record(self) -> fx.Graph:
+        """The graph of the model.
 
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        """Descend, or fall back to an opaque call."""
-        path = self.path_of_module(m)
-        if self.is_leaf_module(m, path):
-            return super().call_module(m, forward, args, kwargs)
-        reason = self.opaque[path].reason if path in self.opaque else never_traced_because(m)
-        if not reason:
+        Raises:
+            UntraceableError: if the model's own forward can't be traced.
+        """
+        model = self.exposure.model
+        self.root = model
+        self.graph = fx.Graph()
+        self.tensor_attrs = {}
+        self.submodule_paths = {module: path for path, module in model.named_modules()}
+        with self._attached(model):
+            self._state = KeptState(model)
+            self._observer = Observer(self._state, self._refuse_forward)
+            forward, arguments = self.create_args_for_root(type(model).forward, True, None)
+            with RefusingOperations(self._state.storages, self._refuse_forward), self._observer.watching():
+                try:
+                    result = self._checked(model, forward, arguments)
+                    self._check_surroundings()
+                    self.create_node("output", "output", (self.create_arg(result),), {})
+                except BaseException:
+                    self._state.restore(model)
+                    raise
+        return self.graph
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Give up the module at hand, even if its forward catches the error."""
+        self._refusal = self._refusal or reason
+        raise UntraceableError(reason)
+
+    def _refuse_forward(self, what: str) -> NoReturn:
+        self.refuse(f"its forward {what}")
+
+    @contextmanager
+    def _attached(self, model: nn.Module) -> Iterator[None]:
+        """Let the modules of the model ask the tracer; afterwards they have the attributes that they had before."""
+        modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+        before = [
+            (module, dict(vars(module)), {name: dict(vars(module)[name]) for name in _TABLES}) for module in modules
+        ]
+        try:
+            for module in model.modules():
+                # This is what `nn.Module.__call__` calls first, for the sake of `nn.Module.compile`.
+                vars(module)["_compiled_call_impl"] = partial(self._call, module)
+            for module in modules:
+                vars(module)["training"] = ObservedFlag(self, module, module.training)
+                for name in ("_parameters", "_buffers"):
+                    vars(module)[name] = _Table(vars(module)[name], self._tensor_proxy)
+            yield
+        finally:
+            for module, attributes, tables in before:
+                vars(module).clear()
+                vars(module).update(attributes)
+                for name, content in tables.items():
+                    vars(module)[name].clear()
+                    vars(module)[name].update(content)
+            for module in model.modules():
+                vars(module).pop("_compiled_call_impl", None)
+
+    def _call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Descend into a module that is called, or fall back to an opaque call; keep it whole if it holds nothing."""
+        path = self.path_of_module(module)
+        held = self.exposure.is_held_by(module)
+        reason = self.opaque[path].reason if path in self.opaque else never_traced_because(module) if held else ""
+        if held and not reason:
             last_node = next(iter(reversed(self.graph.nodes)))
-            stack, calls = self.module_stack.copy(), self.num_calls.copy()
             try:
-                with refusing_side_effects(m):
-                    return super().call_module(m, forward, args, kwargs)
-            except Exception as error:
-                reason = reason_of(error)
+                return self._checked(module, module.forward, args, kwargs)
+            except (UntraceableError, Exception) as error:
+                self._observer.watch()
+                reason, self._refusal = self._refusal or reason_of(error), None
+                self._state.restore(module)
                 self._roll_back_to(last_node)
-                self.module_stack, self.num_calls = stack, calls
+        changed = self._state.changed_in(module)
+        if changed is not None:
+            self._refuse_forward(f"changes {changed!r} of {path} before it calls it")
+        if type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule):
+            self.refuse(f"it calls {path}, which overrides __call__")
+        if not held:
+            return self.create_proxy("call_module", path, args, kwargs)
         exposed = self.exposure.exposed_in(path)
         self.opaque[path] = OpaqueCall(reason, tuple(exposed.values()))
         weights = tuple(self._tensor_proxy(self.exposure.parameters[fqn]) for fqn in exposed)
         return self.create_proxy("call_module", f"{path}.{OPAQUE_PART}", (weights, args, kwargs), {})
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        """Parameters and buffers are values of the graph, not of the trace."""
-        return self._tensor_proxy(attr_val) if isinstance(attr_val, Tensor) else attr_val
+    def _checked(
+        self, module: nn.Module, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] = MappingProxyType({})
+    ) -> Any:
+        """Run a module's forward; refuse it if it left anything changed, or went on after a refusal."""
+        result = forward(*args, **kwargs)
+        if self._refusal is not None:
+            raise UntraceableError(self._refusal)
+        changed = self._state.changed_in(module) or (self._state.changed_around() if self.careful else None)
+        if changed is not None:
+            self._refuse_forward(f"changes {changed!r}")
+        return result
+
+    def _check_surroundings(self) -> None:
+        changed = self._state.changed_around()
+        if changed is not None:
+            raise ChangedSurroundingsError(f"its forward changes {changed!r}")
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """A value of the graph."""
+        return ObservedProxy(node, self)
 
     def create_arg(self, a: Any) -> Any:
         """Tensors that were reached without an attribute access, say through a list, are found by identity."""
+        if isinstance(a, fx.Proxy):
+            return a.node
         if isinstance(a, Tensor):
             return self._tensor_proxy(a).node
+        if isinstance(a, np.generic):
+            return a.item()
+        if type(a) is OrderedDict:
+            return self.create_proxy("call_function", OrderedDict, (list(a.items()),), {}).node
+        if (isinstance(a, dict) and type(a) is not dict) or (isinstance(a, list) and type(a) is not list):
+            self.refuse(f"its forward makes a {type(a).__name__}, which a graph can't hold")
         return super().create_arg(a)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Record nothing in a `no_grad` block: the graph would forget the block."""
         if not torch.is_grad_enabled():
-            raise UntraceableError("its forward switches gradients off")
+            self._refuse_forward("switches gradients off")
         return super().create_node(*args, **kwargs)
 
-    @contextmanager
-    def recording_training_flags(self) -> Iterator[None]:
-        """Make `self.training` a value of the graph in the modules that may be traced."""
+    def training_flag(self, module: nn.Module, value: bool) -> fx.Node:
+        """The node that gives the training flag of a module.
 
-        def training(module: nn.Module) -> fx.Proxy:
-            return self._training_flag(module)
-
-        classes: dict[type, type] = {}
-        swapped: list[tuple[nn.Module, type]] = []
-        try:
-            for module in self.exposure.model.modules():
-                kind = type(module)
-                own_kind = type_before_parametrizations(module)
-                if self.exposure.is_held_by(module) and not own_kind.__module__.startswith("torch."):
-                    if kind not in classes:
-                        classes[kind] = type(kind.__name__, (kind,), {"training": property(training)})
-                    module.__class__ = classes[kind]
-                    swapped.append((module, kind))
-            yield
-        finally:
-            for module, kind in swapped:
-                module.__class__ = kind
-
-    def _training_flag(self, module: nn.Module) -> fx.Proxy:
-        """What a traced `self.training` evaluates to."""
+        Args:
+            module: the module.
+            value: its flag before the trace.
+        """
         path = self.path_of_module(module)
         name = free_name(module, "training_flag")
         target = f"{path}.{name}" if path else name
-        self.leaves.setdefault(target, TrainingFlag(vars(module)["training"]))
-        return self._cached(target, lambda: self.create_proxy("call_module", target, (), {}))
+        self.leaves.setdefault(target, TrainingFlag(value))
+        return self._cached(target, lambda: self.create_proxy("call_module", target, (), {})).node
 
     def _tensor_proxy(self, tensor: Tensor) -> fx.Proxy:
         name = self.exposure.name_of(tensor) or self._buffer_names.get(id(tensor))
         if name is not None:
             return self._cached(name, lambda: self._create_tensor_proxy("get_attr", name, tensor))
         if tensor.requires_grad:
-            raise UntraceableError("it computes with parameters in a way that tracing would freeze into a constant")
+            self.refuse("it computes with parameters in a way that tracing would freeze into a constant")
         target, _ = self._constants.setdefault(id(tensor), (f"tensor_constant_{len(self._constants)}", tensor))
-        self.leaves.setdefault(target, TensorConstant(tensor, fresh=id(tensor) not in self._held))
+        self.leaves.setdefault(target, TensorConstant(tensor, fresh=id(tensor) not in self._state.tensors))
         return self._cached(target, lambda: self._create_tensor_proxy("call_module", target, tensor))
 
     def _create_tensor_proxy(self, kind: str, target: str, tensor: Tensor) -> fx.Proxy:
         return self.create_proxy(
-            kind, target, (), {}, proxy_factory_fn=lambda node: _TensorProxy(self, node, tensor.shape)
+            kind, target, (), {}, proxy_factory_fn=lambda node: ObservedTensor(self, node, tensor.shape)
         )
 
     def _cached(self, target: str, create: Callable[[], fx.Proxy]) -> fx.Proxy:
@@ -170,31 +242,17 @@ class ExposingTracer(fx.Tracer):
         self._proxies = {target: proxy for target, proxy in self._proxies.items() if proxy.node not in erased}
 
 
-class _TensorProxy(fx.Proxy):
-    """A tensor that the model holds, whose shape is known while tracing; its type and device may change later."""
+class ChangedSurroundingsError(UntraceableError):
+    """Raised at the end of a trace that changed something outside of the model."""
 
-    def __init__(self, tracer: fx.Tracer, node: fx.Node, shape: torch.Size) -> None:
-        super().__init__(node, tracer)
-        self._shape = shape
 
-    @property
-    def shape(self) -> torch.Size:
-        return self._shape
+class _Table(dict[str, Any]):
+    """The parameters or buffers of a module, which are values of the graph where they are read by name."""
 
-    @property
-    def ndim(self) -> int:
-        return len(self._shape)
+    def __init__(self, tensors: dict[str, Any], proxy_of: Callable[[Tensor], fx.Proxy]) -> None:
+        super().__init__(tensors)
+        self._proxy_of = proxy_of
 
-    def size(self, dim: int | None = None) -> torch.Size | int:
-        return self._shape if dim is None else self._shape[dim]
-
-    def dim(self) -> int:
-        return len(self._shape)
-
-    def numel(self) -> int:
-        return self._shape.numel()
-
-    nelement = numel
-
-    def __len__(self) -> int:
-        return self._shape[0]
+    def __getitem__(self, name: str) -> Any:
+        tensor = super().__getitem__(name)
+        return self._proxy_of(tensor) if isinstance(tensor, Tensor) else tensor

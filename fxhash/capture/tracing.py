@@ -20,7 +20,6 @@ from fxhash.capture.exposure import Exposure
 from fxhash.capture.opaque import OpaqueModule
 from fxhash.capture.opaque_model import wrap_model
 from fxhash.capture.recording import Recording, record
-from fxhash.capture.side_effects import preserving_random_state
 from fxhash.capture.untraceable import Untraceable
 from fxhash.errors import TransformError
 from fxhash.graph.names import OPAQUE_PART, WRAPPED_MODULE
@@ -62,7 +61,7 @@ def trace(model: Model, expose: Collection[str] | None = None) -> fx.GraphModule
     if isinstance(model, fx.GraphModule) and is_exported(model):
         return capture_exported(model, exposed)
     exposure = Exposure.of(copy_model(model, shared=exposed), exposed)
-    with preserving_random_state(), torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         recorded = record(exposure)
         if isinstance(recorded, Untraceable):
             return wrap_model(exposure, recorded.reason)

@@ -36,8 +36,11 @@ class Untraceable:
     reason: str
 
 
-class UntraceableError(Exception):
-    """Raised inside a trace to roll back the module at hand; its message is the reason."""
+class UntraceableError(BaseException):
+    """Raised inside a trace to roll back the module at hand; its message is the reason.
+
+    No `Exception`: a forward that catches these must not go on as if nothing had happened.
+    """
 
 
 def never_traced_because(module: nn.Module) -> str:
@@ -52,7 +55,7 @@ def never_traced_because(module: nn.Module) -> str:
     return ""
 
 
-def reason_of(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """The reason that an error during a trace gives, in one line."""
     message = " ".join(str(error).split())
     return message if isinstance(error, UntraceableError) else f"{type(error).__name__}: {message}"

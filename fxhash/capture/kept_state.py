@@ -1,0 +1,232 @@
+"""What a model keeps from call to call, however it keeps it: a traced forward must not change it.
+
+Attributes, containers, plain objects, variables of functions and modules, random number generators of Python and
+numpy. Each is remembered by the objects in it, so that a later look shows whether it holds the same ones.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+import random
+import sys
+from argparse import Namespace
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import is_
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+_VALUES = (bool, int, float, complex, str, bytes)
+_NUMPY_GENERATORS = (np.random.Generator, np.random.RandomState)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Something that can change, and what it held when it was first seen."""
+
+    holder: Any
+    content: Any
+
+    def is_unchanged(self) -> bool:
+        return _is_same(_content(self.holder), self.content)
+
+    def restore(self) -> None:
+        """Put back what it held, where that can be done."""
+        holder, content = self.holder, self.content
+        if isinstance(holder, random.Random):
+            holder.setstate(content)
+        elif isinstance(holder, dict):
+            holder.clear()
+            holder.update(_entries(content))
+        elif isinstance(holder, (list, deque)):
+            holder.clear()
+            holder.extend(content)
+        elif isinstance(holder, set):
+            holder.clear()
+            holder.update(content)
+
+
+class KeptState:
+    """The state of a model as it was before a trace.
+
+    Args:
+        model: the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._kept: dict[int, _Kept] = {}
+        self._of_module: dict[int, list[tuple[str, _Kept]]] = {}
+        # Of functions, classes and variables outside of the model.
+        self._around: list[tuple[str, _Kept]] = []
+        self._codes: set[int] = set()
+        self._modules = {id(module): module for module in model.modules()}
+        self.storages: set[int] = set()
+        self.tensors: set[int] = set()
+        for module in model.modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                self._remember_module(module)
+
+    def _remember_module(self, module: nn.Module) -> None:
+        found = self._of_module[id(module)] = []
+        # The dictionaries of a module change where a name in it gets another value.
+        for name, value in (("", vars(module)), *vars(module).items()):
+            found.extend((name, kept) for kept in self._remember(value))
+        for kind in type(module).__mro__:
+            if kind.__module__.startswith("torch."):
+                break
+            self._around.extend((kind.__name__, kept) for kept in self._remember(kind))
+
+    def remember_around(self, code: CodeType, variables: dict[str, Any]) -> None:
+        """Remember the variables outside of a function that its code names."""
+        if id(code) not in self._codes:
+            self._codes.add(id(code))
+            for name in code.co_names:
+                if name in variables:
+                    self._around.extend((name, kept) for kept in self._remember(variables[name]))
+
+    def changed_in(self, module: nn.Module) -> str | None:
+        """The name of something that changed in a module, or in one nested in it; None if nothing did."""
+        return _first_changed(kept for each in module.modules() for kept in self._of_module.get(id(each), ()))
+
+    def changed_around(self) -> str | None:
+        """The name of something that changed outside of the modules; None if nothing did."""
+        return _first_changed(self._around)
+
+    def restore(self, module: nn.Module) -> None:
+        """Put back what changed in a module, in one nested in it, or around them."""
+        found = [kept for each in module.modules() for _, kept in self._of_module.get(id(each), ())]
+        for kept in (*found, *(kept for _, kept in self._around)):
+            if not kept.is_unchanged():
+                kept.restore()
+
+    def _remember(self, value: Any) -> Iterator[_Kept]:
+        pending = [value]
+        while pending:
+            each = pending.pop()
+            if id(each) in self._kept or id(each) in self._modules:
+                continue
+            content = _content(each)
+            if content is None:
+                continue
+            if isinstance(each, Tensor):
+                self.tensors.add(id(each))
+                if each.layout is torch.strided:
+                    self.storages.add(each.untyped_storage()._cdata)
+            kept = self._kept[id(each)] = _Kept(each, content)
+            yield kept
+            pending.extend(_parts(content))
+
+
+def _first_changed(found: Iterable[tuple[str, _Kept]]) -> str | None:
+    for name, kept in found:
+        if not kept.is_unchanged():
+            return name or _changed_key(kept)
+    return None
+
+
+def _changed_key(kept: _Kept) -> str:
+    """Which entry of a dictionary changed."""
+    before, now = _entries(kept.content), _entries(_content(kept.holder))
+    for name in (*before, *now):
+        if name not in before or name not in now or not _is_same(before[name], now[name]):
+            return str(name)
+    return "the order of its attributes"
+
+
+def _entries(content: Sequence[Any]) -> dict[Any, Any]:
+    """What a dictionary held: its keys come first, then its values."""
+    half = len(content) // 2
+    return dict(zip(content[:half], content[half:], strict=True))
+
+
+def _content(value: Any) -> Any:
+    """What something that can change holds, one level deep; None for what can't change or is no model's state."""
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, Tensor):
+        return None if value.is_inference() else value._version
+    if value is None or isinstance(value, (*_VALUES, ModuleType, fx.Proxy, fx.Graph, CodeType)):
+        return None
+    if isinstance(value, random.Random):
+        return value.getstate()
+    if isinstance(value, _NUMPY_GENERATORS):
+        bits = value.bit_generator.state if isinstance(value, np.random.Generator) else value.get_state(legacy=False)
+        return pickle.dumps(bits)
+    if isinstance(value, np.ndarray):
+        return value.tobytes() if value.dtype != object else value.tolist()
+    if isinstance(value, (list, deque, tuple)):
+        return list(value)
+    if isinstance(value, (set, bytearray)):
+        return type(value)(value)
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+        return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items(), *vars(value).items()]
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.items()]
+    if hasattr(value, "cache_info") and callable(value):
+        return tuple(value.cache_info())
+    if isinstance(value, type):
+        return _class_content(value)
+    if hasattr(value, "__dict__") and (isinstance(value, nn.Module) or not _is_of_library(type(value))):
+        return [*vars(value).keys(), *vars(value).values()]
+    if inspect.isbuiltin(value) or not hasattr(value, "__next__"):
+        return None
+    return repr(value)
+
+
+def _is_of_library(kind: type) -> bool:
+    """Whether a class is Python's, torch's or ours, such as a logger: its objects' memory is no state of a model."""
+    package = kind.__module__.split(".")[0]
+    ours = kind.__module__.startswith("fxhash.") and not kind.__module__.startswith("fxhash.zoo.")
+    return package == "torch" or ours or (package in sys.stdlib_module_names and kind not in (SimpleNamespace, Namespace))
+
+
+def _class_content(kind: type) -> list[tuple[str, Any]] | None:
+    """The plain attributes of a class, and its functions, whose defaults can change."""
+    if _is_of_library(kind):
+        return None
+    return [
+        (name, value)
+        for name, value in vars(kind).items()
+        if not name.startswith("__") or isinstance(value, FunctionType)
+        if isinstance(value, FunctionType) or not hasattr(type(value), "__get__")
+    ]
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _parts(content: Any) -> Iterator[Any]:
+    if isinstance(content, (list, tuple, set)):
+        for each in content:
+            if isinstance(each, tuple) and not hasattr(each, "_fields"):
+                yield from each
+            else:
+                yield each
+
+
+def _is_same(now: Any, before: Any) -> bool:
+    if now is before:
+        return True
+    if type(now) is not type(before):
+        return False
+    if isinstance(now, (list, tuple)):
+        return len(now) == len(before) and (all(map(is_, now, before)) or all(map(_is_same, now, before)))
+    if isinstance(now, _VALUES):
+        return bool(now == before)
+    # Sets of the same objects; compared by identity, since a value of the graph can't be compared.
+    return isinstance(now, set) and {*map(id, now)} == {*map(id, before)} or isinstance(now, bytearray) and now == before

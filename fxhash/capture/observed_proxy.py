@@ -1,0 +1,188 @@
+"""Proxies that refuse every question whose answer a graph would forget.
+
+A proxy of `torch.fx` answers some questions as no tensor would: `isinstance(x, Tensor)` is false, `x in table` looks for
+the proxy itself, `x += 1` makes a new value. Each of these is refused here, or recorded as what it is.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.proxy import Attribute
+
+from fxhash.capture.user_code import is_user_code
+from fxhash.graph.in_place import IN_PLACE_OPERATORS
+
+if TYPE_CHECKING:
+    from fxhash.capture.tracer import ExposingTracer
+
+# What reads a property of a tensor at once; all other attributes are methods, called later or never.
+_PROPERTIES = frozenset(
+    name for name in dir(Tensor) if not name.startswith("_") and not callable(getattr(Tensor, name, None))
+)
+# Functions of torch that ask for a class on behalf of their caller.
+_ASKS_FOR_CALLER = frozenset({"__instancecheck__", "is_tensor", "is_storage"})
+
+
+class ObservedProxy(fx.Proxy):
+    """A value of the graph that is recorded."""
+
+    tracer: ExposingTracer
+    # As tensors have it: an operation with a number of numpy is the tensor's.
+    __array_priority__ = 1000
+    origin = "that comes from its input"
+
+    def __getattr__(self, k: str) -> ObservedAttribute:
+        attribute = ObservedAttribute(self, k)
+        if k in _PROPERTIES:
+            _ = attribute.node
+        return attribute
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        """What `isinstance` asks for."""
+        frame = sys._getframe(1)
+        while frame.f_back is not None and frame.f_code.co_name in _ASKS_FOR_CALLER:
+            frame = frame.f_back
+        if is_user_code(frame.f_code):
+            self._refuse("asks for the type of a value")
+        return type(self)
+
+    def _refuse(self, what: str) -> NoReturn:
+        self.tracer.refuse(f"its forward {what} {self.origin}")
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        count = _number_of_names(sys._getframe(1))
+        if count is None:
+            self._refuse("iterates over a value")
+        return iter([self[index] for index in range(count)])
+
+    def __bool__(self) -> bool:
+        self._refuse("branches on a value")
+
+    def __len__(self) -> int:
+        self._refuse("asks for the length of a value")
+
+    def __float__(self) -> float:
+        self._refuse("makes a number of a value")
+
+    def __int__(self) -> int:
+        self._refuse("makes a number of a value")
+
+    def __index__(self) -> int:
+        self._refuse("makes a number of a value")
+
+    def __complex__(self) -> complex:
+        self._refuse("makes a number of a value")
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        self._refuse("makes an array of a value")
+
+    def __contains__(self, item: object) -> bool:
+        self._refuse("searches a value")
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._refuse("assigns to a part of a value")
+
+    def __delitem__(self, key: Any) -> None:
+        self._refuse("deletes a part of a value")
+
+    def __copy__(self) -> Any:
+        self._refuse("copies a value")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        self._refuse("copies a value")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        self._refuse("copies a value")
+
+    def __hash__(self) -> int:
+        if is_user_code(sys._getframe(1).f_code):
+            self._refuse("looks up a value")
+        return id(self)
+
+    def __repr__(self) -> str:
+        if is_user_code(sys._getframe(1).f_code):
+            self._refuse("prints a value")
+        return object.__repr__(self)
+
+    def __format__(self, format_spec: str) -> str:
+        self._refuse("prints a value")
+
+
+def _number_of_names(frame: FrameType) -> int | None:
+    """How many names a frame is about to unpack a value into; None if it is about to do something else."""
+    operation, argument = frame.f_code.co_code[frame.f_lasti : frame.f_lasti + 2]
+    return argument if dis.opname[operation] == "UNPACK_SEQUENCE" else None
+
+
+def _recording(operator: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def record(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator, (self, other), {})
+
+    return record
+
+
+for _name, _operator in IN_PLACE_OPERATORS.items():
+    setattr(ObservedProxy, _name, _recording(_operator))
+
+
+class ObservedAttribute(ObservedProxy, Attribute):
+    """An attribute of a value; a method where it is called."""
+
+
+class ObservedTensor(ObservedProxy):
+    """A tensor that the model holds, whose shape is known while tracing; its type and device may change later."""
+
+    def __init__(self, tracer: fx.Tracer, node: fx.Node, shape: torch.Size) -> None:
+        super().__init__(node, tracer)
+        self._shape = shape
+
+    @property
+    def shape(self) -> torch.Size:
+        """Its shape."""
+        return self._shape
+
+    @property
+    def ndim(self) -> int:
+        """Number of its dimensions."""
+        return len(self._shape)
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """Its shape, or its size in one dimension."""
+        return self._shape if dim is None else self._shape[dim]
+
+    def dim(self) -> int:
+        """Number of its dimensions."""
+        return len(self._shape)
+
+    def numel(self) -> int:
+        """Number of its elements."""
+        return self._shape.numel()
+
+    nelement = numel
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+
+class ObservedFlag(ObservedProxy):
+    """The `training` flag of a module, in the place of the flag itself: a value of the graph wherever it is read."""
+
+    origin = "that is a training flag"
+
+    def __init__(self, tracer: ExposingTracer, module: nn.Module, value: bool) -> None:
+        self.tracer = tracer
+        self.module = module
+        self.value = value
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        """The node that gives the flag, made where it is needed."""
+        return self.tracer.training_flag(self.module, self.value)
