@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Collection, Iterator, Mapping
-from types import ModuleType
+from types import CellType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
 from torch import Tensor, fx, nn
 
+from fxhash.capture.references import references_from, references_of
 from fxhash.errors import TransformError
 from fxhash.smh.parameters import tied_groups
 
@@ -16,7 +18,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
-    """A deep copy that keeps ties between parameters.
+    """A deep copy that keeps ties between parameters, also of what functions in the model's attributes close over.
 
     Args:
         model: the module to copy; it is left untouched.
@@ -40,13 +42,69 @@ def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
         # https://github.com/pytorch/pytorch/pull/103001
         for value in _computed_tensors(module):
             memo[id(value)] = value.detach().clone()
+    functions = _functions_of(model)
+    memo.update({id(function): _with_own_cells(function, copied) for function, copied in functions.items()})
     try:
-        return copy.deepcopy(model, memo)
+        copied_model = copy.deepcopy(model, memo)
+        for function, copied in functions.items():
+            _fill(memo[id(function)], function, copied, memo)
+        _renew_weak_references(copied_model, memo)
     except Exception as error:
         raise TransformError(
             f"{type(model).__name__} can't be copied by copy.deepcopy, which leaving it untouched needs: "
             f"{type(error).__name__}: {error}"
         ) from error
+    return copied_model
+
+
+def _functions_of(model: nn.Module) -> dict[FunctionType, frozenset[int]]:
+    """Functions in the attributes of modules that refer to a part of the model, and which of their cells do.
+
+    Whatever else a function refers to is its own, and not copied: a list in which a hook collects its outputs.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    parts = {id(each) for each in (*model.modules(), *tensors)}
+
+    def refers(value: Any) -> bool:
+        return any(id(reference.target) in parts for reference in references_from(value))
+
+    found: dict[FunctionType, frozenset[int]] = {}
+    for module in model.modules():
+        for reference in references_of(module, with_class=False):
+            function = reference.target
+            if isinstance(function, FunctionType) and function not in found:
+                cells = function.__closure__ or ()
+                copied = frozenset(index for index, cell in enumerate(cells) if refers(cell))
+                if copied or refers((function.__defaults__, function.__kwdefaults__, vars(function))):
+                    found[function] = copied
+    return found
+
+
+def _with_own_cells(function: FunctionType, copied: Collection[int]) -> FunctionType:
+    cells = tuple(CellType() if i in copied else cell for i, cell in enumerate(function.__closure__ or ()))
+    return FunctionType(function.__code__, function.__globals__, function.__name__, None, cells or None)
+
+
+def _fill(copied: FunctionType, function: FunctionType, cells: Collection[int], memo: dict[int, Any]) -> None:
+    for index, (cell, original) in enumerate(zip(copied.__closure__ or (), function.__closure__ or (), strict=True)):
+        if index in cells:
+            cell.cell_contents = copy.deepcopy(original.cell_contents, memo)
+    copied.__defaults__ = copy.deepcopy(function.__defaults__, memo)
+    copied.__kwdefaults__ = copy.deepcopy(function.__kwdefaults__, memo)
+    copied.__qualname__, copied.__module__, copied.__doc__ = (
+        function.__qualname__,
+        function.__module__,
+        function.__doc__,
+    )
+    vars(copied).update(copy.deepcopy(vars(function), memo))
+
+
+def _renew_weak_references(model: nn.Module, memo: Mapping[int, Any]) -> None:
+    """Let weak references among the attributes of a copy point to the copies."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, weakref.ref) and isinstance(value(), nn.Module) and id(value()) in memo:
+                vars(module)[name] = weakref.ref(memo[id(value())])
 
 
 def _computed_tensors(module: nn.Module) -> Iterator[Tensor]:

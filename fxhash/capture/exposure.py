@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import networkx as nx
 import torch
 from torch import Tensor, nn
 
+from fxhash.capture.references import Reference, references_of
 from fxhash.smh.parameters import tied_groups
 
 
@@ -23,7 +25,8 @@ class Exposure:
         parameters: each distinct parameter of the model, by its name.
         names: the name of each parameter object, by its `id`. Tied parameters may be several objects.
         exposed: the `id`s of the parameter objects to expose.
-        holders: the `id`s of the modules that hold one of these, themselves or in a module nested in them.
+        holders: the `id`s of the modules that hold one of these, themselves or in a module that they reach.
+        references: what each module refers to of the model, other than by its tables, by its `id`.
 
     Example:
         >>> exposure = Exposure.of(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)), ["2.weight"])
@@ -38,6 +41,7 @@ class Exposure:
     names: Mapping[int, str]
     exposed: frozenset[int]
     holders: frozenset[int]
+    references: Mapping[int, Sequence[Reference]]
 
     @classmethod
     def of(cls, model: nn.Module, to_expose: Collection[str]) -> Exposure:
@@ -46,17 +50,26 @@ class Exposure:
         exposed = frozenset(
             id(parameter) for names, tied in groups for parameter in tied if any(name in to_expose for name in names)
         )
+        modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+        parts = {*map(id, model.modules()), *(id(parameter) for _, tied in groups for parameter in tied)}
+        references = {
+            id(module): [each for each in references_of(module, with_class=False) if id(each.target) in parts]
+            for module in modules
+        }
+        reach = nx.DiGraph()
+        reach.add_nodes_from(map(id, modules))
+        for module in modules:
+            reach.add_edges_from((id(child), id(module)) for child in module.children())
+            reach.add_edges_from((id(parameter), id(module)) for parameter in module.parameters(recurse=False))
+            reach.add_edges_from((id(each.target), id(module)) for each in references[id(module)])
+        holders = {holder for each in exposed if each in reach for holder in nx.descendants(reach, each)}
         return cls(
             model,
             parameters={names[0]: tied[0] for names, tied in groups},
             names={id(parameter): names[0] for names, tied in groups for parameter in tied},
             exposed=exposed,
-            holders=frozenset(
-                id(module)
-                for module in model.modules()
-                if not isinstance(module, torch.jit.ScriptModule)
-                and any(id(parameter) in exposed for parameter in module.parameters())
-            ),
+            holders=frozenset(holders),
+            references=references,
         )
 
     def name_of(self, tensor: Tensor) -> str | None:
@@ -64,7 +77,7 @@ class Exposure:
         return self.names.get(id(tensor))
 
     def is_held_by(self, module: nn.Module) -> bool:
-        """Whether a module holds an exposed parameter, itself or in a module nested in it."""
+        """Whether a module holds an exposed parameter, itself or in a module that it reaches."""
         return id(module) in self.holders
 
     def exposed_in(self, path: str) -> dict[str, tuple[str, ...]]:
@@ -75,3 +88,16 @@ class Exposure:
                 fqn = self.names[id(parameter)]
                 groups[fqn] = (*groups.get(fqn, ()), name)
         return groups
+
+    def reaches_outside(self, module: nn.Module) -> str | None:
+        """How a module, or one nested in it, refers to a module or parameter that is not nested in it.
+
+        Returns:
+            The path of one such reference; None if there is none.
+        """
+        inside = {*map(id, module.modules()), *map(id, module.parameters())}
+        for path, each in module.named_modules():
+            for reference in self.references.get(id(each), ()):
+                if id(reference.target) not in inside:
+                    return f"{path}.{reference.path}" if path else reference.path
+        return None

@@ -16,12 +16,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import is_
-from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+
+from fxhash.capture.observed_proxy import UnknownAttribute
+from fxhash.capture.references import attributes_of, is_filled
 
 _VALUES = (bool, int, float, complex, str, bytes)
 _NUMPY_GENERATORS = (np.random.Generator, np.random.RandomState)
@@ -43,14 +46,36 @@ class _Kept:
         if isinstance(holder, random.Random):
             holder.setstate(content)
         elif isinstance(holder, dict):
-            holder.clear()
-            holder.update(_entries(content))
+            _refill(holder, _entries(content))
         elif isinstance(holder, (list, deque)):
             holder.clear()
             holder.extend(content)
         elif isinstance(holder, set):
             holder.clear()
             holder.update(content)
+        elif isinstance(holder, bytearray):
+            holder[:] = content
+        elif isinstance(holder, np.ndarray):
+            holder[...] = content
+        elif isinstance(holder, type):
+            before = dict(content)
+            for name in {*dict(_content(holder)), *before}:
+                if name in before:
+                    setattr(holder, name, before[name])
+                else:
+                    delattr(holder, name)
+        elif isinstance(holder, CellType):
+            if content:
+                (holder.cell_contents,) = content
+            else:
+                del holder.cell_contents
+        elif isinstance(holder, nn.Module) or not _is_of_library(type(holder)):
+            before = _entries(content)
+            for name in {*attributes_of(holder), *before}:
+                if name in before:
+                    object.__setattr__(holder, name, before[name])
+                else:
+                    object.__delattr__(holder, name)
 
 
 class KeptState:
@@ -140,6 +165,11 @@ def _changed_key(kept: _Kept) -> str:
     return "the order of its attributes"
 
 
+def _refill(holder: dict[Any, Any], entries: dict[Any, Any]) -> None:
+    holder.clear()
+    holder.update(entries)
+
+
 def _entries(content: Sequence[Any]) -> dict[Any, Any]:
     """What a dictionary held: its keys come first, then its values."""
     half = len(content) // 2
@@ -160,14 +190,15 @@ def _content(value: Any) -> Any:
         bits = value.bit_generator.state if isinstance(value, np.random.Generator) else value.get_state(legacy=False)
         return pickle.dumps(bits)
     if isinstance(value, np.ndarray):
-        return value.tobytes() if value.dtype != object else value.tolist()
+        return value.copy()
     if isinstance(value, (list, deque, tuple)):
         return list(value)
     if isinstance(value, (set, bytearray)):
         return type(value)(value)
     if isinstance(value, FunctionType):
-        cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-        return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items(), *vars(value).items()]
+        return [*(value.__closure__ or ()), value.__defaults__, value.__kwdefaults__, vars(value)]
+    if isinstance(value, CellType):
+        return [value.cell_contents] if is_filled(value) else []
     if isinstance(value, MethodType):
         return [value.__func__, value.__self__]
     if isinstance(value, partial):
@@ -176,8 +207,10 @@ def _content(value: Any) -> Any:
         return tuple(value.cache_info())
     if isinstance(value, type):
         return _class_content(value)
-    if hasattr(value, "__dict__") and (isinstance(value, nn.Module) or not _is_of_library(type(value))):
-        return [*vars(value).keys(), *vars(value).values()]
+    if isinstance(value, nn.Module) or not _is_of_library(type(value)):
+        attributes = attributes_of(value)
+        if attributes:
+            return [*attributes.keys(), *attributes.values()]
     if inspect.isbuiltin(value) or not hasattr(value, "__next__"):
         return None
     return repr(value)
@@ -202,14 +235,6 @@ def _class_content(kind: type) -> list[tuple[str, Any]] | None:
     ]
 
 
-def _is_filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
 def _parts(content: Any) -> Iterator[Any]:
     if isinstance(content, (list, tuple, set)):
         for each in content:
@@ -220,7 +245,7 @@ def _parts(content: Any) -> Iterator[Any]:
 
 
 def _is_same(now: Any, before: Any) -> bool:
-    if now is before:
+    if now is before or type(now) is UnknownAttribute:
         return True
     if type(now) is not type(before):
         return False
@@ -228,5 +253,7 @@ def _is_same(now: Any, before: Any) -> bool:
         return len(now) == len(before) and (all(map(is_, now, before)) or all(map(_is_same, now, before)))
     if isinstance(now, _VALUES):
         return bool(now == before)
+    if isinstance(now, np.ndarray):
+        return now.dtype != object and np.array_equal(now, before, equal_nan=now.dtype.kind in "fc")
     # Sets of the same objects; compared by identity, since a value of the graph can't be compared.
     return isinstance(now, set) and {*map(id, now)} == {*map(id, before)} or isinstance(now, bytearray) and now == before

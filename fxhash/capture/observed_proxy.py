@@ -186,3 +186,25 @@ class ObservedFlag(ObservedProxy):
     def node(self) -> fx.Node:  # type: ignore[override]
         """The node that gives the flag, made where it is needed."""
         return self.tracer.training_flag(self.module, self.value)
+
+
+class UnknownAttribute(ObservedProxy):
+    """An attribute of a module that is called as a whole, after the call: what it is then is not known."""
+
+    def __init__(self, tracer: ExposingTracer, name: str) -> None:
+        self.tracer = tracer
+        self.name = name
+
+    @property
+    def node(self) -> fx.Node:  # type: ignore[override]
+        """Refused: a graph can't read it."""
+        self._refuse("")
+
+    def __getattr__(self, k: str) -> Any:
+        self._refuse("")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._refuse("")
+
+    def _refuse(self, what: str) -> NoReturn:
+        self.tracer.refuse(f"its forward reads {self.name!r} of a module after it called it as a whole")

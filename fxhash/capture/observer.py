@@ -30,12 +30,12 @@ LocalTrace: TypeAlias = Callable[[FrameType, str, Any], Any]
 _REFUSED: dict[CodeType, str] = {
     torch.autocast.__enter__.__code__: "switches autocast on or off",
     saved_tensors_hooks.__enter__.__code__: "checkpoints, or saves tensors in its own way",
-    contextlib.suppress.__enter__.__code__: "catches errors",
     stateless._functional_call.__code__: "calls a module with other parameters",
     torch.inference_mode.__enter__.__code__: "switches inference mode on or off",
     torch.set_grad_enabled.__init__.__code__: "switches gradients on or off",
     torch.enable_grad.__enter__.__code__: "switches gradients on or off",
 }
+_SUPPRESS = contextlib.suppress.__enter__.__code__
 _TRACER = os.path.join(os.path.dirname(__file__), "tracer.py")
 _COMPILED = os.path.join("_dynamo", "eval_frame.py")
 # Code that Python runs on its own account: of a module that is imported, and of an object that goes.
@@ -93,9 +93,11 @@ class Observer:
         if hazards is _UNSEEN:
             if is_user_code(code) and _is_importing(frame):
                 return None
-            hazards = self._hazards[id(code)] = self._first_call(frame)
-            # So that no other code can get its id.
-            self._codes.append(code)
+            hazards = self._first_call(frame)
+            if not _depends_on_caller(code):
+                self._hazards[id(code)] = hazards
+                # So that no other code can get its id.
+                self._codes.append(code)
         if not hazards:
             return None
 
@@ -112,10 +114,9 @@ class Observer:
         """What to look out for in a function, which is about to run for the first time."""
         code = frame.f_code
         if code in _REFUSED:
-            self._codes.append(code)
             self._refuse(_REFUSED[code])
-        if code.co_filename.endswith(_COMPILED):
-            self._refuse("calls compiled code")
+        if _depends_on_caller(code) and frame.f_back is not None and is_user_code(frame.f_back.f_code):
+            self._refuse("catches errors" if code is _SUPPRESS else "calls compiled code")
         if not is_user_code(code) or code.co_name in _CALLED_BY_PYTHON or _collects_garbage(code):
             return ()
         reason = _reason_by_names(code, frame.f_globals)
@@ -129,6 +130,11 @@ class Observer:
 
 
 _UNSEEN: Any = object()
+
+
+def _depends_on_caller(code: CodeType) -> bool:
+    """Whether a function is refused where a model calls it, but not where torch does."""
+    return code is _SUPPRESS or code.co_filename.endswith(_COMPILED)
 
 
 def _collects_garbage(code: CodeType) -> bool:

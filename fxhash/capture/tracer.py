@@ -17,13 +17,14 @@ from torch import Tensor, fx, nn
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.kept_state import KeptState
 from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
-from fxhash.capture.observed_proxy import ObservedFlag, ObservedProxy, ObservedTensor
+from fxhash.capture.observed_proxy import ObservedFlag, ObservedProxy, ObservedTensor, UnknownAttribute
 from fxhash.capture.observer import Observer
 from fxhash.capture.real_tensors import RefusingOperations
 from fxhash.capture.untraceable import UntraceableError, never_traced_because, reason_of
 from fxhash.graph.names import OPAQUE_PART, free_name
 
 _TABLES = ("_parameters", "_buffers", "_modules")
+_OF_EVERY_MODULE = {*vars(nn.Module()), "_compiled_call_impl"}
 
 
 @dataclass(frozen=True)
@@ -148,14 +149,29 @@ class ExposingTracer(fx.Tracer):
         changed = self._state.changed_in(module)
         if changed is not None:
             self._refuse_forward(f"changes {changed!r} of {path} before it calls it")
+        outside = self.exposure.reaches_outside(module) if held else None
+        if outside is not None:
+            self.refuse(f"{path}, which can't be traced ({reason}), refers to what lies outside of it by {outside}")
         if type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule):
             self.refuse(f"it calls {path}, which overrides __call__")
         if not held:
-            return self.create_proxy("call_module", path, args, kwargs)
+            result = self.create_proxy("call_module", path, args, kwargs)
+            self._hide_attributes(module)
+            return result
         exposed = self.exposure.exposed_in(path)
         self.opaque[path] = OpaqueCall(reason, tuple(exposed.values()))
         weights = tuple(self._tensor_proxy(self.exposure.parameters[fqn]) for fqn in exposed)
-        return self.create_proxy("call_module", f"{path}.{OPAQUE_PART}", (weights, args, kwargs), {})
+        result = self.create_proxy("call_module", f"{path}.{OPAQUE_PART}", (weights, args, kwargs), {})
+        self._hide_attributes(module)
+        return result
+
+    def _hide_attributes(self, called: nn.Module) -> None:
+        """Refuse to read attributes of a module that the graph calls: what they are is known when it has run."""
+        for module in called.modules():
+            if not type(module).__module__.startswith("torch."):
+                for name in vars(module):
+                    if name not in _OF_EVERY_MODULE and not isinstance(vars(module)[name], fx.Proxy):
+                        vars(module)[name] = UnknownAttribute(self, name)
 
     def _checked(
         self, module: nn.Module, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] = MappingProxyType({})
