@@ -63,9 +63,10 @@ def fit(
     curves, counter = Curves(console, model, folder / CURVES), GradientBytes()
     started = time.perf_counter()
     path, content = checkpoint or (None, None)
-    if content is None or not _restore_trained(classifier, options, content, curves, counter):
-        trainer = _trainer(options, folder, console, checkpoints, [curves, counter, *callbacks])
-        _train(trainer, classifier, options, data, path)
+    with quiet_lightning(), torch.random.fork_rng(devices=[]):
+        if content is None or not _restore_trained(classifier, options, content, curves, counter):
+            trainer = _trainer(options, folder, console, checkpoints, [curves, counter, *callbacks])
+            _train(trainer, classifier, options, data, path)
     before, last = trainable_parameters_before(model), curves.rows[-1]
     result = RunResult(
         trainable_before=before,
@@ -108,14 +109,13 @@ def _train(
     trainer: Trainer, classifier: Classifier, options: RunOptions, data: ImageData, checkpoint: Path | None
 ) -> None:
     processes, batch_size = process_count(), options.recipe.batch_size
-    with quiet_lightning(), torch.random.fork_rng(devices=[]):
-        trainer.fit(
-            classifier,
-            load_batches(data.train_images, data.train_labels, batch_size, processes, rank(), seed=options.seed),
-            load_batches(data.test_images, data.test_labels, _TEST_BATCH_SIZE, processes, rank()),
-            ckpt_path=checkpoint,
-            weights_only=True,
-        )
+    trainer.fit(
+        classifier,
+        load_batches(data.train_images, data.train_labels, batch_size, processes, rank(), seed=options.seed),
+        load_batches(data.test_images, data.test_labels, _TEST_BATCH_SIZE, processes, rank()),
+        ckpt_path=checkpoint,
+        weights_only=True,
+    )
 
 
 def _trainer(
