@@ -9,6 +9,7 @@ import typer
 
 from fxhash.cli.errors import UsageError, needs_extra
 from fxhash.cli.recipe_options import with_recipe_options
+from fxhash.errors import TrainingError
 
 if TYPE_CHECKING:
     from fxhash.training import RunResult
@@ -87,6 +88,8 @@ def train(
         _print_result(begin(), output)
     except FolderError as error:
         raise UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        raise TrainingError(f"the run in {str(output)!r} was stopped: go on with --resume") from None
 
 
 def _run_in_processes(processes: int | None, device: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -109,13 +110,21 @@ def _train(
     trainer: Trainer, classifier: Classifier, options: RunOptions, data: ImageData, checkpoint: Path | None
 ) -> None:
     processes, batch_size = process_count(), options.recipe.batch_size
-    trainer.fit(
-        classifier,
-        load_batches(data.train_images, data.train_labels, batch_size, processes, rank(), seed=options.seed),
-        load_batches(data.test_images, data.test_labels, _TEST_BATCH_SIZE, processes, rank()),
-        ckpt_path=checkpoint,
-        weights_only=True,
-    )
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(
+            classifier,
+            load_batches(data.train_images, data.train_labels, batch_size, processes, rank(), seed=options.seed),
+            load_batches(data.test_images, data.test_labels, _TEST_BATCH_SIZE, processes, rank()),
+            ckpt_path=checkpoint,
+            weights_only=True,
+        )
+    except SystemExit as stopped:
+        # Lightning exits on Ctrl-C, in silence, and ignores all further ones.
+        if isinstance(stopped.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, on_interrupt)
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _trainer(

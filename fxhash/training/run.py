@@ -27,7 +27,7 @@ from fxhash.training.initialization import build_model
 from fxhash.training.lock import claimed
 from fxhash.training.options import RunOptions, RunResult
 from fxhash.training.preprocessing import ReadsBytes
-from fxhash.training.processes import is_first_process
+from fxhash.training.processes import check_device, is_first_process
 from fxhash.training.tensorboard import require_tensorboard
 from fxhash.version import __version__
 
@@ -50,14 +50,15 @@ def train(
         callbacks: callbacks of Lightning, in addition to those of every run.
 
     Raises:
-        TrainingError: if the folder holds a run already, the data can't be read, the loss is not finite, or the package
-            for TensorBoard is missing where its curves are asked for.
+        TrainingError: if the folder holds a run already, the device or the data are not there, the loss is not finite,
+            or the package for TensorBoard is missing where its curves are asked for.
         FolderError: if the folder can't be written to; the run can be resumed, or started again, as the message says.
         UnknownModelError: if the zoo has no such model.
         BudgetError: if the model can't be made that small.
         CheckpointError: if the file of a model to start from, or of a teacher, is damaged.
     """
     _refuse_another_run(folder)
+    check_device(options.device)
     if options.tensorboard:
         require_tensorboard()
     data = load_data(options.data, Path(options.data_folder), download, options.image_size)
@@ -98,6 +99,7 @@ def resume(folder: Path, console: Console | None = None) -> RunResult:
         # The first process alone: it may have finished the run before another one looks.
         if (folder / RESULT).exists() and is_first_process():
             raise TrainingError(f"the run in {str(folder)!r} is finished: its result is in {RESULT}")
+        check_device(options.device)
         if options.tensorboard:
             require_tensorboard()
         data = load_data(options.data, Path(options.data_folder), False, options.image_size)

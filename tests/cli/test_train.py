@@ -99,7 +99,9 @@ def test_a_folder_that_can_not_be_written_to(monkeypatch: pytest.MonkeyPatch, tm
 
     monkeypatch.setattr("os.replace", fail)
     folder = str(tmp_path / "run")
-    line = f"can't write to {folder!r}: no space left; no run was begun: make room or give another --output, then start "
+    line = (
+        f"can't write to {folder!r}: no space left; no run was begun: make room or give another --output, then start "
+    )
     assert_one_line(run("train", "--model", "resnet8", "--output", folder), f"{line}again", status=2)
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import shutil
+import signal
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,10 @@ from rich.console import Console
 pytest.importorskip("lightning")
 pytest.importorskip("torchvision")
 
+from lightning.pytorch.callbacks import Callback
 from typer.testing import CliRunner
 
-from fxhash import cli
+from fxhash import cli, training
 from fxhash.errors import CheckpointError, TrainingError
 from fxhash.training.checkpoints import read_checkpoint, write_checkpoint
 from fxhash.training.folder import configuration_digest, read_configuration
@@ -174,6 +176,43 @@ def test_a_run_stopped_after_its_last_checkpoint(ema_decay, test_each_epoch, ima
     assert replace(again, seconds=result.seconds) == result
     assert left_by(folder) == left
     assert json.loads((folder / "result.json").read_text())["test_accuracy"] == result.test_accuracy
+
+
+class Interrupted(Callback):
+    """Ctrl-C in the second epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+
+
+def test_a_run_stopped_by_its_user(images, finished, tmp_path, monkeypatch):
+    handler, folder = signal.getsignal(signal.SIGINT), tmp_path / "run"
+    quiet = {"console": Console(quiet=True), "callbacks": [Interrupted()]}
+    with pytest.raises(KeyboardInterrupt):
+        training.train(tiny_options(images), folder, **quiet)
+    assert signal.getsignal(signal.SIGINT) is handler
+    resume(folder)
+    assert left_by(folder) == left_by(finished)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fxhash.training.resume", interrupted)
+    result = CliRunner().invoke(cli.create_app(), ["train", "--resume", "--output", str(folder)])
+    assert_one_line(result, f"the run in {str(folder)!r} was stopped: go on with --resume", status=1)
+
+
+def test_a_device_that_is_not_there(images, stopped, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device, message in (("x", "the device 'x' is unknown: give auto, cpu or cuda"), ("cuda", "has no CUDA device")):
+        with pytest.raises(TrainingError, match=message):
+            train(replace(tiny_options(images), device=device), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    path = stopped / "run.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cqu"'))
+    with pytest.raises(TrainingError, match="the device 'cqu' is unknown"):
+        resume(stopped)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(finished, stopped_at_the_end):
