@@ -40,8 +40,11 @@ class Fault:
     def install(self, set_attribute: Callable[[Any, str, Any], None]) -> None:
         """Replace the functions of the system with `set_attribute`, such as `monkeypatch.setattr`."""
         if self.kind == "write":
-            for module in (builtins, io):
-                set_attribute(module, "open", partial(self._open, io.open))
+            open_file = partial(self._open, io.open)
+            # A path opens files by `io.open`, and in Python 3.10 by its own reference to it.
+            for holder in (builtins, io):
+                set_attribute(holder, "open", open_file)
+            set_attribute(Path, "open", lambda path, mode="r", *rest, **named: open_file(path, mode, *rest, **named))
         elif self.kind == "flush":
             set_attribute(os, "fsync", partial(self._instead, os.fsync))
         else:
