@@ -43,8 +43,8 @@ def train(
 
     Args:
         options: what to train.
-        folder: a new folder for the run: `run.json`, `checkpoints/last.ckpt`, `metrics.csv`, and in the end
-            `model.safetensors` and `result.json`.
+        folder: a new folder for the run: `run.json`, `run.lock`, `checkpoints/last.ckpt` and the one before,
+            `metrics.csv`, and in the end `model.safetensors` and `result.json`.
         download: whether to fetch the data if it is not there.
         console: where to print; standard output if omitted.
         callbacks: callbacks of Lightning, in addition to those of every run.
