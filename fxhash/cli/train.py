@@ -1,8 +1,6 @@
 """`fxhash train`: start or resume a run, in one process or several."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +9,7 @@ import typer
 
 from fxhash.cli.errors import UsageError, needs_extra
 from fxhash.cli.recipe_options import with_recipe_options
+from fxhash.errors import TrainingError
 
 if TYPE_CHECKING:
     from fxhash.training import RunResult
@@ -61,6 +60,7 @@ def train(
         from fxhash.training import resume as resume_run
         from fxhash.training import train as train_run
         from fxhash.training.folder import read_configuration
+        from fxhash.training.lock import FolderError
     if resume:
         device = read_configuration(output)[0].device
         begin = partial(resume_run, output)
@@ -84,8 +84,12 @@ def train(
         begin = partial(train_run, options, output, download)
     if _run_in_processes(processes, device):
         return
-    with _explained_failures_to_write(output):
+    try:
         _print_result(begin(), output)
+    except FolderError as error:
+        raise UsageError(str(error)) from error
+    except KeyboardInterrupt:
+        raise TrainingError(f"the run in {str(output)!r} was stopped: go on with --resume") from None
 
 
 def _run_in_processes(processes: int | None, device: str) -> bool:
@@ -98,16 +102,6 @@ def _run_in_processes(processes: int | None, device: str) -> bool:
     if count > 1:
         run_together(count, ["-m", "fxhash", *sys.argv[1:]])
     return count > 1
-
-
-@contextmanager
-def _explained_failures_to_write(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(
-            f"can't write to {str(output)!r}: {error}; the last checkpoint is complete: continue from it with --resume"
-        ) from error
 
 
 def _print_result(result: "RunResult", output: Path) -> None:

@@ -68,7 +68,7 @@ class Curves(Callback):
         self.seconds = 0.0
         self.rows.append(row)
         if trainer.is_global_zero:
-            self._write()
+            self.write()
             epoch = f"{row['epoch']}/{trainer.max_epochs}"
             self.console.print(
                 f"{epoch:>9}  {row['train_loss']:>10.4f}  {row['test_loss']:>9.4f}  {row['test_accuracy']:>8.2%}  "
@@ -76,7 +76,8 @@ class Curves(Callback):
                 highlight=False,
             )
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write the rows so far to the file."""
         with StringIO() as text:
             writer = csv.DictWriter(text, self.rows[-1], lineterminator="\n")
             writer.writeheader()

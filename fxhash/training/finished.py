@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import fx
 
 import fxhash
@@ -71,7 +70,7 @@ def export(folder: Path, path: Path, dtype: torch.dtype | None = None) -> None:
     if path.suffix == ".safetensors":
         try:
             save_model(model, path, dtype)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise CheckpointError(f"{path} can't be written: {error}") from error
         return
     _, configuration = read_configuration(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
 from fxhash.training.batches import load_batches
+from fxhash.training.checkpoints import RunCheckpoints
 from fxhash.training.classifier import Classifier
 from fxhash.training.curves import Curves
 from fxhash.training.data import ImageData
@@ -23,7 +25,7 @@ from fxhash.training.folder import CURVES, MODEL, RESULT, save_model, write_text
 from fxhash.training.gradient_bytes import GradientBytes
 from fxhash.training.options import RunOptions, RunResult
 from fxhash.training.parameter_counts import trainable_parameters, trainable_parameters_before
-from fxhash.training.processes import process_count, process_count_here, rank
+from fxhash.training.processes import is_first_process, process_count, process_count_here, rank
 from fxhash.training.quiet import quiet_lightning
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -35,7 +37,8 @@ def fit(
     options: RunOptions,
     data: ImageData,
     folder: Path,
-    checkpoint: Path | None,
+    checkpoints: RunCheckpoints,
+    checkpoint: tuple[Path, dict[str, Any]] | None,
     console: Console,
     callbacks: Sequence[Callback] = (),
 ) -> RunResult:
@@ -48,44 +51,88 @@ def fit(
         options: what was asked for.
         data: images for training and for the test.
         folder: the folder of the run.
-        checkpoint: from which to go on; None for a new run.
+        checkpoints: how checkpoints are written and read.
+        checkpoint: from which to go on, and its content; None for a new run.
         console: where to print; in a terminal there is a progress bar too.
         callbacks: further callbacks of Lightning.
+
+    Raises:
+        TrainingError: if the loss is not finite.
+        OSError: if a file can't be written.
     """
-    recipe, model, processes = options.recipe, classifier.model.model, process_count()
-    counter = GradientBytes()
+    model, processes = classifier.model.model, process_count()
+    curves, counter = Curves(console, model, folder / CURVES), GradientBytes()
     started = time.perf_counter()
+    path, content = checkpoint or (None, None)
     with quiet_lightning(), torch.random.fork_rng(devices=[]):
-        trainer = _trainer(options, folder, console, [Curves(console, model, folder / CURVES), counter, *callbacks])
-        trainer.fit(
-            classifier,
-            load_batches(data.train_images, data.train_labels, recipe.batch_size, processes, rank(), seed=options.seed),
-            load_batches(data.test_images, data.test_labels, _TEST_BATCH_SIZE, processes, rank()),
-            ckpt_path=checkpoint,
-            weights_only=False if checkpoint is not None else None,
-        )
-    before = trainable_parameters_before(model)
+        if content is None or not _restore_trained(classifier, options, content, curves, counter):
+            trainer = _trainer(options, folder, console, checkpoints, [curves, counter, *callbacks])
+            _train(trainer, classifier, options, data, path)
+    before, last = trainable_parameters_before(model), curves.rows[-1]
     result = RunResult(
         trainable_before=before,
         trainable_after=trainable_parameters(model),
-        test_accuracy=float(trainer.callback_metrics["test_accuracy"]),
-        test_loss=float(trainer.callback_metrics["test_loss"]),
-        epochs=recipe.epochs,
+        test_accuracy=last["test_accuracy"],
+        test_loss=last["test_loss"],
+        epochs=options.recipe.epochs,
         seconds=round(time.perf_counter() - started, 1),
         gradient_bytes=counter.bytes_a_step,
         dense_gradient_bytes=4 * before if processes > 1 else 0,
     )
-    if trainer.is_global_zero:
+    if is_first_process():
         save_model(model, folder / MODEL)
         write_text(folder / RESULT, json.dumps(asdict(result), indent=1) + "\n")
     return result
 
 
-def _trainer(options: RunOptions, folder: Path, console: Console, callbacks: list[Callback]) -> Trainer:
+def _restore_trained(
+    classifier: Classifier, options: RunOptions, content: dict[str, Any], curves: Curves, counter: GradientBytes
+) -> bool:
+    """Restore the trained model from a checkpoint that is the last one of its run; else leave all as it is.
+
+    Lightning does nothing with such a checkpoint: it neither tests nor ends the average of the weights, which is what
+    a checkpoint has as its state dict.
+    """
+    states = content["callbacks"]
+    rows = states.get(curves.state_key, {}).get("rows")
+    if not rows or rows[-1]["epoch"] < options.recipe.epochs:
+        return False
+    classifier.load_state_dict(content["state_dict"])
+    curves.load_state_dict(states[curves.state_key])
+    if counter.state_key in states:  # of an older version
+        counter.load_state_dict(states[counter.state_key])
+    if is_first_process():
+        curves.write()
+    return True
+
+
+def _train(
+    trainer: Trainer, classifier: Classifier, options: RunOptions, data: ImageData, checkpoint: Path | None
+) -> None:
+    processes, batch_size = process_count(), options.recipe.batch_size
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(
+            classifier,
+            load_batches(data.train_images, data.train_labels, batch_size, processes, rank(), seed=options.seed),
+            load_batches(data.test_images, data.test_labels, _TEST_BATCH_SIZE, processes, rank()),
+            ckpt_path=checkpoint,
+            weights_only=True,
+        )
+    except SystemExit as stopped:
+        # Lightning exits on Ctrl-C, in silence, and ignores all further ones.
+        if isinstance(stopped.__context__, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, on_interrupt)
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _trainer(
+    options: RunOptions, folder: Path, console: Console, checkpoints: RunCheckpoints, callbacks: list[Callback]
+) -> Trainer:
     recipe = options.recipe
     if recipe.ema_decay:
         callbacks.append(EMAWeightAveraging(decay=recipe.ema_decay))
-    # Written under another name and then renamed, so that the last one is always whole.
     callbacks.append(
         ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False, save_on_train_epoch_end=True)
     )
@@ -101,6 +148,7 @@ def _trainer(options: RunOptions, folder: Path, console: Console, callbacks: lis
         precision=_PRECISIONS[recipe.precision],
         gradient_clip_val=recipe.clip_gradients or None,
         callbacks=callbacks,
+        plugins=[checkpoints],
         logger=TensorBoardLogger(folder, name="tensorboard", version="") if options.tensorboard else False,
         num_sanity_val_steps=0,
         check_val_every_n_epoch=1 if options.test_each_epoch else recipe.epochs,

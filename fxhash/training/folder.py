@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,18 @@ from fxhash.training.data import ImageData
 from fxhash.training.options import RunOptions
 from fxhash.training.preprocessing import ReadsBytes
 
-CONFIGURATION, CHECKPOINT, MODEL, RESULT, CURVES = (
+CONFIGURATION, CHECKPOINT, MODEL, RESULT, CURVES, LOCK = (
     "run.json",
     "checkpoints/last.ckpt",
     "model.safetensors",
     "result.json",
     "metrics.csv",
+    "run.lock",
 )
+PREVIOUS_CHECKPOINT = "previous.ckpt"
+
+# Options that may be edited before a run goes on: where things are, and what is shown. A wrong one is noticed.
+_MAY_CHANGE = ("data", "data_folder", "start", "teacher", "device", "tensorboard")
 
 
 def load_model(folder: Path, file: Path | None = None) -> nn.Module:
@@ -57,21 +63,39 @@ def load_model(folder: Path, file: Path | None = None) -> nn.Module:
     return dense
 
 
+def write_configuration(folder: Path, configuration: dict[str, Any]) -> None:
+    """Write the configuration file of a run, with a digest of what decides the weights."""
+    configuration = {**configuration, "sha256": configuration_digest(configuration)}
+    write_text(folder / CONFIGURATION, json.dumps(configuration, indent=1) + "\n")
+
+
+def configuration_digest(configuration: Mapping[str, Any]) -> str:
+    """SHA-256 of the values that would change a run, or what its model computes, without anybody noticing."""
+    options = {name: value for name, value in configuration["options"].items() if name not in _MAY_CHANGE}
+    values = [options, *(configuration[name] for name in ("classes", "channels", "size", "mean", "std"))]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
 def read_configuration(folder: Path) -> tuple[RunOptions, dict[str, Any]]:
     """What was asked for in a run, and the whole of its configuration file.
 
     Raises:
-        TrainingError: if there is none.
+        TrainingError: if there is none, or it is damaged.
     """
     try:
         configuration = json.loads((folder / CONFIGURATION).read_text(encoding="utf-8"))
         missing = {"options", "classes", "channels", "size", "mean", "std"} - configuration.keys()
         if missing:
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        # Older versions stored no digest.
+        if configuration.get("sha256", digest := configuration_digest(configuration)) != digest:
+            raise ValueError(
+                "its values don't have the digest that was stored with them: restore it, or start a new run"
+            )
         return RunOptions.from_dict(configuration["options"]), configuration
     except FileNotFoundError as error:
         raise TrainingError(f"there is no run in {str(folder)!r}: it has no {CONFIGURATION}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TrainingError(f"{str(folder / CONFIGURATION)!r} can't be read: {error}") from error
 
 
@@ -129,12 +153,23 @@ def save_model(model: nn.Module, path: Path, dtype: torch.dtype | None = None) -
         model: the model.
         path: the file.
         dtype: type to store factors in, as of `fxhash.save`; a dense model has none.
+
+    Raises:
+        CheckpointError: if the type can't hold the factors.
+        OSError: if the file can't be written.
     """
-    if isinstance(model, fx.GraphModule):
-        fxhash.save(model, path, dtype=dtype)
-    else:
-        with replacing(path) as temporary:
-            safetensors.torch.save_model(model, str(temporary))
+    try:
+        if isinstance(model, fx.GraphModule):
+            fxhash.save(model, path, dtype=dtype)
+        else:
+            with replacing(path) as temporary:
+                safetensors.torch.save_model(model, str(temporary))
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
@@ -27,6 +29,14 @@ class GradientBytes(Callback):
     def bytes_a_step(self) -> int:
         """Bytes that each process sends in a step; 0 for a single process."""
         return self.bytes // self.steps if self.steps else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted so far, for a checkpoint: a run that goes on may have no step left."""
+        return {"bytes": self.bytes, "steps": self.steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the counts of a checkpoint."""
+        self.bytes, self.steps = state_dict["bytes"], state_dict["steps"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Register as the hook that communicates."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from fxhash.errors import TrainingError
@@ -46,6 +47,18 @@ def processes_for(device: str) -> int:
     return 1 if device == "cpu" else max(torch.cuda.device_count(), 1)
 
 
+def check_device(device: str) -> None:
+    """Check that a run can use a device.
+
+    Raises:
+        TrainingError: if there is no such device.
+    """
+    if device not in ("auto", "cpu", "cuda", "mps"):
+        raise TrainingError(f"the device {device!r} is unknown: give auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("this machine has no CUDA device that PyTorch can use: give auto or cpu")
+
+
 def run_together(count: int, command: Sequence[str]) -> None:
     """Run Python in several processes on this machine that reduce gradients together, as torchrun does.
 
@@ -54,7 +67,8 @@ def run_together(count: int, command: Sequence[str]) -> None:
         command: arguments of Python, starting with a script, or `-m` and a module.
 
     Raises:
-        TrainingError: if one of them fails; the others are stopped. What went wrong, it has printed itself.
+        TrainingError: if one of them fails; the others are stopped. What went wrong, it has printed itself. Also if
+            this process is told to end, as by Ctrl-C.
     """
     from torch.distributed import run
 
@@ -65,3 +79,5 @@ def run_together(count: int, command: Sequence[str]) -> None:
         run.main(["--standalone", f"--nproc-per-node={count}", *command])
     except ChildFailedError as error:
         raise TrainingError(f"{len(error.failures)} of {count} processes stopped with an error, see above") from error
+    except SignalException as error:
+        raise TrainingError(f"stopped by signal {int(error.sigval)}: go on with --resume") from error

@@ -93,14 +93,16 @@ def test_without_a_model(calls: list[tuple[Any, ...]]) -> None:
     assert calls == []
 
 
-def test_a_folder_that_can_not_be_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_can_not_be_written_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(*_: Any) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("fxhash.training.train", fail)
-    result = run("train", "--model", "resnet8", "--output", "run")
-    assert result.exit_code == 2
-    assert result.stderr.startswith("fxhash: error: can't write to 'run': no space left; ")
+    monkeypatch.setattr("os.replace", fail)
+    folder = str(tmp_path / "run")
+    line = (
+        f"can't write to {folder!r}: no space left; no run was begun: make room or give another --output, then start "
+    )
+    assert_one_line(run("train", "--model", "resnet8", "--output", folder), f"{line}again", status=2)
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_a_run_that_goes_on_without_the_package_stays_as_it_is(tmp_path, monkeyp
     with pytest.raises(TrainingError) as caught:
         resume(tmp_path / "run")
     assert str(caught.value) == MISSING
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["run.json", "run.lock"]
     assert json.loads(configuration.read_text()) == values
     values["options"]["tensorboard"] = False
     configuration.write_text(json.dumps(values))
