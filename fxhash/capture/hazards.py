@@ -59,10 +59,16 @@ def hazards_of(code: CodeType) -> tuple[Hazard, ...] | None:
         return ()
     if not _may_have_some(code):
         return ()
-    functions = _functions_in(code.co_filename, _checksum(code.co_filename)).get((code.co_name, code.co_firstlineno))
+    functions = functions_of(code)
     if not functions:
         return None
     return tuple(hazard for function in functions for hazard in _hazards_in(function))
+
+
+def functions_of(code: CodeType) -> list[ast.AST]:
+    """The source of a function: several where several begin on its line, none where it can't be read."""
+    functions = _functions_in(code.co_filename, _checksum(code.co_filename))
+    return functions.get((code.co_name, code.co_firstlineno), [])
 
 
 def _may_have_some(code: CodeType) -> bool:

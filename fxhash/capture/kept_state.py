@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxhash.capture.observed_proxy import UnknownAttribute
+from fxhash.capture.real_tensors import storage_of
 from fxhash.capture.references import attributes_of, is_filled
 
 _VALUES = (bool, int, float, complex, str, bytes)
@@ -93,16 +94,16 @@ class KeptState:
         self._codes: set[int] = set()
         self._modules = {id(module): module for module in model.modules()}
         self.storages: set[int] = set()
-        self.tensors: set[int] = set()
         for module in model.modules():
             if not isinstance(module, torch.jit.ScriptModule):
                 self._remember_module(module)
 
     def _remember_module(self, module: nn.Module) -> None:
         found = self._of_module[id(module)] = []
-        # The dictionaries of a module change where a name in it gets another value.
-        for name, value in (("", vars(module)), *vars(module).items()):
+        for name, value in vars(module).items():
             found.extend((name, kept) for kept in self._remember(value))
+        # The dictionary of a module changes where a name in it gets another value.
+        found.extend(("", kept) for kept in self._remember(vars(module)))
         for kind in type(module).__mro__:
             if kind.__module__.startswith("torch."):
                 break
@@ -124,12 +125,15 @@ class KeptState:
         """The name of something that changed outside of the modules; None if nothing did."""
         return _first_changed(self._around)
 
-    def restore(self, module: nn.Module) -> None:
-        """Put back what changed in a module, in one nested in it, or around them."""
+    def restore(self, module: nn.Module) -> bool:
+        """Put back what changed in a module, in one nested in it, or around them; false where that can't be done."""
+        restored = True
         found = [kept for each in module.modules() for _, kept in self._of_module.get(id(each), ())]
         for kept in (*found, *(kept for _, kept in self._around)):
             if not kept.is_unchanged():
                 kept.restore()
+                restored &= kept.is_unchanged()
+        return restored
 
     def _remember(self, value: Any) -> Iterator[_Kept]:
         pending = [value]
@@ -141,9 +145,9 @@ class KeptState:
             if content is None:
                 continue
             if isinstance(each, Tensor):
-                self.tensors.add(id(each))
-                if each.layout is torch.strided:
-                    self.storages.add(each.untyped_storage()._cdata)
+                storage = storage_of(each)
+                if storage is not None:
+                    self.storages.add(storage)
             kept = self._kept[id(each)] = _Kept(each, content)
             yield kept
             pending.extend(_parts(content))

@@ -30,6 +30,9 @@ _PROPERTIES = frozenset(
 _ASKS_FOR_CALLER = frozenset({"__instancecheck__", "is_tensor", "is_storage"})
 
 
+_OWN_ATTRIBUTES = frozenset({"node", "tracer", "root", "attr", "_node", "_shape", "module", "value", "name"})
+
+
 class ObservedProxy(fx.Proxy):
     """A value of the graph that is recorded."""
 
@@ -89,6 +92,14 @@ class ObservedProxy(fx.Proxy):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._refuse("assigns to a part of a value")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _OWN_ATTRIBUTES:
+            self._refuse("assigns to an attribute of a value")
+        object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        self._refuse("deletes an attribute of a value")
 
     def __delitem__(self, key: Any) -> None:
         self._refuse("deletes a part of a value")

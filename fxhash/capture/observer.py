@@ -40,16 +40,24 @@ _TRACER = os.path.join(os.path.dirname(__file__), "tracer.py")
 _COMPILED = os.path.join("_dynamo", "eval_frame.py")
 # Code that Python runs on its own account: of a module that is imported, and of an object that goes.
 _CALLED_BY_PYTHON = ("<module>", "__del__")
-# What a forward may ask of its surroundings, which may be others at the next call.
+# What a forward may ask of its surroundings, which may be others at the next call, or do to them.
 _SURROUNDINGS = {
-    "is_grad_enabled": "gradients are on",
-    "is_inference_mode_enabled": "inference mode is on",
-    "is_autocast_enabled": "autocast is on",
-    "is_autocast_cpu_enabled": "autocast is on",
-    "get_autocast_dtype": "autocast is on",
-    "get_autocast_gpu_dtype": "autocast is on",
-    "get_default_dtype": "there is another default type",
-    "get_default_device": "there is another default device",
+    "is_grad_enabled": "asks whether gradients are on",
+    "is_inference_mode_enabled": "asks whether inference mode is on",
+    "is_autocast_enabled": "asks whether autocast is on",
+    "is_autocast_cpu_enabled": "asks whether autocast is on",
+    "get_autocast_dtype": "asks whether autocast is on",
+    "get_autocast_gpu_dtype": "asks whether autocast is on",
+    "get_default_dtype": "asks for the default type",
+    "get_default_device": "asks for the default device",
+    "set_default_dtype": "changes the default type",
+    "set_default_device": "changes the default device",
+    "set_grad_enabled": "switches gradients on or off",
+    "manual_seed": "seeds random numbers",
+    "set_rng_state": "seeds random numbers",
+    "fork_rng": "seeds random numbers",
+    "is_fx_tracing": "asks whether it is traced",
+    "is_fx_symbolic_tracing": "asks whether it is traced",
 }
 _CHANGING_MODULES: dict[ModuleType, str] = {
     random: "draws random numbers",
@@ -154,7 +162,7 @@ def _reason_by_names(code: CodeType, variables: dict[str, Any]) -> str | None:
     """Why a function can't be traced, by the names that it uses."""
     for name in code.co_names:
         if name in _SURROUNDINGS:
-            return f"asks whether {_SURROUNDINGS[name]}"
+            return _SURROUNDINGS[name]
         value = variables.get(name)
         owner = value if isinstance(value, ModuleType) else getattr(value, "__self__", None)
         for module, reason in _CHANGING_MODULES.items():

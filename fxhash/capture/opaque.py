@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -10,7 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from fxhash.capture.copy_model import copy_model
+from fxhash.capture.references import Reference, references_of
 from fxhash.capture.replicas import replicate, set_parameters, take_over
+from fxhash.errors import TransformError
+
+# Modules that are reached by more than their parents hold parameters themselves while they run: one thread at a time.
+_lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 class OpaqueModule(nn.Module):
@@ -25,6 +42,9 @@ class OpaqueModule(nn.Module):
         reason: why it can't be traced, for the summary.
         defaults: keyword arguments that the module is not given where they have exactly this value, since decorators
             may tell an argument that is omitted from one that has its default.
+
+    Raises:
+        TransformError: if the module keeps a parameter where it can't be replaced, such as in a tuple.
     """
 
     def __init__(
@@ -39,7 +59,9 @@ class OpaqueModule(nn.Module):
         self.names = tuple(names)
         self.reason = reason
         self.defaults = dict(defaults)
+        self._kept = _kept_parameters(module, self.names)
         set_parameters(module, self.names, [None] * len(self.names))
+        self._set_kept([None] * len(self.names))
 
     def forward(
         self,
@@ -54,7 +76,11 @@ class OpaqueModule(nn.Module):
         What a model's own `*args` and `**kwargs` collect comes as `more_args` and `more_kwargs`.
 
         The call runs on a replica that shares everything with the wrapped module but holds `parameters`: other threads,
-        and a checkpoint that runs the module again in backward, see what they were given.
+        and a checkpoint that runs the module again in backward, see what they were given. A module that functions or
+        containers refer to is no replica: it holds the parameters itself, and other threads wait.
+
+        Raises:
+            TransformError: if the module changes a parameter, which a generated one can't keep.
         """
         args = (*args, *more_args)
         kwargs = {name: value for name, value in kwargs.items() if value is not self.defaults.get(name, ...)}
@@ -65,13 +91,66 @@ class OpaqueModule(nn.Module):
             # Older compilers can't follow replicas; calls don't meet in compiled code.
             named = {name: weight for names, weight in zip(self.names, parameters, strict=True) for name in names}
             return torch.func.functional_call(self.wrapped_module, named, args, kwargs)
+        if self.is_reached_otherwise():
+            with _lock, self._holding(parameters):
+                return self.wrapped_module(*args, **kwargs)
         replicas = replicate(self.wrapped_module)
         replica = replicas[id(self.wrapped_module)]
         set_parameters(replica, self.names, parameters)
-        result = replica(*args, **kwargs)
-        for module in self.wrapped_module.modules():
-            take_over(module, replicas[id(module)])
+        with self._keeping(replica, parameters):
+            result = replica(*args, **kwargs)
+        take_over(self.wrapped_module, replicas)
         return result
+
+    def is_reached_otherwise(self) -> bool:
+        """Whether anything but the parents of the modules in it refers to them, so that replicas would be missed."""
+        modules = list(self.wrapped_module.modules())
+        inside = set(map(id, modules))
+        return bool(self._kept) or any(
+            id(reference.target) in inside
+            for module in modules
+            if not isinstance(module, torch.jit.ScriptModule)
+            for reference in references_of(module, with_class=False)
+        )
+
+    @contextmanager
+    def _holding(self, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Let the wrapped module itself hold `parameters`."""
+        set_parameters(self.wrapped_module, self.names, parameters)
+        self._set_kept(parameters)
+        owners = _owners(self.wrapped_module, self.names)
+        try:
+            with self._keeping(self.wrapped_module, parameters):
+                yield
+        finally:
+            for owner, attribute, _ in owners:
+                if attribute in owner._parameters:
+                    owner._parameters[attribute] = None
+            self._set_kept([None] * len(self.names))
+
+    @contextmanager
+    def _keeping(self, module: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Make sure that a call changes none of its parameters."""
+        versions = [None if each.is_inference() else each._version for each in parameters]
+        owners = _owners(module, self.names)
+        yield
+        changed = [
+            names[0]
+            for names, parameter, version in zip(self.names, parameters, versions, strict=True)
+            if names and version is not None and parameter._version != version
+        ]
+        changed += [
+            f"{attribute}" for owner, attribute, held in owners if owner._parameters.get(attribute) is not held
+        ]
+        if changed:
+            raise TransformError(
+                f"the forward of {type(module).__name__} changes its parameter {changed[0]!r}, which a generated "
+                "weight can't keep: exclude it from the transform"
+            )
+
+    def _set_kept(self, parameters: Sequence[Tensor | None]) -> None:
+        for reference, index in self._kept:
+            reference.container[reference.key] = parameters[index]
 
     def replacing(self, layers: Mapping[nn.Module, nn.Module], names: Sequence[tuple[str, ...]]) -> OpaqueModule:
         """The same opaque submodule with other layers in place of some; this one is left untouched.
@@ -104,3 +183,34 @@ class OpaqueModule(nn.Module):
     def extra_repr(self) -> str:
         """Why the module is opaque, for `repr`."""
         return f"reason={self.reason!r}"
+
+
+def _owners(module: nn.Module, names: Sequence[tuple[str, ...]]) -> list[tuple[nn.Module, str, Tensor | None]]:
+    """For each name of a parameter: the module that holds it, its name there, and the parameter."""
+    owners = []
+    for name in (name for group in names for name in group):
+        path, _, attribute = name.rpartition(".")
+        owner = module.get_submodule(path)
+        owners.append((owner, attribute, owner._parameters.get(attribute)))
+    return owners
+
+
+def _kept_parameters(module: nn.Module, names: Sequence[tuple[str, ...]]) -> list[tuple[Reference, int]]:
+    """Where the attributes of a module keep parameters of these names, and which."""
+    held = {id(parameter): name for name, parameter in module.named_parameters(remove_duplicate=False)}
+    index = {name: number for number, group in enumerate(names) for name in group}
+    kept = []
+    for path, each in module.named_modules():
+        if isinstance(each, torch.jit.ScriptModule):
+            continue
+        for reference in references_of(each, with_class=False):
+            name = held.get(id(reference.target), "")
+            if name in index:
+                where = f"{path}.{reference.path}" if path else reference.path
+                if reference.container is None:
+                    raise TransformError(
+                        f"parameter {name!r} is also kept as {where}, where a generated weight can't replace it: "
+                        "let forward read it from its module, or exclude it"
+                    )
+                kept.append((reference, index[name]))
+    return kept

@@ -32,10 +32,11 @@ class RefusingOperations(TorchDispatchMode):
             self._refuse("draws random numbers outside of any traced operation")
         if func._schema.is_mutable:
             for tensor in tree_leaves((args, kwargs or {})):
-                if isinstance(tensor, Tensor) and _storage(tensor) in self._held:
+                if isinstance(tensor, Tensor) and storage_of(tensor) in self._held:
                     self._refuse("changes a tensor that the model holds in place")
         return func(*args, **(kwargs or {}))
 
 
-def _storage(tensor: Tensor) -> int | None:
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None
+def storage_of(tensor: Tensor) -> int | None:
+    """What tells the memory of a tensor from that of others; None where it has none of the usual kind."""
+    return tensor.untypedstorage_of()._cdata if tensor.layout is torch.strided else None

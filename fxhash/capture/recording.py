@@ -12,7 +12,7 @@ from torch import fx, nn
 from fxhash.capture.assembly import detached
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.tracer import ChangedSurroundingsError, ExposingTracer, OpaqueCall
-from fxhash.capture.untraceable import Untraceable, UntraceableError, never_traced_because, reason_of
+from fxhash.capture.untraceable import Untraceable, UntraceableError, never_traced_because, overrides_call, reason_of
 from fxhash.capture.wrapped_functions import recording_wrapped_functions
 from fxhash.graph.names import OPAQUE_PART
 
@@ -25,7 +25,8 @@ def _renew_lock() -> None:
     _lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class Recording:
         graph: the graph, whose code Python accepts.
         leaves: training flags and tensor constants that the graph calls, by target.
         opaque: the modules that can't be traced, by path; the graph calls `OPAQUE_PART` below that path.
+        is_spoiled: whether the trace left something changed in the model, such as an iterator.
     """
 
     graph: fx.Graph
     leaves: Mapping[str, nn.Module]
     opaque: Mapping[str, OpaqueCall]
+    is_spoiled: bool
 
 
 def record(exposure: Exposure) -> Recording | Untraceable:
@@ -51,23 +54,25 @@ def record(exposure: Exposure) -> Recording | Untraceable:
     """
     model = exposure.model
     reason = never_traced_because(model)
-    if type(model).__call__ is not nn.Module.__call__ and not isinstance(model, fx.GraphModule):
+    if overrides_call(model):
         reason = "it overrides __call__"
     if "forward" in vars(model):
         reason = "its forward was replaced"
     if reason:
         return Untraceable(reason)
+    tracer = ExposingTracer(exposure)
     try:
         with _lock, recording_wrapped_functions():
             try:
-                tracer = ExposingTracer(exposure)
                 graph = tracer.record()
             except ChangedSurroundingsError:
+                spoiled = tracer.is_spoiled
                 tracer = ExposingTracer(exposure, careful=True)
+                tracer.is_spoiled = spoiled
                 graph = tracer.record()
         return _recording(tracer, detached(graph))
     except (UntraceableError, Exception) as error:
-        return Untraceable(reason_of(error))
+        return Untraceable(reason_of(error), tracer.is_spoiled)
 
 
 def _recording(tracer: ExposingTracer, graph: fx.Graph) -> Recording:
@@ -79,4 +84,4 @@ def _recording(tracer: ExposingTracer, graph: fx.Graph) -> Recording:
         raise UntraceableError("it was traced before, and has opaque submodules")
     leaves = {target: leaf for target, leaf in tracer.leaves.items() if target in called}
     opaque = {path: call for path, call in tracer.opaque.items() if f"{path}.{OPAQUE_PART}" in called}
-    return Recording(graph, leaves, opaque)
+    return Recording(graph, leaves, opaque, tracer.is_spoiled)

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+_TABLES = ("_parameters", "_buffers", "_modules")
+
 
 def replicate(module: nn.Module, instead: Mapping[nn.Module, nn.Module] = MappingProxyType({})) -> dict[int, nn.Module]:
     """Replicas of a module and all modules nested in it, which are one another's children as the originals are.
@@ -47,13 +49,28 @@ def set_parameters(module: nn.Module, names: Sequence[tuple[str, ...]], paramete
             vars(recurrent)["_flat_weights"] = weights
 
 
-def take_over(module: nn.Module, replica: nn.Module) -> None:
-    """Give a module the buffers and attributes that a call assigned on its replica."""
-    vars(module)["_buffers"].update(vars(replica)["_buffers"])
-    for name, value in vars(replica).items():
-        computed = isinstance(value, Tensor) and not value.is_leaf
-        if name not in ("_parameters", "_buffers", "_modules", "_flat_weights") and not computed:
-            vars(module)[name] = value
+def take_over(module: nn.Module, replicas: Mapping[int, nn.Module]) -> None:
+    """Give a module, and those nested in it, what a call changed on their replicas: all but their parameters."""
+    modules = list(module.modules())
+    originals = {id(replicas[id(each)]): each for each in modules}
+    for each in modules:
+        replica = replicas[id(each)]
+        children = {name: originals.get(id(child), child) for name, child in vars(replica)["_modules"].items()}
+        if children != vars(each)["_modules"]:
+            vars(each)["_modules"].clear()
+            vars(each)["_modules"].update(children)
+        vars(each)["_buffers"].clear()
+        vars(each)["_buffers"].update(vars(replica)["_buffers"])
+        for name in [name for name in vars(each) if name not in vars(replica)]:
+            del vars(each)[name]
+        for name, value in vars(replica).items():
+            if name not in (*_TABLES, "_flat_weights") and not _is_made_by_hook(each, name):
+                vars(each)[name] = value
+
+
+def _is_made_by_hook(module: nn.Module, name: str) -> bool:
+    """Whether an attribute is a weight that the older weight norm or spectral norm makes before each call."""
+    return any(f"{name}{suffix}" in module._parameters for suffix in ("_g", "_orig"))
 
 
 def call_with_parameters(
@@ -68,7 +85,10 @@ def call_with_parameters(
     replica = _replica(module, kind)
     set_parameters(replica, [(name,) for name in names], parameters)
     result = replica.forward(*args, **kwargs)
-    take_over(module, replica)
+    vars(module)["_buffers"].update(vars(replica)["_buffers"])
+    for name, value in vars(replica).items():
+        if name not in (*_TABLES, "_flat_weights") and not _is_made_by_hook(module, name):
+            vars(module)[name] = value
     return result
 
 
@@ -76,6 +96,6 @@ def _replica(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Modul
     """The same module, maybe of another class, with tables of parameters, buffers and children of its own."""
     replica = object.__new__(kind or type(module))
     vars(replica).update(vars(module))
-    for table in ("_parameters", "_buffers", "_modules"):
+    for table in _TABLES:
         vars(replica)[table] = dict(vars(module)[table])
     return replica

@@ -19,8 +19,9 @@ from fxhash.capture.kept_state import KeptState
 from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
 from fxhash.capture.observed_proxy import ObservedFlag, ObservedProxy, ObservedTensor, UnknownAttribute
 from fxhash.capture.observer import Observer
-from fxhash.capture.real_tensors import RefusingOperations
-from fxhash.capture.untraceable import UntraceableError, never_traced_because, reason_of
+from fxhash.capture.real_tensors import RefusingOperations, storage_of
+from fxhash.capture.untraceable import UntraceableError, never_traced_because, overrides_call, reason_of
+from fxhash.graph.liveness import changed_in_place
 from fxhash.graph.names import OPAQUE_PART, free_name
 
 _TABLES = ("_parameters", "_buffers", "_modules")
@@ -56,6 +57,7 @@ class ExposingTracer(fx.Tracer):
     Attributes:
         leaves: the training flags and tensor constants that the graph calls, by target.
         opaque: the modules that were rolled back, by path.
+        is_spoiled: whether the trace left something changed in the model, such as an iterator.
     """
 
     def __init__(self, exposure: Exposure, careful: bool = False) -> None:
@@ -64,6 +66,7 @@ class ExposingTracer(fx.Tracer):
         self.careful = careful
         self.leaves: dict[str, nn.Module] = {}
         self.opaque: dict[str, OpaqueCall] = {}
+        self.is_spoiled = False
         self._refusal: str | None = None
         self._proxies: dict[str, fx.Proxy] = {}
         self._constants: dict[int, tuple[str, Tensor]] = {}
@@ -94,7 +97,7 @@ class ExposingTracer(fx.Tracer):
                     self._check_surroundings()
                     self.create_node("output", "output", (self.create_arg(result),), {})
                 except BaseException:
-                    self._state.restore(model)
+                    self._restore(model)
                     raise
         return self.graph
 
@@ -135,6 +138,7 @@ class ExposingTracer(fx.Tracer):
     def _call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Descend into a module that is called, or fall back to an opaque call; keep it whole if it holds nothing."""
         path = self.path_of_module(module)
+        self._check_before(module, path)
         held = self.exposure.is_held_by(module)
         reason = self.opaque[path].reason if path in self.opaque else never_traced_because(module) if held else ""
         if held and not reason:
@@ -144,15 +148,12 @@ class ExposingTracer(fx.Tracer):
             except (UntraceableError, Exception) as error:
                 self._observer.watch()
                 reason, self._refusal = self._refusal or reason_of(error), None
-                self._state.restore(module)
+                self._restore(module)
                 self._roll_back_to(last_node)
-        changed = self._state.changed_in(module)
-        if changed is not None:
-            self._refuse_forward(f"changes {changed!r} of {path} before it calls it")
         outside = self.exposure.reaches_outside(module) if held else None
         if outside is not None:
             self.refuse(f"{path}, which can't be traced ({reason}), refers to what lies outside of it by {outside}")
-        if type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule):
+        if overrides_call(module):
             self.refuse(f"it calls {path}, which overrides __call__")
         if not held:
             result = self.create_proxy("call_module", path, args, kwargs)
@@ -164,6 +165,21 @@ class ExposingTracer(fx.Tracer):
         result = self.create_proxy("call_module", f"{path}.{OPAQUE_PART}", (weights, args, kwargs), {})
         self._hide_attributes(module)
         return result
+
+    def _check_before(self, module: nn.Module, path: str) -> None:
+        """Refuse the forward that calls a module if it has gone on after a refusal, or changed something before."""
+        if self._refusal is not None:
+            raise UntraceableError(self._refusal)
+        changed = self._state.changed_in(module)
+        if changed is not None:
+            self._refuse_forward(f"changes {changed!r} of {path} before it calls it")
+        if self.careful:
+            changed = self._state.changed_around()
+            if changed is not None:
+                self._refuse_forward(f"changes {changed!r}")
+
+    def _restore(self, module: nn.Module) -> None:
+        self.is_spoiled |= not self._state.restore(module)
 
     def _hide_attributes(self, called: nn.Module) -> None:
         """Refuse to read attributes of a module that the graph calls: what they are is known when it has run."""
@@ -212,7 +228,13 @@ class ExposingTracer(fx.Tracer):
         """Record nothing in a `no_grad` block: the graph would forget the block."""
         if not torch.is_grad_enabled():
             self._refuse_forward("switches gradients off")
-        return super().create_node(*args, **kwargs)
+        node = super().create_node(*args, **kwargs)
+        changed = changed_in_place(node)
+        if changed is not None and changed.op == "call_module":
+            leaf = self.leaves.get(str(changed.target))
+            if isinstance(leaf, TensorConstant) and not leaf.fresh:
+                self._refuse_forward("changes a tensor that the model holds in place")
+        return node
 
     def training_flag(self, module: nn.Module, value: bool) -> fx.Node:
         """The node that gives the training flag of a module.
@@ -234,7 +256,7 @@ class ExposingTracer(fx.Tracer):
         if tensor.requires_grad:
             self.refuse("it computes with parameters in a way that tracing would freeze into a constant")
         target, _ = self._constants.setdefault(id(tensor), (f"tensor_constant_{len(self._constants)}", tensor))
-        self.leaves.setdefault(target, TensorConstant(tensor, fresh=id(tensor) not in self._state.tensors))
+        self.leaves.setdefault(target, TensorConstant(tensor, fresh=storage_of(tensor) not in self._state.storages))
         return self._cached(target, lambda: self._create_tensor_proxy("call_module", target, tensor))
 
     def _create_tensor_proxy(self, kind: str, target: str, tensor: Tensor) -> fx.Proxy:

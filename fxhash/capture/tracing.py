@@ -63,6 +63,8 @@ def trace(model: Model, expose: Collection[str] | None = None) -> fx.GraphModule
     exposure = Exposure.of(copy_model(model, shared=exposed), exposed)
     with torch.inference_mode(False), torch.enable_grad():
         recorded = record(exposure)
+        if recorded.is_spoiled:
+            exposure = Exposure.of(copy_model(model, shared=exposed), exposed)
         if isinstance(recorded, Untraceable):
             return wrap_model(exposure, recorded.reason)
         return _assemble_recording(exposure, recorded)

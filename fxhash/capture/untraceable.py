@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 # Of torch's own modules, those whose forward is plain arithmetic on their parameters. The others stay whole: they
@@ -31,9 +31,11 @@ class Untraceable:
 
     Attributes:
         reason: why, in one line, such as `"it has hooks"`.
+        is_spoiled: whether the trace left something changed in the model, such as an iterator.
     """
 
     reason: str
+    is_spoiled: bool = False
 
 
 class UntraceableError(BaseException):
@@ -53,6 +55,14 @@ def never_traced_because(module: nn.Module) -> str:
     if kind.__module__.startswith("torch.nn.modules.") and not issubclass(kind, _TRACED_TORCH_MODULES):
         return f"torch.nn.{kind.__name__} branches on its inputs or mode"
     return ""
+
+
+def overrides_call(module: nn.Module) -> bool:
+    """Whether calling a module is more than its hooks and its forward."""
+    if isinstance(module, fx.GraphModule):
+        return False
+    kind = type(module)
+    return kind.__call__ is not nn.Module.__call__ or kind._call_impl is not nn.Module._call_impl
 
 
 def reason_of(error: BaseException) -> str:

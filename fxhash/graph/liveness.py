@@ -10,6 +10,8 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
+from fxhash.graph.in_place import IN_PLACE_OPERATORS
+
 # These return memory of their own. Whatever else uses a value might return a view of it.
 _RETURN_NEW_MEMORY = {
     operator.add,
@@ -74,8 +76,18 @@ def is_changed_in_place(value: fx.Node) -> bool:
     )
 
 
+def changed_in_place(node: fx.Node) -> fx.Node | None:
+    """The value that a call changes in place, as its first argument or by `out=`; None if it changes none."""
+    given = node.kwargs.get("out")
+    if given is None and _changes_in_place(node):
+        given = node.args[0] if node.args else None
+    return given if isinstance(given, fx.Node) else None
+
+
 def _changes_in_place(node: fx.Node) -> bool:
+    if node.op not in ("call_function", "call_method"):
+        return False
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.is_mutable
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name.endswith("_") and not name.endswith("__")
+    return (name.endswith("_") and not name.endswith("__")) or name in IN_PLACE_OPERATORS

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from fxhash.capture.opaque import OpaqueModule
 from fxhash.errors import PlanError, TransformError
 from fxhash.graph.layers import is_layer_of, is_plain_layer_of
 from fxhash.graph.liveness import Dataflow, is_changed_in_place
@@ -14,6 +15,7 @@ from fxhash.lowering.batch_norm import FoundNorm, foldable_norm
 from fxhash.lowering.costs import Costs
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.factored_modules import can_be_factored
+from fxhash.lowering.inspection import looks_at_weights
 from fxhash.lowering.memory import assign_slots, choose_cached, peak_of
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader, WeightUse
@@ -86,6 +88,7 @@ class _Analysis:
         self.device = device
         self.flow = Dataflow(gm.graph)
         self.right_bytes = generator.right.nbytes
+        self.noticing: dict[OpaqueModule, bool] = {}
         self.weights = {call: self._weight(generator, call) for call in calls}
 
     def plan(self, requested: Mapping[str, Method]) -> LoweringPlan:
@@ -139,6 +142,8 @@ class _Analysis:
         called = opaque_module(self.gm, node)
         if called is None or is_attention(self.gm, node) or requested is Method.CACHE:
             return None
+        if self._must_stay(called):
+            return None
         if any(_is_argument(call, caller) for caller in call.users if caller.target == node.target):
             return None
         weight = self.weights[call]
@@ -158,6 +163,13 @@ class _Analysis:
         memory = 0 if method is Method.FACTORED else weight.generated_bytes
         module = names[0].rpartition(".")[0]
         return self._use(call, [node], reader, method, costs, module=module, memory_bytes=memory)
+
+    def _must_stay(self, called: OpaqueModule) -> bool:
+        """Whether an opaque submodule would notice that other layers stand for its own."""
+        if called not in self.noticing:
+            names = {name.rpartition(".")[2] for group in called.names for name in group}
+            self.noticing[called] = called.is_reached_otherwise() or looks_at_weights(called.wrapped_module, names)
+        return self.noticing[called]
 
     def _factored_use(self, call: fx.Node, node: fx.Node, requested: Method | None) -> WeightUse | None:
         """The use by a layer of the graph that can and should apply the factors; None if it can't or shouldn't."""

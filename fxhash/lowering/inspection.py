@@ -1,0 +1,117 @@
+"""Whether the code of an opaque submodule looks at its layers and weights, instead of just calling the layers.
+
+Such code would notice that a lowered layer is no longer the layer that it stands for. The source is searched, of every
+function that the submodule's forward may call by its name: what can't be ruled out is taken for granted.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator
+from functools import cache
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxhash.capture.hazards import functions_of
+from fxhash.capture.references import references_of
+from fxhash.capture.user_code import is_user_code
+
+# What shows the layers of a module or takes them apart. Not `parameters()` and its like: lowered layers show theirs.
+_LOOKS_AT_LAYERS = frozenset(
+    "children named_children modules named_modules _parameters _modules __dict__ vars get_parameter functional_call "
+    "apply reset_parameters setattr delattr deepcopy copy load_state_dict state_dict named_parameters parameters "
+    "parameters_to_vector vector_to_parameters init".split()
+)
+# Properties and methods of a weight that are the same whatever it is made of, and change nothing.
+_HARMLESS = frozenset("dtype device shape size dim ndim numel t T mT to float transpose".split())
+
+
+def looks_at_weights(module: nn.Module, names: Collection[str]) -> bool:
+    """Whether the code of a module, or of one nested in it, may do anything to these weights but multiply by them.
+
+    Args:
+        module: the module.
+        names: names of the weights in the modules that hold them, such as `"weight"`.
+    """
+    return any(_is_suspicious(function.__code__, frozenset(names)) for function in _reachable(module))
+
+
+def _reachable(module: nn.Module) -> Iterator[FunctionType]:
+    """The functions of a model's own code that the forward of a module may call."""
+    modules = [each for each in module.modules() if not isinstance(each, torch.jit.ScriptModule)]
+    members: dict[str, list[FunctionType]] = {}
+    pending: list[FunctionType] = []
+    for kind in {kind for each in modules for kind in type(each).__mro__ if not kind.__module__.startswith("torch.")}:
+        for name, value in vars(kind).items():
+            members.setdefault(name, []).extend(_functions_in(value))
+    for name in ("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__"):
+        pending += members.get(name, [])
+    for each in modules:
+        pending += [r.target for r in references_of(each, with_class=False) if isinstance(r.target, FunctionType)]
+    seen: set[CodeType] = set()
+    while pending:
+        function = pending.pop()
+        if function.__code__ in seen or not is_user_code(function.__code__):
+            continue
+        seen.add(function.__code__)
+        yield function
+        for name in _names_of(function.__code__):
+            pending += [*members.get(name, []), *_functions_in(function.__globals__.get(name))]
+
+
+def _functions_in(value: Any) -> list[FunctionType]:
+    candidates = [value, getattr(value, "__func__", None), getattr(value, "fget", None), getattr(value, "__wrapped__", None)]
+    return [each for each in candidates if isinstance(each, FunctionType)]
+
+
+def _names_of(code: CodeType) -> set[str]:
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    return {*code.co_names, *(name for each in inner for name in _names_of(each))}
+
+
+@cache
+def _is_suspicious(code: CodeType, names: frozenset[str]) -> bool:
+    mentioned = _names_of(code)
+    if mentioned & _LOOKS_AT_LAYERS:
+        return True
+    if not mentioned & {*names, "type", "__class__"}:
+        return False
+    functions = functions_of(code)
+    return not functions or any(_mentions(function, names) for function in functions)
+
+
+def _mentions(function: ast.AST, names: Collection[str]) -> bool:
+    parents = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
+    for node in ast.walk(function):
+        if isinstance(node, ast.Attribute) and node.attr in names:
+            if not _is_harmless(node, parents):
+                return True
+        elif isinstance(node, ast.Compare) and any(_asks_for_type(each) for each in (node.left, *node.comparators)):
+            return True
+    return False
+
+
+def _asks_for_type(expression: ast.expr) -> bool:
+    called = expression.func if isinstance(expression, ast.Call) else expression
+    return (isinstance(called, ast.Name) and called.id == "type") or getattr(called, "attr", "") == "__class__"
+
+
+def _is_harmless(weight: ast.Attribute, parents: dict[ast.AST, ast.AST]) -> bool:
+    """Whether a weight is only multiplied by, or asked for what it is by its shape and type."""
+    node, parent = weight, parents.get(weight)
+    if not isinstance(weight.ctx, ast.Load):
+        return False
+    while isinstance(parent, ast.Attribute) and parent.attr in _HARMLESS:
+        if parent.attr in ("dtype", "device", "shape", "size", "dim", "ndim", "numel"):
+            return True
+        node, parent = parent, parents.get(parent)  # type: ignore[assignment]
+        if isinstance(parent, ast.Call) and parent.func is node:
+            node, parent = parent, parents.get(parent)  # type: ignore[assignment]
+    if isinstance(parent, ast.BinOp):
+        return isinstance(parent.op, ast.MatMult)
+    called = getattr(parent, "func", None)
+    owner = called.value if isinstance(called, ast.Attribute) else None
+    return isinstance(owner, ast.Name) and owner.id in ("F", "torch") and not called.attr.endswith("_")  # type: ignore[union-attr]
