@@ -68,9 +68,10 @@ def build_factor_store(gm: fx.GraphModule, generator: SMHGenerator, plan: Loweri
 def _tensor(generator: SMHGenerator, use: WeightUse, role: str, norm: FoundNorm | None) -> Tensor:
     """The tensor of a role for a use, whose folded batch norm is given."""
     if role == "kernels":
-        kernels = generator.kernels_of(use.fqn)
-        # Split, they are the weight of a convolution, and have the type that it would have.
-        return kernels.to(generator.dtype_of(generator.parameter(use.fqn))) if use.split else kernels
+        if not use.split:
+            return generator.kernels_of(use.fqn)
+        # They are the weight of a convolution, and have the type that it would have.
+        return generator.depthwise_kernels(use.fqn).to(generator.dtype_of(generator.parameter(use.fqn)))
     if role == "shift":
         shift = generator.shift(use.fqn)
         assert shift is not None
@@ -79,11 +80,13 @@ def _tensor(generator: SMHGenerator, use: WeightUse, role: str, norm: FoundNorm 
         weight = generator(use.fqn, pointwise=use.split)
         return weight if norm is None else scale_channels(weight, norm.scale())
     left = generator.scaled_left(use.fqn)
+    if use.split:
+        left = left * generator.balance(use.fqn)
     if role == "left":
         if norm is None or use.stores("channel scale"):
             return left
-        scale = norm.scale().to(left)
-        return left * scale.repeat_interleave(left.shape[0] // scale.shape[0]).unsqueeze(1)
+        scale = norm.scale()
+        return (left * scale.repeat_interleave(left.shape[0] // scale.shape[0]).unsqueeze(1)).to(left.dtype)
     assert norm is not None
     return norm.scale().to(left) if role == "channel scale" else norm.folded_bias()
 
