@@ -10,6 +10,7 @@ from fxhash.graph.names import free_name
 from fxhash.lowering.batch_norm import FoundNorm, foldable_norm
 from fxhash.lowering.functional import scale_channels
 from fxhash.lowering.plan import LoweringPlan, WeightUse
+from fxhash.smh.checks import check_module
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.plan import CompressionPlan
 
@@ -91,6 +92,12 @@ def _tensor(generator: SMHGenerator, use: WeightUse, role: str, norm: FoundNorm 
     return norm.scale().to(left) if role == "channel scale" else norm.folded_bias()
 
 
-def find_factor_store(module: nn.Module) -> FactorStore | None:
-    """The factors of a lowered model; None if the model is not lowered."""
+def find_factor_store(module: object) -> FactorStore | None:
+    """The factors of a lowered model; None if it is not one.
+
+    Raises:
+        TransformError: if `module` is no initialized module.
+    """
+    check_module(module)
+    assert isinstance(module, nn.Module)
     return next((child for child in module.modules() if isinstance(child, FactorStore)), None)

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fxhash.errors import PlanError, shown
 from fxhash.smh.arithmetic import generate, separable
+from fxhash.smh.checks import check_device, check_module
 from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.plan import CompressionPlan
 from fxhash.smh.precision import balancing_power, full_precision, largest_entry
@@ -42,8 +44,15 @@ class SMHGenerator(nn.Module):
     shifts: Tensor
 
     def __init__(self, plan: CompressionPlan, device: torch.device | str = "cpu") -> None:
-        """Make room for the factors; `fxhash.smh.initialization` or a state dict fills them."""
+        """Make room for the factors; `fxhash.smh.initialization` or a state dict fills them.
+
+        Raises:
+            PlanError: if `plan` is none, or there is no such device.
+        """
         super().__init__()
+        if not isinstance(plan, CompressionPlan):
+            raise PlanError(f"plan={shown(plan)} is no CompressionPlan")
+        device = check_device(device)
         self.plan = plan
         self._hashed = {parameter.fqn: (index, parameter) for index, parameter in enumerate(plan.hashed)}
 
@@ -191,6 +200,12 @@ def _anchor(dtype: str) -> str:
     return f"type_of_{dtype}"
 
 
-def find_generator(module: nn.Module) -> SMHGenerator | None:
-    """The generator of a transformed model; None if the model is not transformed."""
+def find_generator(module: object) -> SMHGenerator | None:
+    """The generator of a transformed model; None if it is not one.
+
+    Raises:
+        TransformError: if `module` is no initialized module.
+    """
+    check_module(module)
+    assert isinstance(module, nn.Module)
     return next((child for child in module.modules() if isinstance(child, SMHGenerator)), None)
