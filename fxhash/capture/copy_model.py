@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, fx, nn
 
+from fxhash.capture.foreign_modules import own_script_parameters_
 from fxhash.errors import TransformError
 from fxhash.smh.parameters import tied_groups
 
@@ -41,12 +42,14 @@ def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
         for value in _computed_tensors(module):
             memo[id(value)] = value.detach().clone()
     try:
-        return copy.deepcopy(model, memo)
+        result = copy.deepcopy(model, memo)
     except Exception as error:
         raise TransformError(
             f"{type(model).__name__} can't be copied by copy.deepcopy, which leaving it untouched needs: "
             f"{type(error).__name__}: {error}"
         ) from error
+    own_script_parameters_(result, model)
+    return result
 
 
 def _computed_tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fxhash.smh.parameters import tied_groups
+from fxhash.smh.parameters import scripted_parameters, tied_groups
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,12 @@ class Exposure:
     @classmethod
     def of(cls, model: nn.Module, to_expose: Collection[str]) -> Exposure:
         """What exposing the parameters of these fully qualified names means for `model`."""
-        groups = tied_groups(model)
+        groups, scripted = tied_groups(model), scripted_parameters(model)
         exposed = frozenset(
-            id(parameter) for names, tied in groups for parameter in tied if any(name in to_expose for name in names)
+            id(parameter)
+            for names, tied in groups
+            for parameter in tied
+            if any(name in to_expose for name in names) and id(parameter) not in scripted
         )
         return cls(
             model,

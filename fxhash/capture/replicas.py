@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,6 +22,8 @@ def replicate(module: nn.Module, instead: Mapping[nn.Module, nn.Module] = Mappin
     """
     replicas = {id(each): instead[each] if each in instead else _replica(each) for each in module.modules()}
     for replica in replicas.values():
+        if isinstance(replica, torch.jit.ScriptModule):
+            continue
         children = vars(replica)["_modules"]
         children.update({name: child and replicas[id(child)] for name, child in children.items()})
     return replicas
@@ -49,6 +52,8 @@ def set_parameters(module: nn.Module, names: Sequence[tuple[str, ...]], paramete
 
 def take_over(module: nn.Module, replica: nn.Module) -> None:
     """Give a module the buffers and attributes that a call assigned on its replica."""
+    if replica is module:
+        return
     vars(module)["_buffers"].update(vars(replica)["_buffers"])
     for name, value in vars(replica).items():
         computed = isinstance(value, Tensor) and not value.is_leaf
@@ -73,9 +78,17 @@ def call_with_parameters(
 
 
 def _replica(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
-    """The same module, maybe of another class, with tables of parameters, buffers and children of its own."""
+    """The same module, maybe of another class, with tables of parameters, buffers and children of its own.
+
+    A script module stands for itself: its tables are C++'s, and none of its parameters is ever replaced.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
     replica = object.__new__(kind or type(module))
     vars(replica).update(vars(module))
     for table in ("_parameters", "_buffers", "_modules"):
         vars(replica)[table] = dict(vars(module)[table])
+    parameters_in_call = getattr(type(module), "parameters_in_call", None)
+    if parameters_in_call is not None:
+        vars(replica)["_parameters"] = parameters_in_call(module)
     return replica

@@ -17,6 +17,7 @@ from fxhash.capture.assembly import assemble
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module, capture_exported, is_exported
 from fxhash.capture.exposure import Exposure
+from fxhash.capture.foreign_modules import without_compilation
 from fxhash.capture.opaque import OpaqueModule
 from fxhash.capture.opaque_model import wrap_model
 from fxhash.capture.recording import Recording, record
@@ -62,7 +63,7 @@ def trace(model: Model, expose: Collection[str] | None = None) -> fx.GraphModule
     exposed = set(_all_but_batch_norms(model)) if expose is None else _names(model, expose)
     if isinstance(model, fx.GraphModule) and is_exported(model):
         return capture_exported(model, exposed)
-    exposure = Exposure.of(copy_model(model, shared=exposed), exposed)
+    exposure = Exposure.of(without_compilation(copy_model(model, shared=exposed)), exposed)
     with torch.inference_mode(False), torch.enable_grad():
         recorded = record(exposure)
         if isinstance(recorded, Untraceable):

@@ -42,6 +42,16 @@ def tied_groups(model: nn.Module) -> list[tuple[list[str], list[nn.Parameter]]]:
     return list(groups.values())
 
 
+def scripted_parameters(model: nn.Module) -> set[int]:
+    """The `id`s of the parameters of script modules, which nothing can be put in the place of."""
+    return {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, torch.jit.ScriptModule)
+        for parameter in module.parameters()
+    }
+
+
 def _refuse_sparse(name: str, parameter: nn.Parameter) -> None:
     if parameter.layout is not torch.strided:
         raise TransformError(

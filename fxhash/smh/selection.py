@@ -6,12 +6,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import torch
 from torch import nn
 
 from fxhash.errors import PlanError, shown
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES, ParameterPlan
-from fxhash.smh.parameters import dtype_name, refuse_lazy, tied_groups
+from fxhash.smh.parameters import dtype_name, refuse_lazy, scripted_parameters, tied_groups
 
 Predicate: TypeAlias = Callable[[str, nn.Parameter], bool]
 Selector: TypeAlias = str | re.Pattern[str] | Sequence[str | re.Pattern[str]] | Predicate
@@ -41,12 +40,7 @@ def describe_parameters(
     included = None if include is None else _as_predicate("include", include)
     excluded = None if exclude is None else _as_predicate("exclude", exclude)
     refuse_lazy(model)
-    scripted = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, torch.jit.ScriptModule)
-        for parameter in module.parameters()
-    }
+    scripted = scripted_parameters(model)
     described = []
     for names, (parameter, *_) in tied_groups(model):
         described.append(
