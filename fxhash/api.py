@@ -18,7 +18,7 @@ from fxhash.graph.names import OPAQUE_PART, original_name
 from fxhash.lowering.analysis import plan_lowering
 from fxhash.lowering.options import read_bytes, read_methods
 from fxhash.passes import hash_parameters, lower, restore_parameters
-from fxhash.smh.checks import check_aspect, check_device, check_dtype, check_flag, check_fraction
+from fxhash.smh.checks import check_aspect, check_device, check_dtype, check_flag, check_fraction, check_range
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.initialization import fit_, initialize_
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES
@@ -160,7 +160,8 @@ def lower_for_deploy(
     Raises:
         TransformError: if `gm` is not a transformed model.
         MemoryBudgetError: if the budget is less than the weights take that are in use at a time; it names the least.
-        PlanError: for a method that is unknown or impossible for a parameter, or an expression found in no name.
+        PlanError: for a method that is unknown or impossible for a parameter, an expression found in no name, or a
+            `dtype` that can't hold the values of a parameter.
     """
     require_transformed(gm)
     budget = read_bytes(memory_budget)
@@ -168,7 +169,10 @@ def lower_for_deploy(
         check_dtype(dtype, HASHABLE_DTYPES)
     hashed = [parameter.fqn for parameter in current_plan(gm).hashed]
     requested = {} if methods is None else read_methods(methods, hashed)
-    evaluated = copy_model(gm).eval().requires_grad_(False).to(dtype)
+    evaluated = copy_model(gm).eval().requires_grad_(False)
+    if dtype is not None:
+        check_range(evaluated, dtype)
+        evaluated = evaluated.to(dtype)
     return lower(evaluated, plan_lowering(evaluated, requested, budget))
 
 

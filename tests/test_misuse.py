@@ -256,13 +256,29 @@ def test_messages_say_what_to_do(call, message):
         call()
 
 
-def test_extreme_numbers_that_work():
+def test_extreme_numbers():
     for budget in (10**400, 8e6):
         assert_same_outputs(
             _transformed(), fxhash.lower_for_deploy(_transformed(), memory_budget=budget), torch.ones(1, 32)
         )
-    for aspect in (5e-324, 1e-300, 1e300, 10**300):
+    for aspect in (5e-324, 1e-300):
         assert fxhash.transform(nn.Linear(32, 32), 0.99, aspect=aspect)(torch.zeros(1, 32)).isfinite().all()
+    # One column has as many factors as there are weights.
+    for aspect in (1e300, 10**300):
+        with pytest.raises(fxhash.BudgetError, match="too small to compress"):
+            fxhash.transform(nn.Linear(32, 32), 0.99, aspect=aspect)
+
+
+def test_a_type_that_can_not_hold_a_parameter_is_refused():
+    gm = fxhash.transform(nn.Linear(32, 32), 0.5, seed=0)
+    with torch.no_grad():
+        gm.bias[3] = 1e6
+    with pytest.raises(fxhash.PlanError, match=r"torch\.float16 can't hold the value 1e\+06 of parameter 'bias'"):
+        fxhash.lower_for_deploy(gm, dtype=torch.float16)
+    lowered = fxhash.lower_for_deploy(gm, dtype=torch.bfloat16)
+    torch.testing.assert_close(
+        lowered(torch.zeros(1, 32).bfloat16()).float()[0, 3], torch.tensor(1e6), rtol=1e-2, atol=0
+    )
 
 
 @pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr", "to_mkldnn"])

@@ -64,6 +64,19 @@ def check_dtype(dtype: object, known: tuple[str, ...]) -> None:
         raise PlanError(f"dtype={shown(dtype)} is no type that a model can have: give one of {names}")
 
 
+def check_range(model: nn.Module, dtype: torch.dtype) -> None:
+    """Raise PlanError if a finite parameter would overflow in a type."""
+    largest = torch.finfo(dtype).max
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and torch.finfo(parameter.dtype).max > largest and parameter.numel():
+            value = parameter.detach().abs().max().item()
+            if largest < value < math.inf:
+                raise PlanError(
+                    f"dtype={dtype} can't hold the value {value:.3g} of parameter {name!r}: its largest is "
+                    f"{largest:.3g}. Give a type of a larger range, such as torch.bfloat16"
+                )
+
+
 def check_module(model: object) -> None:
     """Raise TransformError unless `model` is an initialized `torch.nn.Module`."""
     if not isinstance(model, nn.Module):
