@@ -12,14 +12,16 @@ from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module
 from fxhash.capture.meta_values import InitialValues, materialize_
 from fxhash.capture.opaque import OpaqueModule
-from fxhash.errors import PlanError, TransformError
+from fxhash.errors import PlanError, TransformError, shown
 from fxhash.graph.layers import convolution_weights
 from fxhash.graph.names import OPAQUE_PART, original_name
 from fxhash.lowering.analysis import plan_lowering
 from fxhash.lowering.options import read_bytes, read_methods
 from fxhash.passes import hash_parameters, lower, restore_parameters
+from fxhash.smh.checks import check_aspect, check_device, check_dtype, check_flag, check_fraction, check_range
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.initialization import fit_, initialize_
+from fxhash.smh.parameter_plan import HASHABLE_DTYPES
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import DEFAULT_ASPECT
 from fxhash.smh.planning import plan_parameters
@@ -85,8 +87,13 @@ def transform(
         >>> small(torch.zeros(5, 100)).shape
         torch.Size([5, 10])
     """
-    if init not in INITS:
-        raise PlanError(f"init={init!r} is unknown: give one of {', '.join(map(repr, INITS))}")
+    if not isinstance(init, str) or init not in INITS:
+        raise PlanError(f"init={shown(init)} is unknown: give one of {', '.join(map(repr, INITS))}")
+    check_fraction(compress)
+    check_aspect(aspect)
+    check_flag("separable", separable)
+    random = _random_generator(seed)
+    device = None if device is None else check_device(device)
     traced_model = as_module(traced_model)
     refuse_transformed(traced_model)
     described = describe_parameters(traced_model, include, exclude)
@@ -104,14 +111,14 @@ def transform(
             f"the parameters to hash are on several devices ({', '.join(devices)}), but one generator makes them "
             "all: move the model to one device first"
         )
-    target = torch.device(devices[0] if device is None else device)
+    target = torch.device(devices[0]) if device is None else device
     if devices == ["meta"]:
         if init == "pretrained":
             raise TransformError("init='pretrained' needs values, but the model is on the meta device: load them first")
         originals = InitialValues(traced_model, target)
     generator = SMHGenerator(plan, target)
     if target.type != "meta":
-        initialize_(generator, originals, _random_generator(seed))
+        initialize_(generator, originals, random)
         if init == "pretrained":
             fit_(generator, originals)
     gm = hash_parameters(traced, generator).graph_module
@@ -153,12 +160,19 @@ def lower_for_deploy(
     Raises:
         TransformError: if `gm` is not a transformed model.
         MemoryBudgetError: if the budget is less than the weights take that are in use at a time; it names the least.
-        PlanError: for a method that is unknown or impossible for a parameter, or an expression found in no name.
+        PlanError: for a method that is unknown or impossible for a parameter, an expression found in no name, or a
+            `dtype` that can't hold the values of a parameter.
     """
     require_transformed(gm)
     budget = read_bytes(memory_budget)
-    requested = read_methods(methods or {}, [parameter.fqn for parameter in current_plan(gm).hashed])
-    evaluated = copy_model(gm).eval().requires_grad_(False).to(dtype)
+    if dtype is not None:
+        check_dtype(dtype, HASHABLE_DTYPES)
+    hashed = [parameter.fqn for parameter in current_plan(gm).hashed]
+    requested = {} if methods is None else read_methods(methods, hashed)
+    evaluated = copy_model(gm).eval().requires_grad_(False)
+    if dtype is not None:
+        check_range(evaluated, dtype)
+        evaluated = evaluated.to(dtype)
     return lower(evaluated, plan_lowering(evaluated, requested, budget))
 
 
@@ -186,9 +200,15 @@ def materialize(gm: fx.GraphModule) -> nn.Module:
 
 
 def _random_generator(seed: int | torch.Generator | None) -> torch.Generator | None:
-    if seed is None or isinstance(seed, torch.Generator):
+    if seed is None:
+        return None
+    if isinstance(seed, torch.Generator):
+        if seed.device.type != "cpu":
+            raise PlanError(f"seed is a torch.Generator on {seed.device}: give one on the CPU, or a whole number")
         return seed
     try:
         return torch.Generator().manual_seed(operator.index(seed))
-    except TypeError as error:
-        raise PlanError(f"seed={seed!r} is neither a whole number nor a torch.Generator") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PlanError(
+            f"seed={shown(seed)} is neither a whole number of 64 bits nor a torch.Generator on the CPU"
+        ) from error

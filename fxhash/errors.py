@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+# Comparing takes time that grows with the square of it.
+_LONGEST_NAME = 200
+
 
 class FxhashError(Exception):
     """Base of every error that fxhash raises on purpose."""
@@ -60,11 +63,25 @@ class TrainingError(FxhashError, ValueError):
     """A run can't be started or go on: an impossible setting, data that can't be read, or a loss that is not finite."""
 
 
-def close_matches(name: str, known: Iterable[str]) -> str:
+def shown(value: object, longest: int = 80) -> str:
+    """A value as it is shown in a message: one line, cut where it is long, whatever its `repr` does.
+
+    Example:
+        >>> shown("two\\nlines"), shown(10**9, longest=8)
+        ("'two\\\\nlines'", '10000...')
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:
+        return f"<a {type(value).__name__}>"
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+
+
+def close_matches(name: object, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the known names that are spelled like it.
 
     Args:
-        name: what was asked for.
+        name: what was asked for; what is no string is like none.
         known: every name that there is.
 
     Returns:
@@ -74,5 +91,5 @@ def close_matches(name: str, known: Iterable[str]) -> str:
         >>> close_matches("resnet2O", ["resnet20", "vgg11"])
         ' (did you mean resnet20?)'
     """
-    close = difflib.get_close_matches(name, known)
+    close = difflib.get_close_matches(name, known) if isinstance(name, str) and len(name) < _LONGEST_NAME else []
     return f" (did you mean {' or '.join(close)}?)" if close else ""

@@ -54,8 +54,6 @@ def expose(model: nn.Module, names: Collection[str]) -> fx.GraphModule:
 
 def refuse_transformed(model: object) -> None:
     """Raise TransformError if `model` is no module, or one whose weights are generated already."""
-    if not isinstance(model, nn.Module):
-        raise TransformError(f"expected a torch.nn.Module or GraphModule, got {type(model).__name__}")
     if find_generator(model) is not None or find_factor_store(model) is not None:
         raise TransformError(
             "this model is transformed already: its weights are generated. Transform the original model, or "
@@ -65,7 +63,7 @@ def refuse_transformed(model: object) -> None:
 
 def require_transformed(gm: object) -> None:
     """Raise TransformError unless `gm` is a transformed model that has values and is not lowered."""
-    if isinstance(gm, nn.Module) and find_factor_store(gm) is not None:
+    if find_factor_store(gm) is not None:
         raise TransformError("this model is lowered already: use the transformed model that it was made of")
     if not isinstance(gm, fx.GraphModule) or find_generator(gm) is None:
         raise TransformError(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, fx, nn
 
+from fxhash.capture.foreign_modules import own_script_parameters_
 from fxhash.capture.references import references_from, references_of
 from fxhash.errors import TransformError
 from fxhash.smh.parameters import tied_groups
@@ -54,6 +55,7 @@ def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
             f"{type(model).__name__} can't be copied by copy.deepcopy, which leaving it untouched needs: "
             f"{type(error).__name__}: {error}"
         ) from error
+    own_script_parameters_(copied_model, model)
     return copied_model
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxhash.capture.references import Reference, references_of
-from fxhash.smh.parameters import tied_groups
+from fxhash.smh.parameters import scripted_parameters, tied_groups
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,12 @@ class Exposure:
     @classmethod
     def of(cls, model: nn.Module, to_expose: Collection[str]) -> Exposure:
         """What exposing the parameters of these fully qualified names means for `model`."""
-        groups = tied_groups(model)
+        groups, scripted = tied_groups(model), scripted_parameters(model)
         exposed = frozenset(
-            id(parameter) for names, tied in groups for parameter in tied if any(name in to_expose for name in names)
+            id(parameter)
+            for names, tied in groups
+            for parameter in tied
+            if any(name in to_expose for name in names) and id(parameter) not in scripted
         )
         modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
         parts = {*map(id, model.modules()), *(id(parameter) for _, tied in groups for parameter in tied)}

@@ -39,4 +39,4 @@ class RefusingOperations(TorchDispatchMode):
 
 def storage_of(tensor: Tensor) -> int | None:
     """What tells the memory of a tensor from that of others; None where it has none of the usual kind."""
-    return tensor.untypedstorage_of()._cdata if tensor.layout is torch.strided else None
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else None

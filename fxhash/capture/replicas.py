@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 _TABLES = ("_parameters", "_buffers", "_modules")
@@ -23,6 +24,8 @@ def replicate(module: nn.Module, instead: Mapping[nn.Module, nn.Module] = Mappin
     """
     replicas = {id(each): instead[each] if each in instead else _replica(each) for each in module.modules()}
     for replica in replicas.values():
+        if isinstance(replica, torch.jit.ScriptModule):
+            continue
         children = vars(replica)["_modules"]
         children.update({name: child and replicas[id(child)] for name, child in children.items()})
     return replicas
@@ -55,6 +58,8 @@ def take_over(module: nn.Module, replicas: Mapping[int, nn.Module]) -> None:
     originals = {id(replicas[id(each)]): each for each in modules}
     for each in modules:
         replica = replicas[id(each)]
+        if replica is each:
+            continue
         children = {name: originals.get(id(child), child) for name, child in vars(replica)["_modules"].items()}
         if children != vars(each)["_modules"]:
             vars(each)["_modules"].clear()
@@ -93,9 +98,17 @@ def call_with_parameters(
 
 
 def _replica(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
-    """The same module, maybe of another class, with tables of parameters, buffers and children of its own."""
+    """The same module, maybe of another class, with tables of parameters, buffers and children of its own.
+
+    A script module stands for itself: its tables are C++'s, and none of its parameters is ever replaced.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
     replica = object.__new__(kind or type(module))
     vars(replica).update(vars(module))
     for table in _TABLES:
         vars(replica)[table] = dict(vars(module)[table])
+    parameters_in_call = getattr(type(module), "parameters_in_call", None)
+    if parameters_in_call is not None:
+        vars(replica)["_parameters"] = parameters_in_call(module)
     return replica

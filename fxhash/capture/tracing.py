@@ -17,12 +17,14 @@ from fxhash.capture.assembly import assemble
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module, capture_exported, is_exported
 from fxhash.capture.exposure import Exposure
+from fxhash.capture.foreign_modules import without_compilation
 from fxhash.capture.opaque import OpaqueModule
 from fxhash.capture.opaque_model import wrap_model
 from fxhash.capture.recording import Recording, record
 from fxhash.capture.untraceable import Untraceable
 from fxhash.errors import TransformError
 from fxhash.graph.names import OPAQUE_PART, WRAPPED_MODULE
+from fxhash.smh.checks import check_names
 from fxhash.smh.generator import find_generator
 from fxhash.smh.parameters import refuse_lazy
 
@@ -46,6 +48,7 @@ def trace(model: Model, expose: Collection[str] | None = None) -> fx.GraphModule
     Raises:
         TransformError: if the model can't be copied, a lazy module has not seen a batch yet, or a name in the model or
             a default of its `forward` is one that a graph module can't have.
+        PlanError: if a name to expose is no parameter's.
 
     Example:
         >>> traced = trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
@@ -57,10 +60,10 @@ def trace(model: Model, expose: Collection[str] | None = None) -> fx.GraphModule
         raise TransformError("this model is transformed already: its weights are generated. Trace the original model")
     refuse_lazy(model)
     _check_names(model)
-    exposed = set(_all_but_batch_norms(model) if expose is None else expose)
+    exposed = set(_all_but_batch_norms(model)) if expose is None else _names(model, expose)
     if isinstance(model, fx.GraphModule) and is_exported(model):
         return capture_exported(model, exposed)
-    exposure = Exposure.of(copy_model(model, shared=exposed), exposed)
+    exposure = Exposure.of(without_compilation(copy_model(model, shared=exposed)), exposed)
     with torch.inference_mode(False), torch.enable_grad():
         recorded = record(exposure)
         if recorded.is_spoiled:
@@ -79,6 +82,10 @@ def _check_names(model: nn.Module) -> None:
         taken = hasattr(fx.GraphModule, first) and not hasattr(nn.Module, first)
         if taken or {OPAQUE_PART, WRAPPED_MODULE} & set(atoms):
             raise TransformError(f"{name!r} has a name that a graph module uses itself: rename it in the model")
+
+
+def _names(model: nn.Module, expose: Collection[str]) -> set[str]:
+    return check_names("expose", expose, {name for name, _ in model.named_parameters(remove_duplicate=False)})
 
 
 def _all_but_batch_norms(model: nn.Module) -> Iterator[str]:

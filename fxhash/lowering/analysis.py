@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from fxhash.capture.opaque import OpaqueModule
@@ -85,6 +86,7 @@ class _Analysis:
         self, gm: fx.GraphModule, generator: SMHGenerator, calls: Sequence[fx.Node], device: DeviceProfile
     ) -> None:
         self.gm = gm
+        self.generator = generator
         self.device = device
         self.flow = Dataflow(gm.graph)
         self.right_bytes = generator.right.nbytes
@@ -183,7 +185,7 @@ class _Analysis:
         method = Method.FACTORED if always else costs.method
         if reader is Reader.ATTENTION:
             return self._use(call, [node], reader, method, costs) if method is Method.FACTORED else None
-        norm = None if weight.rows_per_channel is None else foldable_norm(self.gm, node)
+        norm = None if weight.rows_per_channel is None else self._foldable_norm(call, node)
         memory = weight.slice_bytes if method is Method.ADAPTIVE else 0
         return self._use(call, [node], reader, method, costs, norm, memory_bytes=memory)
 
@@ -195,7 +197,7 @@ class _Analysis:
         is_only_weight = len(nodes) == 1 and is_layer_of(call, first)
         # The shift of a separable weight is added after its kernels, where no scale of a channel reaches it.
         shifted_later = weight.has_shift and weight.parameter.kernels > 0 and method is Method.GENERATE
-        norm = foldable_norm(self.gm, first) if is_only_weight and not shifted_later else None
+        norm = self._foldable_norm(call, first) if is_only_weight and not shifted_later else None
         memory = weight.generated_bytes if method is Method.GENERATE else 0
         return self._use(call, nodes, reader, method, costs, norm, memory_bytes=memory)
 
@@ -240,6 +242,14 @@ class _Analysis:
             slot=0 if generates_in_graph and self.device.shares_scratch else None,
             stored=tuple(weight.stored(method, norm)),
         )
+
+    def _foldable_norm(self, call: fx.Node, node: fx.Node) -> FoundNorm | None:
+        """The batch norm that can be folded into a convolution; none whose folding overflows in float16."""
+        norm, weight = foldable_norm(self.gm, node), self.weights[call]
+        if norm is None or weight.dtype != torch.float16:
+            return norm
+        largest = self.generator.largest_entry(weight.parameter.fqn, pointwise=weight.is_split)
+        return norm if norm.fits(weight.dtype, largest) else None
 
     def _can_apply_factors(self, call: fx.Node, reader: Reader) -> bool:
         weight = self.weights[call]

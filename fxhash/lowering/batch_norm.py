@@ -38,8 +38,11 @@ class FoundNorm:
     convolution_bias: Tensor | None
 
     def scale(self) -> Tensor:
-        """What it multiplies each channel by: `weight / sqrt(running_var + eps)`."""
-        scale = torch.rsqrt(self.running_var + self.eps)
+        """What it multiplies each channel by: `weight / sqrt(running_var + eps)`, in float32 at least.
+
+        As batch norms compute: `running_var + eps` may round to zero in float16.
+        """
+        scale = torch.rsqrt(self.running_var.to(torch.promote_types(self.running_var.dtype, torch.float32)) + self.eps)
         return scale if self.weight is None else scale * self.weight.detach()
 
     def folded_bias(self) -> Tensor:
@@ -47,7 +50,17 @@ class FoundNorm:
         mean = self.running_mean
         centred = -mean if self.convolution_bias is None else self.convolution_bias.detach() - mean
         folded = centred * self.scale()
-        return folded if self.bias is None else folded + self.bias.detach()
+        return (folded if self.bias is None else folded + self.bias.detach()).to(self.bias_dtype)
+
+    def fits(self, dtype: torch.dtype, largest_weight: float) -> bool:
+        """Whether a type can hold the weight, the scale and the bias that folding it makes.
+
+        Args:
+            dtype: the type of the convolution's weight.
+            largest_weight: what no entry of that weight exceeds.
+        """
+        scale, largest = self.scale().abs().max().item(), torch.finfo(dtype).max
+        return scale <= largest and scale * largest_weight <= largest and bool(self.folded_bias().isfinite().all())
 
     @property
     def bias_dtype(self) -> torch.dtype:

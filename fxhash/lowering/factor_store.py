@@ -10,6 +10,7 @@ from fxhash.graph.names import free_name
 from fxhash.lowering.batch_norm import FoundNorm, foldable_norm
 from fxhash.lowering.functional import scale_channels
 from fxhash.lowering.plan import LoweringPlan, WeightUse
+from fxhash.smh.checks import check_module
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.plan import CompressionPlan
 
@@ -68,9 +69,10 @@ def build_factor_store(gm: fx.GraphModule, generator: SMHGenerator, plan: Loweri
 def _tensor(generator: SMHGenerator, use: WeightUse, role: str, norm: FoundNorm | None) -> Tensor:
     """The tensor of a role for a use, whose folded batch norm is given."""
     if role == "kernels":
-        kernels = generator.kernels_of(use.fqn)
-        # Split, they are the weight of a convolution, and have the type that it would have.
-        return kernels.to(generator.dtype_of(generator.parameter(use.fqn))) if use.split else kernels
+        if not use.split:
+            return generator.kernels_of(use.fqn)
+        # They are the weight of a convolution, and have the type that it would have.
+        return generator.depthwise_kernels(use.fqn).to(generator.dtype_of(generator.parameter(use.fqn)))
     if role == "shift":
         shift = generator.shift(use.fqn)
         assert shift is not None
@@ -79,15 +81,23 @@ def _tensor(generator: SMHGenerator, use: WeightUse, role: str, norm: FoundNorm 
         weight = generator(use.fqn, pointwise=use.split)
         return weight if norm is None else scale_channels(weight, norm.scale())
     left = generator.scaled_left(use.fqn)
+    if use.split:
+        left = left * generator.balance(use.fqn)
     if role == "left":
         if norm is None or use.stores("channel scale"):
             return left
-        scale = norm.scale().to(left)
-        return left * scale.repeat_interleave(left.shape[0] // scale.shape[0]).unsqueeze(1)
+        scale = norm.scale()
+        return (left * scale.repeat_interleave(left.shape[0] // scale.shape[0]).unsqueeze(1)).to(left.dtype)
     assert norm is not None
     return norm.scale().to(left) if role == "channel scale" else norm.folded_bias()
 
 
-def find_factor_store(module: nn.Module) -> FactorStore | None:
-    """The factors of a lowered model; None if the model is not lowered."""
+def find_factor_store(module: object) -> FactorStore | None:
+    """The factors of a lowered model; None if it is not one.
+
+    Raises:
+        TransformError: if `module` is no initialized module.
+    """
+    check_module(module)
+    assert isinstance(module, nn.Module)
     return next((child for child in module.modules() if isinstance(child, FactorStore)), None)

@@ -24,6 +24,7 @@ from fxhash.lowering.functional import (
     factored_embedding,
     factored_linear,
 )
+from fxhash.lowering.generated_parameters import GeneratedParameters, given_parameter
 from fxhash.lowering.method import Method
 from fxhash.smh.arithmetic import generate
 
@@ -69,11 +70,13 @@ class LoweredLayer(_Base):
 
     Attributes:
         source: how to compute the weight.
+        order: names of the parameters of the original layer.
         method: factored, adaptive or generate.
         max_positions: for an adaptive layer, up to how many positions to apply the factors.
     """
 
     source: WeightSource
+    order: tuple[str, ...]
     method: Method
     max_positions: int
 
@@ -84,6 +87,9 @@ class LoweredLayer(_Base):
         That has the matrix's type and shape, and is materialized where it is computed with: language models read the
         type of their output layer in each call, whose weight is the largest. It stands for matrices alone.
         """
+        given = given_parameter(self._parameters, "weight")
+        if given is not None:
+            return given
         is_matrix = len(self.source.shape) == 2
         return (
             as_factored(*self.source.own_factors)
@@ -91,23 +97,32 @@ class LoweredLayer(_Base):
             else self.source.generate()
         )
 
+    @property
+    def applies_factors(self) -> bool:
+        """Whether to apply factors, for some inputs at least: not where a call has given it another weight."""
+        return self.method is not Method.GENERATE and given_parameter(self._parameters, "weight") is None
+
+    def parameters_in_call(self) -> GeneratedParameters:
+        """The table of parameters of a replica."""
+        return GeneratedParameters(dict.copy(self._parameters), self.order, {"weight": self.source.generate})
+
 
 class LoweredLinear(LoweredLayer, nn.Linear):  # type: ignore[override]
     """A linear layer."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As the layer that it stands for."""
+        if not self.applies_factors:
+            return super().forward(input)
         if self.method is Method.FACTORED:
             return factored_linear(input, *self.source.own_factors, self.bias)
-        if self.method is Method.ADAPTIVE:
-            return adaptive_linear(input, *self.source.own_factors, self.bias, self.max_positions)
-        return super().forward(input)
+        return adaptive_linear(input, *self.source.own_factors, self.bias, self.max_positions)
 
 
 class _LoweredConvolution(LoweredLayer):
     def forward(self, input: Tensor) -> Tensor:
         """As the layer that it stands for."""
-        if self.method is Method.GENERATE:
+        if not self.applies_factors:
             return super().forward(input)
         given = (self.bias, self.stride, self.padding, self.dilation)
         if self.method is Method.FACTORED:
@@ -132,7 +147,7 @@ class LoweredEmbedding(LoweredLayer, nn.Embedding):  # type: ignore[override]
 
     def forward(self, input: Tensor) -> Tensor:
         """As the layer that it stands for."""
-        if self.method is Method.GENERATE:
+        if not self.applies_factors:
             return super().forward(input)
         return factored_embedding(input, *self.source.own_factors)
 
@@ -163,7 +178,7 @@ def can_be_factored(layer: nn.Module) -> bool:
 
 def lower_layer(layer: nn.Module, source: WeightSource, method: Method, max_positions: int = 0) -> nn.Module:
     """The same layer, with everything it has but its weight; `layer` itself is left untouched."""
-    changed = {"source": source, "method": method, "max_positions": max_positions}
+    changed = {"source": source, "order": tuple(layer._parameters), "method": method, "max_positions": max_positions}
     return _of_class(_LOWERED[type(layer)], layer, ["weight"], **changed)
 
 
@@ -172,9 +187,11 @@ class GeneratesParameters(_Base):
 
     Attributes:
         sources: how to compute each of its own parameters, by name.
+        order: names of the parameters of the original module.
     """
 
     sources: dict[str, WeightSource]
+    order: tuple[str, ...]
     _made_of: tuple[type[nn.Module], tuple[str, ...]]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -183,8 +200,14 @@ class GeneratesParameters(_Base):
         if torch.compiler.is_compiling() and not issubclass(kind, nn.RNNBase):
             # Older compilers can't follow replicas; they generate a weight once that is read twice.
             return kind.forward(self, *args, **kwargs)
-        weights = [self.sources[name].weight() for name in names]
+        weights = [getattr(self, name) for name in names]
         return call_with_parameters(self, kind, names, weights, args, kwargs)
+
+    def parameters_in_call(self) -> GeneratedParameters:
+        """The table of parameters of a replica."""
+        inner = getattr(super(), "parameters_in_call", None)
+        own = dict.copy(self._parameters) if inner is None else inner()
+        return GeneratedParameters(own, self.order, {name: source.weight for name, source in self.sources.items()})
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         _, _, *state = super().__reduce_ex__(protocol)
@@ -204,16 +227,25 @@ def can_take_factored(module: nn.Module) -> bool:
 def generate_parameters(module: nn.Module, sources: Mapping[str, WeightSource]) -> nn.Module:
     """The same module with some parameters generated; `module` itself is left untouched."""
     kind = _generating(type(module), tuple(sources))  # type: ignore[arg-type]  # mypy: no hash of a Module's class
-    return _of_class(kind, module, sources, sources=dict(sources))
+    return _of_class(kind, module, sources, sources=dict(sources), order=_order(module))
 
 
 @cache
 def _generating(kind: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     def reading(name: str) -> property:
-        return property(lambda self: self.sources[name].weight())
+        def read(self: GeneratesParameters) -> Tensor:
+            given = given_parameter(self._parameters, name)
+            return self.sources[name].weight() if given is None else given
+
+        return property(read)
 
     attributes: dict[str, Any] = {name: reading(name) for name in names}
     return type(kind.__name__, (GeneratesParameters, kind), {**attributes, "_made_of": (kind, names)})
+
+
+def _order(module: nn.Module) -> tuple[str, ...]:
+    order: tuple[str, ...] = getattr(module, "order", ()) if isinstance(module, LoweredLayer) else ()
+    return order or tuple(module._parameters)
 
 
 def _empty(kind: type[nn.Module], names: tuple[str, ...]) -> nn.Module:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from fxhash.graph.layers import CONVOLUTIONS
 from fxhash.graph.recorded import recorded
 from fxhash.smh.arithmetic import generate
+from fxhash.smh.precision import accumulated_in_float32, without_autocast
 
 # Elements of what a lookup computes at a time, and up to how many entries in a row of `W` it computes the whole row.
 _LARGEST_INTERMEDIATE = 2**20
@@ -35,6 +36,7 @@ def rows_per_channel(shape: Sequence[int], cols: int) -> int | None:
 
 
 @recorded
+@accumulated_in_float32
 def factored_linear(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int], bias: Tensor | None = None) -> Tensor:
     """`F.linear(x, weight, bias)` for the weight of `shape` `(out, in)` that `left @ right` stands for.
 
@@ -58,10 +60,11 @@ def factored_linear(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int]
     kernels = right.view(rank, cols // features, features).transpose(0, 1).reshape(-1, features)
     parts = F.linear(x, kernels).unflatten(-1, (cols // features, rank))
     mixed = F.linear(parts, left).transpose(-1, -2).flatten(-2)[..., :out]
-    return mixed if bias is None else mixed + bias
+    return mixed if bias is None else mixed + bias.to(mixed)
 
 
 @recorded
+@accumulated_in_float32
 def factored_conv(
     x: Tensor,
     left: Tensor,
@@ -105,7 +108,7 @@ def factored_conv(
     per_row = cols // math.prod(shape[1:])
     mixed = left @ parts.reshape(x.shape[0], rank, per_row * math.prod(parts.shape[2:]))
     mixed = mixed.reshape(x.shape[0], left.shape[0] * per_row, *parts.shape[2:])[:, :out]
-    return mixed if bias is None else mixed + bias.view(-1, *[1] * len(kernel))
+    return mixed if bias is None else mixed + bias.to(mixed).view(-1, *[1] * len(kernel))
 
 
 @recorded
@@ -136,6 +139,7 @@ def depthwise(
 
 
 @recorded
+@without_autocast
 def factored_embedding(indices: Tensor, left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
     """`F.embedding(indices, weight)` for the table of `shape` `(count, size)` that `left @ right` stands for.
 

@@ -19,12 +19,14 @@ from fxhash.capture.hazards import functions_of
 from fxhash.capture.references import references_of
 from fxhash.capture.user_code import is_user_code
 
-# What shows the layers of a module or takes them apart. Not `parameters()` and its like: lowered layers show theirs.
+# What shows the layers of a module or takes them apart.
 _LOOKS_AT_LAYERS = frozenset(
-    "children named_children modules named_modules _parameters _modules __dict__ vars get_parameter functional_call "
-    "apply reset_parameters setattr delattr deepcopy copy load_state_dict state_dict named_parameters parameters "
-    "parameters_to_vector vector_to_parameters init".split()
+    "children named_children modules named_modules _parameters _modules __dict__ vars apply reset_parameters setattr "
+    "delattr deepcopy copy load_state_dict vector_to_parameters init".split()
 )
+# What shows the parameters: lowered layers show theirs, generated for the occasion, so that a change of them is lost.
+_SHOWS_PARAMETERS = frozenset("parameters named_parameters state_dict get_parameter parameters_to_vector".split())
+_ASKS_MORE = frozenset("data grad requires_grad requires_grad_ is_leaf grad_fn Parameter type".split())
 # Properties and methods of a weight that are the same whatever it is made of, and change nothing.
 _HARMLESS = frozenset("dtype device shape size dim ndim numel t T mT to float transpose".split())
 
@@ -77,10 +79,16 @@ def _is_suspicious(code: CodeType, names: frozenset[str]) -> bool:
     mentioned = _names_of(code)
     if mentioned & _LOOKS_AT_LAYERS:
         return True
+    if mentioned & _SHOWS_PARAMETERS and (mentioned & _ASKS_MORE or any(map(_is_in_place, mentioned))):
+        return True
     if not mentioned & {*names, "type", "__class__"}:
         return False
     functions = functions_of(code)
     return not functions or any(_mentions(function, names) for function in functions)
+
+
+def _is_in_place(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__") and hasattr(torch.Tensor, name)
 
 
 def _mentions(function: ast.AST, names: Collection[str]) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fxhash.graph.recorded import recorded
+from fxhash.smh.precision import without_autocast
 
 
 def rows_for(numel: int, cols: int) -> int:
@@ -40,6 +41,7 @@ def is_row_aligned(shape: Sequence[int], cols: int) -> bool:
 
 
 @recorded
+@without_autocast
 def generate(
     left: Tensor,
     right: Tensor,
@@ -79,6 +81,7 @@ def generate(
 
 
 @recorded
+@without_autocast
 def separable(pointwise: Tensor, kernels: Tensor, shape: Sequence[int]) -> Tensor:
     """The weight of a separable convolution: `sum(pointwise[o, i, k] * kernels[k] for k in range(count))`.
 

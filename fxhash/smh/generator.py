@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fxhash.errors import PlanError, shown
 from fxhash.smh.arithmetic import generate, separable
+from fxhash.smh.checks import check_device, check_module
 from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.plan import CompressionPlan
+from fxhash.smh.precision import balancing_power, full_precision, largest_entry
 
 
 class SMHGenerator(nn.Module):
@@ -43,8 +44,15 @@ class SMHGenerator(nn.Module):
     shifts: Tensor
 
     def __init__(self, plan: CompressionPlan, device: torch.device | str = "cpu") -> None:
-        """Make room for the factors; `fxhash.smh.initialization` or a state dict fills them."""
+        """Make room for the factors; `fxhash.smh.initialization` or a state dict fills them.
+
+        Raises:
+            PlanError: if `plan` is none, or there is no such device.
+        """
         super().__init__()
+        if not isinstance(plan, CompressionPlan):
+            raise PlanError(f"plan={shown(plan)} is no CompressionPlan")
+        device = check_device(device)
         self.plan = plan
         self._hashed = {parameter.fqn: (index, parameter) for index, parameter in enumerate(plan.hashed)}
 
@@ -81,17 +89,17 @@ class SMHGenerator(nn.Module):
         Args:
             name: its fully qualified name in the original model.
             pointwise: whether to return the weight of a separable convolution's pointwise half instead, of shape
-                `(out, in * count, 1, ...)`: its slice of `W`.
+                `(out, in * count, 1, ...)`: its slice of `W`, which goes with `depthwise_kernels`.
         """
         index, parameter = self._hashed[name]
         shift, dtype = self.shifts[index], self.dtype_of(parameter)
         if self.right.dtype != shift.dtype:
             # FSDP's mixed precision casts parameters for a call, but no buffers: weights have the cast's type then.
             dtype = self.right.dtype
-        with _full_precision(self.right.device.type):
+        with full_precision(self.right.device.type):
             shift = shift.to(self.right.dtype)
             if pointwise:
-                weight = self.slice(name)
+                weight = self.slice(name) * self.balance(name)
             elif parameter.kernels:
                 weight = separable(self.slice(name), self.kernels_of(name), parameter.shape) + shift
             else:
@@ -130,6 +138,35 @@ class SMHGenerator(nn.Module):
         """The spatial kernels of a separable convolution; shape `(count, positions)`."""
         return self.kernels[self._kernels[name]]
 
+    def balance(self, name: str) -> float:
+        """A power of two by which the pointwise half of a separable convolution is larger than its slice of `W`.
+
+        Its depthwise half is smaller by as much.
+        """
+        return balancing_power(self.kernels_of(name), self.scaled_left(name), self.right)
+
+    def largest_entry(self, name: str, pointwise: bool = False) -> float:
+        """A number that no entry of a weight exceeds.
+
+        Args:
+            name: its fully qualified name in the original model.
+            pointwise: whether to give that of the pointwise half of a separable convolution instead.
+        """
+        index, parameter = self._hashed[name]
+        of_slice = largest_entry(self.scaled_left(name), self.right)
+        if pointwise:
+            return of_slice * self.balance(name)
+        if parameter.kernels:
+            of_slice *= self.kernels_of(name).double().abs().sum(0).max().item()
+        return of_slice + abs(self.shifts[index].item())
+
+    def depthwise_kernels(self, name: str) -> Tensor:
+        """The kernels of a separable convolution's depthwise half; shape `(count, positions)`.
+
+        The pointwise half, which goes with them, is what `forward` returns.
+        """
+        return self.kernels_of(name) / self.balance(name)
+
     def scaled_left(self, name: str) -> Tensor:
         """The rows of `left` of one parameter, times its scale; zero where a row uses fewer rows of `right`."""
         index, parameter = self._hashed[name]
@@ -163,15 +200,12 @@ def _anchor(dtype: str) -> str:
     return f"type_of_{dtype}"
 
 
-def _full_precision(device_type: str) -> AbstractContextManager[object]:
-    """Keep autocast out: the product has the factors' precision, and layers cast its result as they would a weight."""
-    # Older compilers can't follow the question whether a device has autocast at all; those that they compile for have.
-    has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
-    if has_autocast and torch.is_autocast_enabled(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+def find_generator(module: object) -> SMHGenerator | None:
+    """The generator of a transformed model; None if it is not one.
 
-
-def find_generator(module: nn.Module) -> SMHGenerator | None:
-    """The generator of a transformed model; None if the model is not transformed."""
+    Raises:
+        TransformError: if `module` is no initialized module.
+    """
+    check_module(module)
+    assert isinstance(module, nn.Module)
     return next((child for child in module.modules() if isinstance(child, SMHGenerator)), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 import torch
@@ -21,6 +22,9 @@ from fxhash.smh.statistics import (
     std_and_mean,
 )
 
+# Squares of weights are added up in float64, and must not overflow there.
+_LARGEST = 1e140
+
 
 @torch.no_grad()
 def initialize_(generator: SMHGenerator, originals: Mapping[str, Tensor], seed: torch.Generator | None = None) -> None:
@@ -38,7 +42,7 @@ def initialize_(generator: SMHGenerator, originals: Mapping[str, Tensor], seed: 
         seed: source of randomness on the CPU; torch's global one if omitted.
 
     Raises:
-        TransformError: if a parameter holds NaN or infinity.
+        TransformError: if a parameter holds NaN or infinity, or values so large that its generated weights overflow.
     """
     generator.right.copy_(_standard_normal(generator.right, seed))
     for kernels in generator.kernels:
@@ -49,32 +53,67 @@ def initialize_(generator: SMHGenerator, originals: Mapping[str, Tensor], seed: 
     for index, parameter in enumerate(generator.plan.hashed):
         fqn = parameter.fqn
         std, mean = std_and_mean(originals[fqn])
-        if not math.isfinite(std) or not math.isfinite(mean):
-            raise TransformError(f"parameter {fqn!r} holds NaN or infinity: its standard deviation can't be matched")
+        if not max(std, abs(mean)) < _LARGEST:
+            raise _no_deviation(parameter, originals[fqn])
         generator.shifts[index] = mean if abs(mean) > std else 0.0
         for block in generator.blocks(fqn):
             # A constant has a deviation of zero: it is initialized to its shift alone, and its rows learn from zero.
             block.copy_(_standard_normal(block, seed) * std)
-        if std == 0:
-            generator.log_scales[index] = math.log(abs(mean) or (parameter.shape[0] / parameter.numel) ** 0.5)
-        elif parameter.kernels:
-            generator.log_scales[index] = math.log(std / _std_of_separable(generator, parameter))
-        else:
-            generated = deviation_of_product(generator.scaled_left(fqn), parameter.numel)
-            generator.log_scales[index] = math.log(std / generated)
+        generator.log_scales[index] = _log_scale(generator, parameter, std, mean, deviation_of_product)
+        _refuse_overflow(generator, parameter, originals[fqn])
+
+
+def _log_scale(
+    generator: SMHGenerator, parameter: ParameterPlan, std: float, mean: float, of_product: StandardDeviation
+) -> float:
+    """The logarithm of the scale with which the generated weights have a standard deviation."""
+    if std == 0:
+        return math.log(abs(mean) or (parameter.shape[0] / parameter.numel) ** 0.5)
+    if parameter.kernels:
+        generated = _std_of_separable(generator, parameter)
+    else:
+        generated = of_product(generator.scaled_left(parameter.fqn), parameter.numel)
+    # Zero where the deviation is less than the type can hold; no number where the product overflows, which is refused.
+    return math.log(std / generated) if 0 < generated < math.inf else 0.0
 
 
 def _standard_normal(like: Tensor, seed: torch.Generator | None) -> Tensor:
-    """Values of mean zero and variance one; shape that of `like`, float32, on the CPU.
+    """Values of mean zero and variance one; shape that of `like`, float32 or that of `like` if wider, on the CPU.
 
-    Drawn there whatever the model's device, so that a seed gives the same numbers everywhere.
+    Drawn there in float32 whatever the model's device and type, so that a seed gives the same numbers everywhere.
     """
-    return torch.randn(like.shape, generator=seed, dtype=torch.float32, device="cpu")
+    drawn = torch.randn(like.shape, generator=seed, dtype=torch.float32, device="cpu")
+    return drawn.to(torch.promote_types(like.dtype, torch.float32))
 
 
 def _std_of_separable(generator: SMHGenerator, parameter: ParameterPlan) -> float:
     pointwise = generator.slice(parameter.fqn).double()
     return separable(pointwise, generator.kernels_of(parameter.fqn).double(), parameter.shape).std().item()
+
+
+def _refuse_overflow(generator: SMHGenerator, parameter: ParameterPlan, original: Tensor) -> None:
+    """Raise TransformError if the generated weights overflow.
+
+    Only weights near the largest number of their type are generated to look: random ones are not more than some tens of
+    standard deviations large, and fitted ones about as large as the original's.
+    """
+    largest = original.abs().max().item()
+    if largest > torch.finfo(original.dtype).max / 64 and not bool(generator(parameter.fqn).isfinite().all()):
+        raise _too_large(parameter, original)
+
+
+def _no_deviation(parameter: ParameterPlan, original: Tensor) -> TransformError:
+    if bool(original.isfinite().all()):
+        return _too_large(parameter, original)
+    return TransformError(f"parameter {parameter.fqn!r} holds NaN or infinity: its standard deviation can't be matched")
+
+
+def _too_large(parameter: ParameterPlan, original: Tensor) -> TransformError:
+    return TransformError(
+        f"parameter {parameter.fqn!r} has values of about {original.abs().max().item():.2g}, too large for "
+        f"{parameter.dtype}: weights of its standard deviation would overflow. Scale it down, convert the model to a "
+        f"type of a larger range, or leave it dense with exclude={re.escape(parameter.fqn)!r}"
+    )
 
 
 @torch.no_grad()
@@ -88,13 +127,16 @@ def fit_(generator: SMHGenerator, originals: Mapping[str, Tensor]) -> None:
     Args:
         generator: changed in place.
         originals: the original parameters by their fully qualified names, at least those that are hashed.
+
+    Raises:
+        TransformError: if a parameter holds values so large that its generated weights overflow.
     """
     principal = PrincipalRows(generator.plan.layout.cols, generator.right.device)
     # A constant is its shift alone.
     fitted = [place for place in enumerate(generator.plan.hashed) if generator.left[place[0]].any()]
     for index, parameter in fitted:
         centred = originals[parameter.fqn].double() - generator.shifts[index]
-        generator.log_scales[index] = centred.square().mean().sqrt().log()
+        generator.log_scales[index] = centred.square().mean().sqrt().clamp(min=1e-150).log()
         if parameter.kernels:
             generator.kernels_of(parameter.fqn).copy_(principal_kernels(centred, parameter.kernels))
         principal.add(_nearest_rows(generator, index, originals[parameter.fqn]))
@@ -104,16 +146,17 @@ def fit_(generator: SMHGenerator, originals: Mapping[str, Tensor]) -> None:
     size = right.square().mean().sqrt()
     generator.right.copy_(right / size)
     for index, parameter in fitted:
-        left = _nearest_rows(generator, index, originals[parameter.fqn]).double() @ to_left * size
+        left = _nearest_rows(generator, index, originals[parameter.fqn]) @ to_left * size
         block, *more = generator.blocks(parameter.fqn)
         rank = block.shape[1]
         # As in random initialization, entries of `left` are about as large as the original's.
         scale = rank**-0.5
-        left *= generator.log_scales[index].exp() / scale
+        left *= generator.log_scales[index].double().exp() / scale
         generator.log_scales[index] = math.log(scale)
         block.copy_(left[:, :rank])
         for column in more:
             column.copy_(left[: parameter.more_rows, rank : rank + 1])
+        _refuse_overflow(generator, parameter, originals[parameter.fqn])
 
 
 def _nearest_rows(generator: SMHGenerator, index: int, original: Tensor) -> Tensor:
@@ -128,7 +171,7 @@ def _nearest_rows(generator: SMHGenerator, index: int, original: Tensor) -> Tens
         Shape `(rows, cols)`, with zeros after the last entry.
     """
     parameter, cols = generator.plan.hashed[index], generator.plan.layout.cols
-    values = (original - generator.shifts[index]) / generator.log_scales[index].exp()
+    values = (original.double() - generator.shifts[index]) / generator.log_scales[index].double().exp()
     if parameter.kernels:
         values = nearest_pointwise(values, generator.kernels_of(parameter.fqn))
     unused = generator.plan.rows_of(parameter) * cols - parameter.slice_numel

@@ -56,7 +56,8 @@ def candidate_columns(shapes: Sequence[tuple[int, ...]], aspect: float) -> list[
         aspect: rows over columns that are asked for.
     """
     weights = sum(map(math.prod, shapes))
-    exact = math.sqrt(weights / aspect)
+    # Bounded far beyond any number of weights, where a ratio of floats is zero or infinite.
+    exact = math.sqrt(min(max(weights / max(aspect, 1e-200), 1e-200), 1e200))
     nearest = min(max(round(exact), 1), weights)
     channels: Counter[tuple[int, ...]] = Counter()
     for shape in shapes:

@@ -11,7 +11,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from fxhash.errors import PlanError
+from fxhash.errors import PlanError, shown
 from fxhash.smh.arithmetic import rows_for
 from fxhash.smh.checks import check_aspect, check_fraction, is_count
 from fxhash.smh.layout import Layout
@@ -194,6 +194,7 @@ def _parameter_from_json(stored: dict[str, Any]) -> ParameterPlan:
 
 def _check_plan(plan: CompressionPlan) -> None:
     """Raise PlanError unless types, sizes, names and slices are consistent; a stored plan may be hostile."""
+    _check_types(plan)
     check_fraction(plan.compress)
     check_aspect(plan.aspect)
     _check_layout(plan.layout)
@@ -212,6 +213,15 @@ def _check_plan(plan: CompressionPlan) -> None:
             row += plan.rows_of(parameter)
     if plan.layout.rows != row or not row:
         raise PlanError(f"the hashed parameters take {row} rows, not {plan.layout.rows}")
+
+
+def _check_types(plan: CompressionPlan) -> None:
+    described = isinstance(plan.parameters, tuple) and all(isinstance(each, ParameterPlan) for each in plan.parameters)
+    if not described or not isinstance(plan.unused, tuple) or not isinstance(plan.layout, Layout):
+        raise PlanError(
+            f"a plan has a tuple of ParameterPlans, a Layout and a tuple of names, not {shown(plan.parameters)}, "
+            f"{shown(plan.layout)} and {shown(plan.unused)}"
+        )
 
 
 def _check_layout(layout: Layout) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-import torch
 from torch import nn
 
-from fxhash.errors import PlanError
+from fxhash.errors import PlanError, shown
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES, ParameterPlan
-from fxhash.smh.parameters import dtype_name, refuse_lazy, tied_groups
+from fxhash.smh.parameters import dtype_name, refuse_lazy, scripted_parameters, tied_groups
 
 Predicate: TypeAlias = Callable[[str, nn.Parameter], bool]
 Selector: TypeAlias = str | re.Pattern[str] | Sequence[str | re.Pattern[str]] | Predicate
@@ -41,12 +40,7 @@ def describe_parameters(
     included = None if include is None else _as_predicate("include", include)
     excluded = None if exclude is None else _as_predicate("exclude", exclude)
     refuse_lazy(model)
-    scripted = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, torch.jit.ScriptModule)
-        for parameter in module.parameters()
-    }
+    scripted = scripted_parameters(model)
     described = []
     for names, (parameter, *_) in tied_groups(model):
         described.append(
@@ -85,15 +79,38 @@ def _dense_because(
 
 def _as_predicate(argument: str, selector: Selector) -> Predicate:
     if callable(selector):
-        return selector
-    patterns = [selector] if isinstance(selector, (str, re.Pattern)) else selector
-    if not isinstance(patterns, Iterable) or not all(isinstance(each, (str, re.Pattern)) for each in patterns):
+        return _checked(argument, selector)
+    patterns: list[str | re.Pattern[str]] | None
+    try:
+        patterns = [selector] if isinstance(selector, (str, re.Pattern)) else list(selector)
+    except TypeError:
+        patterns = None
+    if patterns is None or not all(map(_is_pattern, patterns)):
         raise PlanError(
-            f"{argument}={selector!r} must be a regular expression, a list of them, or a function "
+            f"{argument}={shown(selector)} must be a regular expression, a list of them, or a function "
             "(fqn, parameter) -> bool"
         )
     try:
         compiled = [re.compile(pattern) for pattern in patterns]
-    except re.error as error:
-        raise PlanError(f"{argument}={selector!r} is not a regular expression: {error}") from error
+    except (re.error, OverflowError, RecursionError) as error:
+        raise PlanError(f"{argument}={shown(selector)} is not a regular expression: {error}") from error
     return lambda fqn, _: any(pattern.search(fqn) for pattern in compiled)
+
+
+def _is_pattern(value: object) -> bool:
+    return isinstance(value.pattern if isinstance(value, re.Pattern) else value, str)
+
+
+def _checked(argument: str, predicate: Predicate) -> Predicate:
+    """A user's predicate, whose errors say where they come from."""
+
+    def run(fqn: str, parameter: nn.Parameter) -> bool:
+        try:
+            return bool(predicate(fqn, parameter))
+        except Exception as error:
+            raise PlanError(
+                f"{argument}={shown(predicate)} must be a function (fqn, parameter) -> bool; for {fqn!r} it raised "
+                f"{type(error).__name__}: {shown(str(error))}"
+            ) from error
+
+    return run

@@ -25,6 +25,7 @@ from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.plan import CompressionPlan
 from fxhash.smh.selection import describe_parameters
 from fxhash.storage.atomic import replacing
+from fxhash.storage.paths import read_path
 from fxhash.storage.quantization import dequantized, quantized
 from fxhash.transformed import current_plan, rebuild, refuse_transformed
 
@@ -59,7 +60,7 @@ def save(gm: fx.GraphModule, path: PathLike, *, dtype: torch.dtype | None = None
         tensors = quantized(tensors, _factors(gm), dtype)
     # One key, since safetensors writes several in an order that changes from process to process.
     metadata = {_KEY: json.dumps({"sha256": _digest(plan, tensors), "plan": plan})}
-    target = Path(path).resolve()
+    target = read_path(path)
     try:
         with replacing(target) as temporary:
             temporary.write_bytes(to_safetensors(tensors, metadata))
@@ -84,7 +85,7 @@ def load(path: PathLike, model: Model) -> fx.GraphModule:
     """
     model = as_module(model)
     refuse_transformed(model)
-    plan, tensors = _read(Path(path))
+    plan, tensors = _read(read_path(path))
     _check_fit(plan, model, path)
     gm = rebuild(model, plan)
     aliases = _aliases(gm)

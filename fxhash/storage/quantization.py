@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from fxhash.errors import CheckpointError, PlanError
+from fxhash.errors import CheckpointError, PlanError, shown
 
 STORAGE_DTYPES = (torch.bfloat16, torch.float16, torch.int8)
 _LARGEST = 127
@@ -32,9 +32,9 @@ def quantized(tensors: Mapping[str, Tensor], along: Mapping[str, int], dtype: to
         PlanError: for another type.
         CheckpointError: if one holds NaN or infinity, or values that the type can't hold.
     """
-    if dtype not in STORAGE_DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in STORAGE_DTYPES:
         known = ", ".join(map(str, STORAGE_DTYPES))
-        raise PlanError(f"dtype={dtype} is no type to store factors in: give one of {known}")
+        raise PlanError(f"dtype={shown(dtype)} is no type to store factors in: give one of {known}")
     result = dict(tensors)
     for name, dim in along.items():
         tensor = tensors[name]

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from fxhash.errors import FxhashError, close_matches
+from fxhash.errors import FxhashError, close_matches, shown
 from fxhash.zoo import (
     densenet,
     dpn,
@@ -38,9 +38,9 @@ from fxhash.zoo import (
     vgg,
     vit,
 )
-from fxhash.zoo.building import MissingTorchvisionError
+from fxhash.zoo.building import MissingTorchvisionError, OptionError
 
-__all__ = ["MissingTorchvisionError", "UnknownModelError", "create", "list"]
+__all__ = ["MissingTorchvisionError", "OptionError", "UnknownModelError", "create", "list"]
 
 _FAMILIES: dict[str, dict[str, Callable[..., nn.Module]]] = {
     "densenet": densenet.MODELS,
@@ -79,9 +79,9 @@ def list(family: str | None = None) -> tuple[str, ...]:
     """
     if family is None:
         return tuple(_FACTORIES)
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         raise UnknownModelError(
-            f"the zoo has no family {family!r}{close_matches(family, _FAMILIES)}; it has {', '.join(_FAMILIES)}"
+            f"the zoo has no family {shown(family)}{close_matches(family, _FAMILIES)}; it has {', '.join(_FAMILIES)}"
         )
     return tuple(_FAMILIES[family])
 
@@ -97,13 +97,13 @@ def create(name: str, **options: Any) -> nn.Module:
     Raises:
         UnknownModelError: if there is no such model.
         MissingTorchvisionError: if the model is adapted from torchvision, which is not installed.
-        ValueError: if an option is below 1, or otherwise impossible.
+        OptionError: if an option is below 1, or otherwise impossible; it is a `ValueError` too.
         TypeError: if an option is not an `int` and has to be, or if the family has no such option.
     """
-    factory = _FACTORIES.get(name)
+    factory = _FACTORIES.get(name) if isinstance(name, str) else None
     if factory is None:
         raise UnknownModelError(
-            f"the zoo has no model {name!r}{close_matches(name, _FACTORIES)}; fxhash.zoo.list() returns the "
+            f"the zoo has no model {shown(name)}{close_matches(name, _FACTORIES)}; fxhash.zoo.list() returns the "
             f"names of all {len(_FACTORIES)}"
         )
     return factory(**options)

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxhash.errors import FxhashError
+from fxhash.errors import FxhashError, shown
+
+_LARGEST_SIZE = 2**24
+
+
+class OptionError(FxhashError, ValueError):
+    """An option of a model that can't be: of a size below 1, or none of those that a family has."""
 
 
 class MissingTorchvisionError(FxhashError, ImportError):
@@ -21,30 +27,33 @@ class MissingTorchvisionError(FxhashError, ImportError):
 
 
 def check_sizes(**sizes: int) -> None:
-    """Refuse sizes that are no whole numbers, or below 1.
+    """Refuse sizes that are no whole numbers, below 1, or beyond any model for small images.
 
     Raises:
         TypeError: if a size is not an `int`.
-        ValueError: if a size is below 1.
+        OptionError: if a size is below 1 or above 2**24.
 
     Example:
         >>> check_sizes(num_classes=10, in_channels=3)
     """
     for name, value in sizes.items():
-        if not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} must be an int, got {shown(value)}")
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise OptionError(f"{name} must be at least 1, got {shown(value)}")
+        if value > _LARGEST_SIZE:
+            raise OptionError(f"{name} must be at most {_LARGEST_SIZE}, got {shown(value)}")
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Refuse a value that is not among those that a family has.
 
     Raises:
-        ValueError: naming the choices.
+        OptionError: naming the choices.
     """
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+    # By type first: what is no number or string may refuse to be compared.
+    if not isinstance(value, tuple({type(choice) for choice in choices})) or value not in choices:
+        raise OptionError(f"{name} must be one of {', '.join(map(str, choices))}, got {shown(value)}")
 
 
 def torchvision_module(name: str) -> Any:

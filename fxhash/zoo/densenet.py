@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from fxhash.zoo.building import check_choice, check_sizes, replace_convolution, torchvision_module
+from fxhash.zoo.building import OptionError, check_choice, check_sizes, replace_convolution, torchvision_module
 
 DEPTHS = (121, 161, 169, 201)
 
@@ -30,7 +30,7 @@ def densenet(depth: int, *, num_classes: int = 10, in_channels: int = 3) -> Any:
         `(batch, num_classes)`.
 
     Raises:
-        ValueError: if there is no network of this depth, or another argument is below 1.
+        OptionError: if there is no network of this depth, or another argument is below 1.
         TypeError: if another argument is not an `int`.
         MissingTorchvisionError: if torchvision is not installed.
     """
@@ -54,13 +54,13 @@ def densenet_cifar(depth: int = 100, growth: int = 12, *, num_classes: int = 10,
         A `torchvision.models.DenseNet`, as `densenet` does.
 
     Raises:
-        ValueError: if `depth` is not `6 * n + 4` with `n >= 1`, or another argument is below 1.
+        OptionError: if `depth` is not `6 * n + 4` with `n >= 1`, or another argument is below 1.
         TypeError: if another argument is not an `int`.
         MissingTorchvisionError: if torchvision is not installed.
     """
     check_sizes(growth=growth, num_classes=num_classes, in_channels=in_channels)
     if depth < 10 or (depth - 4) % 6:
-        raise ValueError(f"depth must be 6 * n + 4 with n >= 1 (10, 16, 22, ...), got {depth}")
+        raise OptionError(f"depth must be 6 * n + 4 with n >= 1 (10, 16, 22, ...), got {depth}")
     layers = ((depth - 4) // 6,) * 3
     build = torchvision_module("models").DenseNet
     model = build(growth_rate=growth, block_config=layers, num_init_features=2 * growth, num_classes=num_classes)

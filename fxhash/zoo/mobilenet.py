@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fxhash.zoo.building import check_sizes, convolution, start_convolutions
+from fxhash.zoo.building import OptionError, check_sizes, convolution, start_convolutions
 
 # Output channels and stride of every block, from table 1 of the paper.
 BLOCKS = ((64, 1), (128, 1), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
@@ -50,11 +50,11 @@ def mobilenet(width_multiplier: float = 1.0, *, num_classes: int = 10, in_channe
         in_channels: channels of the input images.
 
     Raises:
-        ValueError: if no channel would be left in the stem, or another argument is below 1.
+        OptionError: if no channel would be left in the stem, or another argument is below 1.
         TypeError: if another argument is not an `int`.
     """
     if not width_multiplier >= 1 / 32:
-        raise ValueError(f"width_multiplier must be at least 1/32, got {width_multiplier}")
+        raise OptionError(f"width_multiplier must be at least 1/32, got {width_multiplier}")
     check_sizes(num_classes=num_classes, in_channels=in_channels)
     return MobileNet(width_multiplier, num_classes, in_channels)
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxhash.zoo.building import check_sizes, start_convolutions
+from fxhash.zoo.building import OptionError, check_sizes, start_convolutions
 
 
 class SeparableConvolutions(nn.Sequential):
@@ -139,13 +139,13 @@ def pnasnet(cells_per_group: int = 3, width: int = 48, *, num_classes: int = 10,
         in_channels: channels of the input images.
 
     Raises:
-        ValueError: if an argument is below 1, or `width` below 2.
+        OptionError: if an argument is below 1, or `width` below 2.
         TypeError: if an argument is not an `int`.
     """
     check_sizes(cells_per_group=cells_per_group, width=width, num_classes=num_classes, in_channels=in_channels)
     if width < 2:
         # Half of them go through each convolution of the factorized reduction.
-        raise ValueError(f"width must be at least 2, got {width}")
+        raise OptionError(f"width must be at least 2, got {width}")
     return PNASNet(cells_per_group, width, num_classes, in_channels)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fxhash.zoo.building import check_sizes, start_convolutions
+from fxhash.zoo.building import OptionError, check_sizes, start_convolutions
 
 DEPTHS = (8, 14, 20, 32, 44, 56, 110)
 
@@ -95,7 +95,7 @@ def resnet(depth: int, *, num_classes: int = 10, in_channels: int = 3, width: in
         width: channels of the stem and of the first stage; 16 in the paper.
 
     Raises:
-        ValueError: if `depth` is not `6 * n + 2` with `n >= 1`, or another argument is below 1.
+        OptionError: if `depth` is not `6 * n + 2` with `n >= 1`, or another argument is below 1.
         TypeError: if another argument is not an `int`.
 
     Example:
@@ -104,7 +104,7 @@ def resnet(depth: int, *, num_classes: int = 10, in_channels: int = 3, width: in
         269722
     """
     if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"depth must be 6 * n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
+        raise OptionError(f"depth must be 6 * n + 2 with n >= 1 (8, 14, 20, ...), got {depth}")
     check_sizes(num_classes=num_classes, in_channels=in_channels, width=width)
     return ResNet((depth - 2) // 6, num_classes, in_channels, width)
 

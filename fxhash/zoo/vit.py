@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from fxhash.zoo.building import check_sizes, torchvision_module
+from fxhash.zoo.building import OptionError, check_sizes, torchvision_module
 
 
 def vit_tiny(*, num_classes: int = 10, in_channels: int = 3, image_size: int = 32, patch_size: int = 4) -> Any:
@@ -28,13 +28,13 @@ def vit_tiny(*, num_classes: int = 10, in_channels: int = 3, image_size: int = 3
         logits `(batch, num_classes)`.
 
     Raises:
-        ValueError: if `image_size` is not a multiple of `patch_size`, or an argument is below 1.
+        OptionError: if `image_size` is not a multiple of `patch_size`, or an argument is below 1.
         TypeError: if an argument is not an `int`.
         MissingTorchvisionError: if torchvision is not installed.
     """
     check_sizes(num_classes=num_classes, in_channels=in_channels, image_size=image_size, patch_size=patch_size)
     if image_size % patch_size:
-        raise ValueError(f"image_size must be a multiple of patch_size, got {image_size} and {patch_size}")
+        raise OptionError(f"image_size must be a multiple of patch_size, got {image_size} and {patch_size}")
     model = torchvision_module("models").VisionTransformer(
         image_size=image_size,
         patch_size=patch_size,

@@ -153,9 +153,12 @@ def separable_layer():
 
 
 def test_the_pointwise_half_is_the_slice_without_kernels():
+    """Times a power of two, which keeps what the depthwise half computes no larger than its input."""
     gm, name = separable_layer()
     generator = gm.smh_generator
-    kernels = generator.kernels_of(name)
+    kernels = generator.depthwise_kernels(name)
+    assert 0.5 <= kernels.abs().sum(1).max() < 1
+    assert torch.equal(kernels * generator.balance(name), generator.kernels_of(name))
     pointwise = generator(name, pointwise=True)
     assert pointwise.shape == (32, 32 * len(kernels), 1, 1)
     expected = torch.einsum("oik,kp->oip", pointwise.view(32, 32, -1), kernels).view(32, 32, 3, 3)
