@@ -8,7 +8,9 @@ from dataclasses import replace
 from torch import fx, nn
 
 from fxhash.capture.exported import Model, as_module
+from fxhash.capture.ownership import refuse_originals, refuse_shared_memory
 from fxhash.capture.tracing import trace
+from fxhash.capture.weight_changes import refuse_changed_weights
 from fxhash.errors import TransformError
 from fxhash.graph.names import CAPTURED, original_name
 from fxhash.lowering.factor_store import find_factor_store
@@ -45,8 +47,15 @@ def rebuild(model: Model, plan: CompressionPlan) -> fx.GraphModule:
 
 
 def expose(model: nn.Module, names: Collection[str]) -> fx.GraphModule:
-    """Capture a model with the parameters of these names as nodes, whose training flags follow its mode."""
+    """Capture a model with the parameters of these names as nodes, whose training flags follow its mode.
+
+    Raises:
+        TransformError: if one of them can't be generated, or the original can be reached from the result.
+    """
+    refuse_shared_memory(model, names)
     traced = trace(model, expose=names)
+    refuse_changed_weights(traced, names)
+    refuse_originals(traced, model)
     if isinstance(model, fx.GraphModule) and CAPTURED not in model.meta:
         return restore_training_flags(traced).graph_module
     return traced

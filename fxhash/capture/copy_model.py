@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from types import CellType, FunctionType, ModuleType
 from typing import Any, TypeVar
@@ -65,7 +66,9 @@ def _functions_of(model: nn.Module) -> dict[FunctionType, frozenset[int]]:
     Whatever else a function refers to is its own, and not copied: a list in which a hook collects its outputs.
     """
     tensors = (*model.parameters(), *model.buffers())
-    parts = {id(each) for each in (*model.modules(), *tensors)}
+    tables = [value for module in model.modules() for value in vars(module).values() if isinstance(value, OrderedDict)]
+    # A hook may hold the handle of itself, by which it leaves the dictionary of hooks.
+    parts = {id(each) for each in (*model.modules(), *tensors, *tables)}
 
     def refers(value: Any) -> bool:
         return any(id(reference.target) in parts for reference in references_from(value))

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import is_
+from operator import is_, length_hint
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxhash.capture.observed_proxy import UnknownAttribute
+from fxhash.capture.observed_proxy import MISSING, UnknownAttribute
 from fxhash.capture.real_tensors import storage_of
 from fxhash.capture.references import attributes_of, is_filled
 
@@ -183,6 +183,9 @@ def _entries(content: Sequence[Any]) -> dict[Any, Any]:
 def _content(value: Any) -> Any:
     """What something that can change holds, one level deep; None for what can't change or is no model's state."""
     if isinstance(value, dict):
+        if any(type(each) is UnknownAttribute for each in value.values()):
+            value = {name: getattr(each, "original", each) if type(each) is UnknownAttribute else each for name, each in value.items()}
+            value = {name: each for name, each in value.items() if each is not MISSING}
         return [*value.keys(), *value.values()]
     if isinstance(value, Tensor):
         return None if value.is_inference() else value._version
@@ -217,7 +220,14 @@ def _content(value: Any) -> Any:
             return [*attributes.keys(), *attributes.values()]
     if inspect.isbuiltin(value) or not hasattr(value, "__next__"):
         return None
-    return repr(value)
+    return _position_of(value)
+
+
+def _position_of(iterator: Any) -> Any:
+    try:
+        return iterator.__reduce__()
+    except TypeError:
+        return repr(iterator), length_hint(iterator)
 
 
 def _is_of_library(kind: type) -> bool:
@@ -234,9 +244,13 @@ def _class_content(kind: type) -> list[tuple[str, Any]] | None:
     return [
         (name, value)
         for name, value in vars(kind).items()
-        if not name.startswith("__") or isinstance(value, FunctionType)
-        if isinstance(value, FunctionType) or not hasattr(type(value), "__get__")
+        if isinstance(value, FunctionType) or is_plain(name, value)
     ]
+
+
+def is_plain(name: str, value: Any) -> bool:
+    """Whether an attribute of a class is a value that its objects share, and no function or property."""
+    return not name.startswith("__") and not hasattr(type(value), "__get__")
 
 
 def _parts(content: Any) -> Iterator[Any]:
@@ -249,7 +263,7 @@ def _parts(content: Any) -> Iterator[Any]:
 
 
 def _is_same(now: Any, before: Any) -> bool:
-    if now is before or type(now) is UnknownAttribute:
+    if now is before:
         return True
     if type(now) is not type(before):
         return False

@@ -30,7 +30,8 @@ _PROPERTIES = frozenset(
 _ASKS_FOR_CALLER = frozenset({"__instancecheck__", "is_tensor", "is_storage"})
 
 
-_OWN_ATTRIBUTES = frozenset({"node", "tracer", "root", "attr", "_node", "_shape", "module", "value", "name"})
+MISSING = object()
+_OWN_ATTRIBUTES = frozenset({"node", "tracer", "root", "attr", "_node", "_shape", "module", "value", "name", "original"})
 
 
 class ObservedProxy(fx.Proxy):
@@ -202,9 +203,10 @@ class ObservedFlag(ObservedProxy):
 class UnknownAttribute(ObservedProxy):
     """An attribute of a module that is called as a whole, after the call: what it is then is not known."""
 
-    def __init__(self, tracer: ExposingTracer, name: str) -> None:
+    def __init__(self, tracer: ExposingTracer, name: str, original: Any) -> None:
         self.tracer = tracer
         self.name = name
+        self.original = original
 
     @property
     def node(self) -> fx.Node:  # type: ignore[override]

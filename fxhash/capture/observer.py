@@ -56,6 +56,7 @@ _SURROUNDINGS = {
     "manual_seed": "seeds random numbers",
     "set_rng_state": "seeds random numbers",
     "fork_rng": "seeds random numbers",
+    "Proxy": "asks whether it is traced",
     "is_fx_tracing": "asks whether it is traced",
     "is_fx_symbolic_tracing": "asks whether it is traced",
 }

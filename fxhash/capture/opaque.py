@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.references import Reference, references_of
-from fxhash.capture.replicas import replicate, set_parameters, take_over
+from fxhash.capture.replicas import Owners, owners_of, replicate, set_parameters, take_over
 from fxhash.errors import TransformError
 
 # Modules that are reached by more than their parents hold parameters themselves while they run: one thread at a time.
@@ -59,8 +60,10 @@ class OpaqueModule(nn.Module):
         self.names = tuple(names)
         self.reason = reason
         self.defaults = dict(defaults)
+        # By the modules that hold them, not by path: a forward may put its modules elsewhere.
+        self._owners = owners_of(module, self.names)
         self._kept = _kept_parameters(module, self.names)
-        set_parameters(module, self.names, [None] * len(self.names))
+        set_parameters(self._owners, [None] * len(self.names))
         self._set_kept([None] * len(self.names))
 
     def forward(
@@ -96,8 +99,12 @@ class OpaqueModule(nn.Module):
                 return self.wrapped_module(*args, **kwargs)
         replicas = replicate(self.wrapped_module)
         replica = replicas[id(self.wrapped_module)]
-        set_parameters(replica, self.names, parameters)
-        with self._keeping(replica, parameters):
+        owners = tuple(
+            tuple((replicas[id(owner)], name) for owner, name in group if id(owner) in replicas)
+            for group in self._owners
+        )
+        set_parameters(owners, parameters)
+        with self._keeping(owners, parameters):
             result = replica(*args, **kwargs)
         take_over(self.wrapped_module, replicas)
         return result
@@ -116,35 +123,35 @@ class OpaqueModule(nn.Module):
     @contextmanager
     def _holding(self, parameters: Sequence[Tensor]) -> Iterator[None]:
         """Let the wrapped module itself hold `parameters`."""
-        set_parameters(self.wrapped_module, self.names, parameters)
+        set_parameters(self._owners, parameters)
         self._set_kept(parameters)
-        owners = _owners(self.wrapped_module, self.names)
         try:
-            with self._keeping(self.wrapped_module, parameters):
+            with self._keeping(self._owners, parameters):
                 yield
         finally:
-            for owner, attribute, _ in owners:
-                if attribute in owner._parameters:
-                    owner._parameters[attribute] = None
+            set_parameters(self._owners, [None] * len(self.names))
             self._set_kept([None] * len(self.names))
 
     @contextmanager
-    def _keeping(self, module: nn.Module, parameters: Sequence[Tensor]) -> Iterator[None]:
-        """Make sure that a call changes none of its parameters."""
-        versions = [None if each.is_inference() else each._version for each in parameters]
-        owners = _owners(module, self.names)
+    def _keeping(self, owners: Owners, parameters: Sequence[Tensor]) -> Iterator[None]:
+        """Make sure that a call changes none of its parameters, which are parameters to all that asks."""
+        renewing = [any(getattr(owner, "max_norm", None) is not None for owner, _ in group) for group in owners]
+        versions = [
+            None if each.is_inference() or renews else each._version
+            for each, renews in zip(parameters, renewing, strict=True)
+        ]
+        for parameter in parameters:
+            parameter._is_param = True  # type: ignore[attr-defined]
         yield
         changed = [
             names[0]
-            for names, parameter, version in zip(self.names, parameters, versions, strict=True)
-            if names and version is not None and parameter._version != version
-        ]
-        changed += [
-            f"{attribute}" for owner, attribute, held in owners if owner._parameters.get(attribute) is not held
+            for names, parameter, version, group in zip(self.names, parameters, versions, owners, strict=True)
+            if (version is not None and parameter._version != version)
+            or any(dict.get(owner._parameters, name) is not parameter for owner, name in group)
         ]
         if changed:
             raise TransformError(
-                f"the forward of {type(module).__name__} changes its parameter {changed[0]!r}, which a generated "
+                f"the forward of {type(self.wrapped_module).__name__} changes its parameter {changed[0]!r}, which a generated "
                 "weight can't keep: exclude it from the transform"
             )
 
@@ -177,22 +184,12 @@ class OpaqueModule(nn.Module):
             *wrapped.named_buffers(remove_duplicate=False),
         )
         module = copy_model(wrapped, shared={name for name, _ in parameters_and_buffers})
-        set_parameters(module, self.names, parameters)
+        set_parameters(owners_of(module, self.names), parameters)
         return module
 
     def extra_repr(self) -> str:
         """Why the module is opaque, for `repr`."""
         return f"reason={self.reason!r}"
-
-
-def _owners(module: nn.Module, names: Sequence[tuple[str, ...]]) -> list[tuple[nn.Module, str, Tensor | None]]:
-    """For each name of a parameter: the module that holds it, its name there, and the parameter."""
-    owners = []
-    for name in (name for group in names for name in group):
-        path, _, attribute = name.rpartition(".")
-        owner = module.get_submodule(path)
-        owners.append((owner, attribute, owner._parameters.get(attribute)))
-    return owners
 
 
 def _kept_parameters(module: nn.Module, names: Sequence[tuple[str, ...]]) -> list[tuple[Reference, int]]:
@@ -212,5 +209,5 @@ def _kept_parameters(module: nn.Module, names: Sequence[tuple[str, ...]]) -> lis
                         f"parameter {name!r} is also kept as {where}, where a generated weight can't replace it: "
                         "let forward read it from its module, or exclude it"
                     )
-                kept.append((reference, index[name]))
+                kept.append((replace(reference, target=None), index[name]))
     return kept

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 _TABLES = ("_parameters", "_buffers", "_modules")
+# For each parameter: the modules that hold it, several if it is tied, and its name in each.
+Owners: TypeAlias = tuple[tuple[tuple[nn.Module, str], ...], ...]
 
 
 def replicate(module: nn.Module, instead: Mapping[nn.Module, nn.Module] = MappingProxyType({})) -> dict[int, nn.Module]:
@@ -31,30 +33,32 @@ def replicate(module: nn.Module, instead: Mapping[nn.Module, nn.Module] = Mappin
     return replicas
 
 
-def set_parameters(module: nn.Module, names: Sequence[tuple[str, ...]], parameters: Sequence[Tensor | None]) -> None:
-    """Set each parameter in a module under all of its names; they may be any tensors, or None."""
-    owners: dict[int, nn.Module] = {}
-    for group, parameter in zip(names, parameters, strict=True):
-        for name in group:
-            path, _, attribute = name.rpartition(".")
-            owner = module.get_submodule(path)
-            owners[id(owner)] = owner
+def owners_of(module: nn.Module, names: Sequence[tuple[str, ...]]) -> Owners:
+    """The modules that hold parameters of these names, each with its name there."""
+    places = [[name.rpartition(".") for name in group] for group in names]
+    return tuple(tuple((module.get_submodule(path), name) for path, _, name in group) for group in places)
+
+
+def set_parameters(owners: Owners, parameters: Sequence[Tensor | None]) -> None:
+    """Set each parameter in the modules that hold it; they may be any tensors, or None."""
+    for group, parameter in zip(owners, parameters, strict=True):
+        for owner, name in group:
             # Past nn.Module.__setattr__, which accepts nothing but an nn.Parameter under a parameter's name.
             table: dict[str, Any] = owner._parameters
-            table[attribute] = parameter
-    for recurrent in owners.values():
-        if isinstance(recurrent, nn.RNNBase):
+            table[name] = parameter
+    for owner in {id(owner): owner for group in owners for owner, _ in group}.values():
+        if isinstance(owner, nn.RNNBase):
             # Recurrent layers read a list of weights that is made when they are built, not their parameters.
             emptied = all(parameter is None for parameter in parameters)
             weights: list[Any] = [
-                None if emptied else getattr(recurrent, name, None) for name in recurrent._flat_weights_names
+                None if emptied else getattr(owner, name, None) for name in owner._flat_weights_names
             ]
-            vars(recurrent)["_flat_weights"] = weights
+            vars(owner)["_flat_weights"] = weights
 
 
 def take_over(module: nn.Module, replicas: Mapping[int, nn.Module]) -> None:
     """Give a module, and those nested in it, what a call changed on their replicas: all but their parameters."""
-    modules = list(module.modules())
+    modules = [each for each in module.modules() if id(each) in replicas]
     originals = {id(replicas[id(each)]): each for each in modules}
     for each in modules:
         replica = replicas[id(each)]
@@ -88,7 +92,7 @@ def call_with_parameters(
 ) -> Any:
     """Run the forward of class `kind` on a replica of `module` that holds `parameters` of its own under `names`."""
     replica = _replica(module, kind)
-    set_parameters(replica, [(name,) for name in names], parameters)
+    set_parameters(tuple(((replica, name),) for name in names), parameters)
     result = replica.forward(*args, **kwargs)
     vars(module)["_buffers"].update(vars(replica)["_buffers"])
     for name, value in vars(replica).items():

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxhash.capture.exposure import Exposure
-from fxhash.capture.kept_state import KeptState
+from fxhash.capture.kept_state import KeptState, is_plain
 from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
-from fxhash.capture.observed_proxy import ObservedFlag, ObservedProxy, ObservedTensor, UnknownAttribute
+from fxhash.capture.observed_proxy import MISSING, ObservedFlag, ObservedProxy, ObservedTensor, UnknownAttribute
 from fxhash.capture.observer import Observer
 from fxhash.capture.real_tensors import RefusingOperations, storage_of
 from fxhash.capture.untraceable import UntraceableError, never_traced_because, overrides_call, reason_of
@@ -184,10 +184,13 @@ class ExposingTracer(fx.Tracer):
     def _hide_attributes(self, called: nn.Module) -> None:
         """Refuse to read attributes of a module that the graph calls: what they are is known when it has run."""
         for module in called.modules():
-            if not type(module).__module__.startswith("torch."):
-                for name in vars(module):
-                    if name not in _OF_EVERY_MODULE and not isinstance(vars(module)[name], fx.Proxy):
-                        vars(module)[name] = UnknownAttribute(self, name)
+            kinds = [kind for kind in type(module).__mro__ if not kind.__module__.startswith(("torch.", "builtins"))]
+            if kinds:
+                names = {name for kind in kinds for name, value in vars(kind).items() if is_plain(name, value)}
+                for name in (vars(module).keys() | names) - _OF_EVERY_MODULE:
+                    if not isinstance(vars(module).get(name), fx.Proxy):
+                        original = vars(module).get(name, MISSING)
+                        vars(module)[name] = UnknownAttribute(self, name, original)
 
     def _checked(
         self, module: nn.Module, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] = MappingProxyType({})

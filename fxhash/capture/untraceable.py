@@ -50,6 +50,8 @@ def never_traced_because(module: nn.Module) -> str:
     kind = type_before_parametrizations(module)
     if _has_hooks(module):
         return "it has hooks"
+    if kind.train is not nn.Module.train or kind.eval is not nn.Module.eval:
+        return "it overrides train() or eval()"
     if getattr(module, "max_norm", None) is not None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "max_norm changes its weight in place"
     if kind.__module__.startswith("torch.nn.modules.") and not issubclass(kind, _TRACED_TORCH_MODULES):

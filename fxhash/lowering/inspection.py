@@ -7,17 +7,15 @@ function that the submodule's forward may call by its name: what can't be ruled 
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from functools import cache
-from types import CodeType, FunctionType
-from typing import Any
+from types import CodeType
 
 import torch
 from torch import nn
 
+from fxhash.capture.called_code import functions_called_by, names_in
 from fxhash.capture.hazards import functions_of
-from fxhash.capture.references import references_of
-from fxhash.capture.user_code import is_user_code
 
 # What shows the layers of a module or takes them apart.
 _LOOKS_AT_LAYERS = frozenset(
@@ -38,45 +36,12 @@ def looks_at_weights(module: nn.Module, names: Collection[str]) -> bool:
         module: the module.
         names: names of the weights in the modules that hold them, such as `"weight"`.
     """
-    return any(_is_suspicious(function.__code__, frozenset(names)) for function in _reachable(module))
-
-
-def _reachable(module: nn.Module) -> Iterator[FunctionType]:
-    """The functions of a model's own code that the forward of a module may call."""
-    modules = [each for each in module.modules() if not isinstance(each, torch.jit.ScriptModule)]
-    members: dict[str, list[FunctionType]] = {}
-    pending: list[FunctionType] = []
-    for kind in {kind for each in modules for kind in type(each).__mro__ if not kind.__module__.startswith("torch.")}:
-        for name, value in vars(kind).items():
-            members.setdefault(name, []).extend(_functions_in(value))
-    for name in ("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__"):
-        pending += members.get(name, [])
-    for each in modules:
-        pending += [r.target for r in references_of(each, with_class=False) if isinstance(r.target, FunctionType)]
-    seen: set[CodeType] = set()
-    while pending:
-        function = pending.pop()
-        if function.__code__ in seen or not is_user_code(function.__code__):
-            continue
-        seen.add(function.__code__)
-        yield function
-        for name in _names_of(function.__code__):
-            pending += [*members.get(name, []), *_functions_in(function.__globals__.get(name))]
-
-
-def _functions_in(value: Any) -> list[FunctionType]:
-    candidates = [value, getattr(value, "__func__", None), getattr(value, "fget", None), getattr(value, "__wrapped__", None)]
-    return [each for each in candidates if isinstance(each, FunctionType)]
-
-
-def _names_of(code: CodeType) -> set[str]:
-    inner = (const for const in code.co_consts if isinstance(const, CodeType))
-    return {*code.co_names, *(name for each in inner for name in _names_of(each))}
+    return any(_is_suspicious(code, frozenset(names)) for code in functions_called_by(module))
 
 
 @cache
 def _is_suspicious(code: CodeType, names: frozenset[str]) -> bool:
-    mentioned = _names_of(code)
+    mentioned = names_in(code)
     if mentioned & _LOOKS_AT_LAYERS:
         return True
     if mentioned & _SHOWS_PARAMETERS and (mentioned & _ASKS_MORE or any(map(_is_in_place, mentioned))):

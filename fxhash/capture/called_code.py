@@ -1,0 +1,47 @@
+"""The code that the forward of a module may call, found by names: more than it does call, never less."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxhash.capture.references import references_of
+from fxhash.capture.user_code import is_user_code
+
+
+def functions_called_by(module: nn.Module) -> Iterator[CodeType]:
+    """The functions of a model's own code that the forward of a module may call."""
+    modules = [each for each in module.modules() if not isinstance(each, torch.jit.ScriptModule)]
+    members: dict[str, list[FunctionType]] = {}
+    pending: list[FunctionType] = []
+    for kind in {kind for each in modules for kind in type(each).__mro__ if not kind.__module__.startswith("torch.")}:
+        for name, value in vars(kind).items():
+            members.setdefault(name, []).extend(_functions_in(value))
+    for name in ("forward", "__call__", "_call_impl", "__getattr__", "__getattribute__"):
+        pending += members.get(name, [])
+    for each in modules:
+        pending += [r.target for r in references_of(each, with_class=False) if isinstance(r.target, FunctionType)]
+    seen: set[CodeType] = set()
+    while pending:
+        function = pending.pop()
+        if function.__code__ in seen or not is_user_code(function.__code__):
+            continue
+        seen.add(function.__code__)
+        yield function.__code__
+        for name in names_in(function.__code__):
+            pending += [*members.get(name, []), *_functions_in(function.__globals__.get(name))]
+
+
+def _functions_in(value: Any) -> list[FunctionType]:
+    candidates = [value, getattr(value, "__func__", None), getattr(value, "fget", None), getattr(value, "__wrapped__", None)]
+    return [each for each in candidates if isinstance(each, FunctionType)]
+
+
+def names_in(code: CodeType) -> set[str]:
+    """The names that a function uses, and the functions in it."""
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    return {*code.co_names, *(name for each in inner for name in names_in(each))}

@@ -1,0 +1,128 @@
+"""Code that does to a weight what none that is generated allows: to change it, or to ask whether it is a parameter."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection
+from functools import cache
+from types import CodeType
+
+import torch
+from torch import fx, nn
+
+from fxhash.capture.called_code import functions_called_by, names_in
+from fxhash.capture.hazards import functions_of
+from fxhash.capture.opaque import OpaqueModule
+from fxhash.errors import TransformError
+from fxhash.graph.liveness import is_changed_in_place
+from fxhash.graph.names import original_name
+
+# What is another of a generated weight than of a parameter.
+ASKS_FOR_PARAMETER = frozenset({"requires_grad", "is_leaf", "grad", "grad_fn"})
+_SHOW_PARAMETERS = frozenset({"parameters", "named_parameters", "_parameters"})
+
+
+def refuse_changed_weights(traced: fx.GraphModule, exposed: Collection[str]) -> None:
+    """Refuse a captured model that changes a parameter which is to be generated, or asks whether it is a parameter.
+
+    Args:
+        traced: the captured model.
+        exposed: names of these parameters in it.
+
+    Raises:
+        TransformError: naming the parameter, or the opaque submodule.
+    """
+    for node in traced.graph.nodes:
+        if node.op == "get_attr" and node.target in exposed:
+            asked = {user.args[1] for user in node.users if user.target is getattr} & ASKS_FOR_PARAMETER
+            what = f"asks for its {min(asked)}" if asked else "changes it in place"
+            if asked or is_changed_in_place(node):
+                raise TransformError(
+                    f"the parameter {node.target!r} can't be generated: the model {what}. Exclude it, or change forward"
+                )
+    for path, module in traced.named_modules():
+        if isinstance(module, OpaqueModule):
+            names = {name.rpartition(".")[2] for group in module.names for name in group}
+            found = changes_weights(module.wrapped_module, names)
+            if found is not None:
+                raise TransformError(
+                    f"the weights of {original_name(path) or 'the model'} can't be generated: its code {found}. "
+                    "Exclude them, or change forward"
+                )
+
+
+def changes_weights(module: nn.Module, names: Collection[str]) -> str | None:
+    """What the code of a module, or of one nested in it, may do to its weights that a generated one doesn't allow.
+
+    Args:
+        module: the module.
+        names: names of the weights in the modules that hold them, such as `"weight"`.
+
+    Returns:
+        Such as `"changes weight in place (line 7 of forward)"`; None if nothing was found.
+    """
+    found = (_found_in(code, frozenset(names)) for code in functions_called_by(module))
+    return next((what for what in found if what is not None), None)
+
+
+@cache
+def _found_in(code: CodeType, names: frozenset[str]) -> str | None:
+    mentioned = names_in(code)
+    if "deepcopy" in mentioned:
+        return f"copies its layers (in {code.co_name})"
+    if not mentioned & (names | _SHOW_PARAMETERS):
+        return None
+    for function in functions_of(code):
+        for node in ast.walk(function):
+            what = _what(node, names)
+            if what is not None:
+                return f"{what} (line {getattr(node, 'lineno', 0)} of {code.co_name})"
+        if mentioned & _SHOW_PARAMETERS and any(_changes_something(node) for node in ast.walk(function)):
+            return f"may change its parameters (in {code.co_name})"
+    return None
+
+
+def _what(node: ast.AST, names: Collection[str]) -> str | None:
+    if isinstance(node, ast.Attribute):
+        name = _weight_below(node.value, names)
+        if name is not None and node.attr in ASKS_FOR_PARAMETER:
+            return f"asks for {node.attr} of {name}"
+        if name is not None and (_is_in_place(node.attr) or not isinstance(node.ctx, ast.Load)):
+            return f"changes {name} in place"
+        if node.attr in names and not isinstance(node.ctx, ast.Load):
+            return f"assigns {node.attr}"
+    elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
+        name = _weight_below(node.value, names)
+        return None if name is None else f"changes {name} in place"
+    elif isinstance(node, ast.AugAssign):
+        name = _weight_below(node.target, names)
+        return None if name is None else f"changes {name} in place"
+    elif isinstance(node, ast.Call):
+        called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        name = next((name for each in node.args if (name := _weight_below(each, names)) is not None), None)
+        if name is not None and (called == "type" or (called.endswith("_") and not called.endswith("__"))):
+            return f"asks for the type of {name}" if called == "type" else f"changes {name} in place"
+    return None
+
+
+def _weight_below(expression: ast.AST, names: Collection[str]) -> str | None:
+    """The weight that an expression gives, or a view of; None if it gives something else."""
+    while True:
+        if isinstance(expression, ast.Attribute) and expression.attr in names:
+            return expression.attr
+        if isinstance(expression, (ast.Attribute, ast.Subscript)):
+            expression = expression.value
+        elif isinstance(expression, ast.Call) and isinstance(expression.func, ast.Attribute):
+            expression = expression.func.value
+        else:
+            return None
+
+
+def _changes_something(node: ast.AST) -> bool:
+    if isinstance(node, ast.Attribute):
+        return _is_in_place(node.attr) or (node.attr == "data" and not isinstance(node.ctx, ast.Load))
+    return isinstance(node, ast.AugAssign)
+
+
+def _is_in_place(name: str) -> bool:
+    return name.endswith("_") and not name.endswith("__") and hasattr(torch.Tensor, name)
