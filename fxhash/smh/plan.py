@@ -119,16 +119,16 @@ class CompressionPlan:
         return cls(**plan_from_json(text))
 
     def table(self) -> list[tuple[str, ...]]:
-        """Name, shape, treatment, rows and rank of every parameter, as strings; the first row is the heading."""
+        """Name, shape, treatment, rows and rank of every parameter, as printable strings, below a heading."""
         rows: list[tuple[str, ...]] = [("parameter", "shape", "treatment", "rows of W", "rank")]
         for parameter in self.parameters:
-            treatment, where, rank = f"dense ({parameter.dense_because})", "", ""
+            treatment, where, rank = f"dense ({printable(parameter.dense_because)})", "", ""
             if parameter.first_row is not None:
                 last_row = parameter.first_row + self.rows_of(parameter) - 1
                 treatment, where, rank = "hashed", f"{parameter.first_row}..{last_row}", str(parameter.rank)
                 treatment += f", separable ({parameter.kernels} kernels)" if parameter.kernels else ""
                 rank += f" ({parameter.more_rows} rows {parameter.rank or 0} + 1)" if parameter.more_rows else ""
-            names = " = ".join((parameter.fqn, *parameter.aliases))
+            names = printable(" = ".join((parameter.fqn, *parameter.aliases)))
             rows.append((names, "x".join(map(str, parameter.shape)) or "scalar", treatment, where, rank))
         return rows
 

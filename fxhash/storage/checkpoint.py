@@ -23,7 +23,7 @@ from fxhash.storage.fit import check_parameters, check_tensors
 from fxhash.storage.model_file import StoredModel, pack, unpack
 from fxhash.storage.paths import read_path
 from fxhash.storage.quantization import dequantize_, quantized
-from fxhash.storage.values import describe_infinite_scale, describe_not_finite
+from fxhash.storage.values import describe_not_finite, describe_not_finite_weight
 from fxhash.transformed import current_plan, rebuild, refuse_transformed
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -59,7 +59,7 @@ def save(gm: fx.GraphModule, path: PathLike, *, dtype: torch.dtype | None = None
     CompressionPlan.from_json(text)
     tensors = _distinct_tensors(gm)
     if not allow_nan:
-        wrong = describe_not_finite(tensors, plan) or describe_infinite_scale(_generator(gm))
+        wrong = describe_not_finite(tensors, plan) or describe_not_finite_weight(_generator(gm))
         if wrong:
             raise CheckpointError(
                 f"{wrong}, so nothing is written: fxhash.save(..., allow_nan=True) stores it as it is"
@@ -116,7 +116,7 @@ def load(path: PathLike, model: Model, *, allow_nan: bool = False) -> fx.GraphMo
                 "on a real device"
             )
     if not allow_nan:
-        _refuse(describe_not_finite(gm.state_dict(), plan) or describe_infinite_scale(_generator(gm)), path)
+        _refuse(describe_not_finite(gm.state_dict(), plan) or describe_not_finite_weight(_generator(gm)), path)
     return gm
 
 

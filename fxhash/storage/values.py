@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor
 
 from fxhash.graph.names import original_name
@@ -37,17 +38,29 @@ def describe_not_finite(tensors: Mapping[str, Tensor], plan: CompressionPlan) ->
     return ""
 
 
-def describe_infinite_scale(generator: SMHGenerator) -> str:
-    """Which parameter has a scale that is infinite although its logarithm is not; an empty string if none has."""
-    infinite = generator.log_scales.detach().exp().isinf().tolist()
-    return next(
-        (
-            f"the scale of {each.fqn!r} is infinite"
-            for each, is_so in zip(generator.plan.hashed, infinite, strict=True)
-            if is_so
-        ),
-        "",
-    )
+def describe_not_finite_weight(generator: SMHGenerator) -> str:
+    """Which parameter is generated with NaN or infinity, of factors that are finite; an empty string if none.
+
+    A weight whose factors are too small for that is not generated.
+    """
+    right = _largest(generator.right)
+    for parameter, log_scale, shift in zip(generator.plan.hashed, generator.log_scales, generator.shifts, strict=True):
+        left = max(map(_largest, generator.blocks(parameter.fqn)))
+        kernels = _largest(generator.kernels_of(parameter.fqn)) * parameter.kernels if parameter.kernels else 1.0
+        # No product or sum on the way is larger.
+        bound = parameter.full_rank * left * right * max(log_scale.exp().item(), 1.0) * max(kernels, 1.0)
+        types = generator.right.dtype, generator.dtype_of(parameter)
+        if not bound + abs(shift.item()) < min(torch.finfo(dtype).max for dtype in types):
+            with torch.no_grad():
+                weight = generator(parameter.fqn)
+            if not all(bool(piece.isfinite().all()) for piece in _pieces(weight)):
+                return f"the weight {parameter.fqn!r} is generated with NaN or infinity"
+    return ""
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest absolute value."""
+    return max(piece.abs().max().item() for piece in _pieces(tensor))
 
 
 def _pieces(tensor: Tensor) -> Iterator[Tensor]:

@@ -91,11 +91,12 @@ def scales_in_8_bits(path, plan, tensors):
     forge(path, plan, {**tensors, SCALES: tensors[SCALES].to(torch.int8)})
 
 
-def with_value(name: str, value: float) -> Write:
+def with_value(name: str, value: float, *more: str) -> Write:
     def write(path, plan, tensors):
-        changed = tensors[name].float()
-        changed.view(-1)[0] = value
-        forge(path, plan, {**tensors, name: changed})
+        changed = {each: tensors[each].float() for each in (name, *more)}
+        for tensor in changed.values():
+            tensor.view(-1)[0] = value
+        forge(path, plan, {**tensors, **changed})
 
     return write
 
@@ -108,6 +109,7 @@ NOT_FINITE = {
     "NaN in a buffer": with_value("norm.running_mean", torch.nan),
     "steps that overflow": with_value(STEPS, 3e38),
     "a scale that overflows": with_value(SCALES, 1e4),
+    "a product that overflows": with_value(STEPS, 1e30, f"{LEFT}.steps"),
 }
 
 
