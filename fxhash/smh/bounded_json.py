@@ -11,7 +11,7 @@ from fxhash.errors import PlanError
 # object with one.
 _MOST_CHARACTERS = 2**24
 _MOST_VALUES = 2**19
-_MOST_CONTAINERS = 2**17
+_MOST_CONTAINERS = 2**16
 # As many as the largest integer of 64 bits has.
 _MOST_DIGITS = 19
 

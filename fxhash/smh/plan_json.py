@@ -15,8 +15,8 @@ from fxhash.smh.parameter_plan import ParameterPlan
 
 FORMAT_VERSION = 1
 # What a stored plan may hold, at most: more would take long to read before anybody knew what it is.
-MOST_PARAMETERS = 2**15
-_MOST_NAMES = 2**16
+MOST_PARAMETERS = 2**14
+_MOST_NAMES = 2**15
 _LONGEST_STRING = 1000
 
 # Fields of a parameter that are left out where they have these values.

@@ -28,6 +28,8 @@ _KEY = "fxhash"
 # Enough for a plan of as many parameters as it may have, and the entries of all tensors.
 _MOST_HEADER_BYTES = 2**24
 _MOST_HEADER_VALUES = 2**20
+# One a tensor, and one a parameter of the plan. The library takes about 700 bytes and 30 microseconds for a tensor.
+_MOST_HEADER_OBJECTS = 40_000
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,9 @@ def _excess(size: int, header: bytes) -> str:
     values = sum(map(header.count, (b",", b"[", b"{")))
     if values > _MOST_HEADER_VALUES:
         return f"its header would hold {values:,} values, more than {_MOST_HEADER_VALUES:,}"
+    objects = header.count(b"{")
+    if objects > _MOST_HEADER_OBJECTS:
+        return f"its header would hold {objects:,} tensors and parameters, more than {_MOST_HEADER_OBJECTS:,}"
     return ""
 
 

@@ -243,3 +243,51 @@ def a_tensor_that_the_model_has_no_place_for(path, plan, tensors):
 @hostile
 def a_tensor_of_four_bits(path, plan, tensors):
     forge_header(path, b'{"t":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}', b"\0")
+
+
+@hostile
+def as_many_parameters_as_a_plan_may_have(path, plan, tensors):
+    more = [{"fqn": f"p{n}", "shape": [1] * 8, "dtype": "float32", "dense_because": "x"} for n in range(16_000)]
+    plan["parameters"] += [{**parameter, "aliases": [parameter["fqn"] + "again"]} for parameter in more]
+    forge(path, {**plan, "compress": 1.0}, tensors)
+
+
+@hostile
+def as_many_objects_as_a_plan_may_have(path, plan, tensors):
+    forge(path, "[" + ",".join(['{"":[0.5,0.5]}'] * 32_000) + ',""' * 300_000 + "]", tensors)
+
+
+@hostile
+def as_many_tensors_as_a_header_may_have(path, plan, tensors):
+    entry = '"{}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
+    forge_header(path, ("{" + ",".join(entry.format(n) for n in range(39_000)) + "}").encode())
+
+
+@hostile
+def as_many_dimensions_as_a_header_may_have(path, plan, tensors):
+    shape = ",".join(["1"] * 1_000_000)
+    forge_header(path, f'{{"t":{{"dtype":"U8","shape":[{shape}],"data_offsets":[0,1]}}}}'.encode(), b"\0")
+
+
+@hostile
+def characters_of_four_bytes(path, plan, tensors):
+    header = json.dumps({"__metadata__": {"fxhash": "\U0001f600" + "a" * 16_000_000}}, ensure_ascii=False)
+    forge_header(path, header.encode())
+
+
+@hostile
+def characters_of_four_bytes_in_the_plan(path, plan, tensors):
+    content = '{"sha256": "", "plan": "\\ud83d\\ude00' + "a" * 16_000_000 + '"}'
+    forge_header(path, json.dumps({"__metadata__": {"fxhash": content}}).encode())
+
+
+@hostile
+def brackets_written_as_escapes(path, plan, tensors):
+    content = '{"sha256": "", "plan": [' + "\\u005b\\u005d\\u002c" * 800_000 + "0]}"
+    header = '{"__metadata__": {"fxhash": "' + content.replace('"', '\\"') + '"}}'
+    forge_header(path, header.encode())
+
+
+@hostile
+def a_scalar_where_a_matrix_belongs(path, plan, tensors):
+    forge(path, plan, {**tensors, RIGHT: tensors[RIGHT].flatten()[0].clone()})

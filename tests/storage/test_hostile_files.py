@@ -45,7 +45,9 @@ for path in paths:
 """
 # What `read_plan` can't know: what of a file a model asks for.
 ONLY_A_MODEL_SHOWS = {name for name in HOSTILE if name.startswith(("steps_", "scales_"))} | {
-    "a_tensor_that_the_model_has_no_place_for"
+    "a_tensor_that_the_model_has_no_place_for",
+    "a_scalar_where_a_matrix_belongs",
+    "as_many_parameters_as_a_plan_may_have",
 }
 
 
@@ -84,7 +86,8 @@ def test_hostile_files_take_little_memory_and_time(honest, tmp_path):
                 wrong[name, what] = "accepted"
         elif not error[0] or "memory" in error[1] or not is_plain_line(error[1]):
             wrong[name, what] = error[2]
-        if seconds > 2:
+        # Two, on a machine that does nothing else.
+        if seconds > 3:
             wrong[name, what, "seconds"] = seconds
     assert not wrong, "\n".join(f"{place}: {what}" for place, what in wrong.items())
 
