@@ -161,21 +161,21 @@ def a_number_of_a_million_digits_in_the_metadata(path, plan, tensors):
 
 
 @hostile
-def parameters_by_the_hundred_thousand(path, plan, tensors):
-    more = [{"fqn": f"p{n}", "shape": [1], "dtype": "float32", "dense_because": "x"} for n in range(400_000)]
+def parameters_by_the_ten_thousand(path, plan, tensors):
+    more = [{"fqn": f"p{n}", "shape": [1], "dtype": "float32", "dense_because": "x"} for n in range(60_000)]
     plan["parameters"] += more
     forge(path, plan, tensors)
 
 
 @hostile
-def names_by_the_hundred_thousand(path, plan, tensors):
-    plan["parameters"][-1]["aliases"] = [f"n{n}" for n in range(400_000)]
+def names_by_the_ten_thousand(path, plan, tensors):
+    plan["parameters"][-1]["aliases"] = [f"n{n}" for n in range(60_000)]
     forge(path, plan, tensors)
 
 
 @hostile
-def unused_names_by_the_hundred_thousand(path, plan, tensors):
-    plan["unused"] = [f"n{n}" for n in range(400_000)]
+def unused_names_by_the_ten_thousand(path, plan, tensors):
+    plan["unused"] = [f"n{n}" for n in range(60_000)]
     forge(path, plan, tensors)
 
 
@@ -192,35 +192,35 @@ def a_reason_of_a_million_letters(path, plan, tensors):
 
 
 @hostile
-def tensors_by_the_hundred_thousand(path, plan, tensors):
+def tensors_by_the_ten_thousand(path, plan, tensors):
     entry = '"t{}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
-    forge_header(path, ("{" + ",".join(entry.format(n) for n in range(400_000)) + "}").encode())
+    forge_header(path, ("{" + ",".join(entry.format(n) for n in range(60_000)) + "}").encode())
 
 
 @hostile
 def a_tensor_of_a_million_dimensions(path, plan, tensors):
-    shape = ",".join(["1"] * 7_000_000)
+    shape = ",".join(["1"] * 1_500_000)
     forge_header(path, f'{{"t":{{"dtype":"U8","shape":[{shape}],"data_offsets":[0,1]}}}}'.encode(), b"\0")
 
 
 @hostile
 def a_long_header(path, plan, tensors):
-    forge_header(path, b"{" + b" " * 60_000_000 + b"}")
+    forge_header(path, b"{" + b" " * 17_000_000 + b"}")
 
 
 @hostile
 def lists_by_the_million(path, plan, tensors):
-    forge(path, "[" + ",".join(["[]"] * 4_000_000) + "]", tensors)
+    forge(path, "[" + ",".join(["[]"] * 500_000) + "]", tensors)
 
 
 @hostile
 def objects_by_the_million(path, plan, tensors):
-    forge(path, "[" + ",".join(['{"":0}'] * 1_500_000) + "]", tensors)
+    forge(path, "[" + ",".join(['{"":0}'] * 300_000) + "]", tensors)
 
 
 @hostile
 def objects_in_the_metadata(path, plan, tensors):
-    content = '{"sha256": "", "plan": [' + ",".join(["{}"] * 2_000_000) + "]}"
+    content = '{"sha256": "", "plan": [' + ",".join(["{}"] * 500_000) + "]}"
     forge_header(path, json.dumps({"__metadata__": {"fxhash": content}}).encode())
 
 
@@ -283,7 +283,7 @@ def characters_of_four_bytes_in_the_plan(path, plan, tensors):
 
 @hostile
 def brackets_written_as_escapes(path, plan, tensors):
-    content = '{"sha256": "", "plan": [' + "\\u005b\\u005d\\u002c" * 800_000 + "0]}"
+    content = '{"sha256": "", "plan": [' + "\\u005b\\u005d\\u002c" * 400_000 + "0]}"
     header = '{"__metadata__": {"fxhash": "' + content.replace('"', '\\"') + '"}}'
     forge_header(path, header.encode())
 
