@@ -11,6 +11,7 @@ from fxhash.capture.opaque import OpaqueModule
 from fxhash.graph.names import original_name
 from fxhash.lowering.factor_store import find_factor_store
 from fxhash.lowering.plan import LoweringPlan
+from fxhash.printable import printable
 from fxhash.smh.generator import find_generator
 from fxhash.smh.plan import CompressionPlan
 from fxhash.transformed import current_plan
@@ -63,7 +64,8 @@ class Summary:
             for opaque in self.opaque_parts:
                 share = opaque.weights / self.plan.hashed_before
                 lines.append(
-                    f"  {opaque.path or 'the whole model'} ({share:.1%} of the generated weights): {opaque.reason}"
+                    f"  {printable(opaque.path) or 'the whole model'} ({share:.1%} of the generated weights): "
+                    f"{printable(opaque.reason)}"
                 )
         if self.deployment is not None:
             lines.extend(["", str(self.deployment)])

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fxhash.printable import printable
+
+# A cell that is wider takes the space that it needs, but makes no other row wider.
+_WIDEST_COLUMN = 120
+
 
 def text_table(rows: Sequence[Sequence[str]], underline: bool = False) -> str:
     """Rows of strings as lines of text, cells aligned to the left and two spaces apart.
+
+    What a terminal doesn't show or would obey is shown as an escape.
 
     Args:
         rows: one string a column, the same number in each row; the first row is the heading.
@@ -19,7 +26,8 @@ def text_table(rows: Sequence[Sequence[str]], underline: bool = False) -> str:
         conv1  432
         fc     640
     """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [min(max(map(len, column)), _WIDEST_COLUMN) for column in zip(*rows, strict=True)]
     heading, *body = rows
     lines = [heading, *([["-" * width for width in widths]] if underline else []), *body]
     return "\n".join(

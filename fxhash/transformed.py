@@ -38,12 +38,11 @@ def current_plan(gm: nn.Module) -> CompressionPlan:
 
 
 def rebuild(model: Model, plan: CompressionPlan) -> fx.GraphModule:
-    """What `transform` would return for `model` with this plan, with the generator's tensors still unset."""
+    """What `transform` would return for `model` with this plan, with the generator on the meta device."""
     model = as_module(model)
     refuse_transformed(model)
     traced = expose(model, {parameter.fqn for parameter in plan.hashed})
-    device = model.get_parameter(plan.hashed[0].fqn).device
-    return hash_parameters(traced, SMHGenerator(plan, "cpu" if device.type == "meta" else device)).graph_module
+    return hash_parameters(traced, SMHGenerator(plan, "meta")).graph_module
 
 
 def expose(model: nn.Module, names: Collection[str]) -> fx.GraphModule:

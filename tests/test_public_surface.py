@@ -17,6 +17,7 @@ PACKAGE = Path(fxhash.__file__).parent
 ORDER = [
     "version",
     "errors",
+    "printable",
     "tables",
     "graph",
     "smh",

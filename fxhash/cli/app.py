@@ -4,6 +4,8 @@ Each command is a function in a file of this folder. What only some commands nee
 they import when they run, so that `fxhash --help` loads none of it.
 """
 
+import io
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,10 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Run the command; the console script and `python -m fxhash` both start here."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name of a model may have letters that the terminal has not.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with one_line_errors(), needs_extra("cli"):
         import rich  # noqa: F401
         import typer  # noqa: F401

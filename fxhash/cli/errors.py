@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fxhash.errors import FxhashError
+from fxhash.printable import printable
 
 
 class UsageError(Exception):
@@ -50,5 +51,5 @@ def describe(error: Exception) -> str:
 
 
 def _exit(error: Exception, status: int) -> None:
-    print(f"fxhash: error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"fxhash: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
     raise SystemExit(status) from None

@@ -11,6 +11,9 @@ from torch import nn
 
 from fxhash.errors import PlanError, TransformError, close_matches, shown
 
+# Of elements of a tensor, and so of anything that is counted here.
+LARGEST_COUNT = 2**63 - 1
+
 
 def check_fraction(compress: float) -> None:
     """Raise PlanError unless `compress` is more than 0 and at most 1."""
@@ -110,8 +113,8 @@ def check_names(argument: str, names: Collection[str], known: Collection[str]) -
 
 
 def is_count(value: object) -> bool:
-    """Whether a value is an integer, zero or more; a truth value is none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    """Whether a value is an integer from zero to the largest of 64 bits; a truth value is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_COUNT
 
 
 def _is_number(value: object) -> bool:

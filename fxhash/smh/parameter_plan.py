@@ -9,7 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from fxhash.errors import PlanError
-from fxhash.smh.checks import is_count
+from fxhash.smh.checks import LARGEST_COUNT, is_count
+
+# PyTorch's own limit for most operations.
+_MOST_DIMENSIONS = 64
 
 HASHABLE_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -90,7 +93,9 @@ def check_parameter(parameter: ParameterPlan) -> None:
     well_typed = (
         isinstance(parameter.fqn, str)
         and bool(parameter.fqn)
+        and len(parameter.shape) <= _MOST_DIMENSIONS
         and all(is_count(size) for size in parameter.shape)
+        and parameter.numel <= LARGEST_COUNT
         and isinstance(parameter.dtype, str)
         and isinstance(getattr(torch, parameter.dtype, None), torch.dtype)
         and isinstance(parameter.trainable, bool)

@@ -6,19 +6,18 @@ transformed model has the number of trainable parameters that its plan states.
 
 from __future__ import annotations
 
-import json
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
 
 from fxhash.errors import PlanError, shown
+from fxhash.printable import printable
 from fxhash.smh.arithmetic import rows_for
 from fxhash.smh.checks import check_aspect, check_fraction, is_count
 from fxhash.smh.layout import Layout
 from fxhash.smh.parameter_plan import ParameterPlan, check_parameter, kernel_parameters
+from fxhash.smh.plan_json import plan_from_json, plan_to_json
 from fxhash.tables import text_table
 
-FORMAT_VERSION = 1
 # As accurate as a square within the noise (docs/accuracy.md), and faster when deployed.
 DEFAULT_ASPECT = 16.0
 
@@ -35,7 +34,8 @@ class CompressionPlan:
         unused: names of parameters that the forward never reads; they are dropped, and not counted.
 
     Raises:
-        PlanError: if parameters overlap, leave rows unused, or don't fit the layout, or a field has the wrong type.
+        PlanError: if parameters overlap, leave rows unused, or don't fit the layout, a field has the wrong type, or the
+            fraction that was asked for is exceeded.
 
     Example:
         >>> from fxhash.smh.planning import plan_parameters
@@ -107,18 +107,7 @@ class CompressionPlan:
 
     def to_json(self) -> str:
         """The plan as one line of JSON."""
-        stored = {
-            "format": FORMAT_VERSION,
-            "compress": self.compress,
-            "aspect": self.aspect,
-            "layout": asdict(self.layout),
-            "unused": self.unused,
-            "parameters": [
-                {name: value for name, value in asdict(parameter).items() if value != _DEFAULTS.get(name, ...)}
-                for parameter in self.parameters
-            ],
-        }
-        return json.dumps(stored, separators=(",", ":"))
+        return plan_to_json({field.name: getattr(self, field.name) for field in fields(self)})
 
     @classmethod
     def from_json(cls, text: str) -> CompressionPlan:
@@ -127,36 +116,19 @@ class CompressionPlan:
         Raises:
             PlanError: if the text is not such a plan. Nothing in it is trusted.
         """
-        try:
-            stored = json.loads(text)
-            if stored["format"] != FORMAT_VERSION:
-                raise PlanError(
-                    f"the plan has format {stored['format']!r}, this fxhash reads format {FORMAT_VERSION}: "
-                    "use the version of fxhash that wrote it"
-                )
-            return cls(
-                parameters=tuple(_parameter_from_json(parameter) for parameter in stored["parameters"]),
-                layout=Layout(**stored["layout"]),
-                compress=stored["compress"],
-                aspect=stored["aspect"],
-                unused=tuple(stored["unused"]),
-            )
-        except PlanError:
-            raise
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise PlanError(f"this is not a plan of fxhash: {type(error).__name__}: {error}") from error
+        return cls(**plan_from_json(text))
 
     def table(self) -> list[tuple[str, ...]]:
-        """Name, shape, treatment, rows and rank of every parameter, as strings; the first row is the heading."""
+        """Name, shape, treatment, rows and rank of every parameter, as printable strings, below a heading."""
         rows: list[tuple[str, ...]] = [("parameter", "shape", "treatment", "rows of W", "rank")]
         for parameter in self.parameters:
-            treatment, where, rank = f"dense ({parameter.dense_because})", "", ""
+            treatment, where, rank = f"dense ({printable(parameter.dense_because)})", "", ""
             if parameter.first_row is not None:
                 last_row = parameter.first_row + self.rows_of(parameter) - 1
                 treatment, where, rank = "hashed", f"{parameter.first_row}..{last_row}", str(parameter.rank)
                 treatment += f", separable ({parameter.kernels} kernels)" if parameter.kernels else ""
                 rank += f" ({parameter.more_rows} rows {parameter.rank or 0} + 1)" if parameter.more_rows else ""
-            names = " = ".join((parameter.fqn, *parameter.aliases))
+            names = printable(" = ".join((parameter.fqn, *parameter.aliases)))
             rows.append((names, "x".join(map(str, parameter.shape)) or "scalar", treatment, where, rank))
         return rows
 
@@ -178,18 +150,9 @@ class CompressionPlan:
                 f"  scales          {len(self.hashed):>15,}",
                 f"  dense           {self.dense_trainable:>15,}",
                 f"frozen, uncounted {self.frozen:>15,}",
-                *([f"never used, dropped: {', '.join(self.unused)}"] if self.unused else []),
+                *([f"never used, dropped: {printable(', '.join(self.unused))}"] if self.unused else []),
             ]
         )
-
-
-# Fields that are left out of a stored plan where they have these values.
-_DEFAULTS = {field.name: field.default for field in fields(ParameterPlan) if field.default is not MISSING}
-
-
-def _parameter_from_json(stored: dict[str, Any]) -> ParameterPlan:
-    parameter = ParameterPlan(**stored)
-    return replace(parameter, shape=tuple(parameter.shape), aliases=tuple(parameter.aliases))
 
 
 def _check_plan(plan: CompressionPlan) -> None:
@@ -213,6 +176,11 @@ def _check_plan(plan: CompressionPlan) -> None:
             row += plan.rows_of(parameter)
     if plan.layout.rows != row or not row:
         raise PlanError(f"the hashed parameters take {row} rows, not {plan.layout.rows}")
+    if plan.trainable_after > plan.compress * plan.trainable_before * (1 + 1e-9):
+        raise PlanError(
+            f"{plan.trainable_after:,} parameters after, of {plan.trainable_before:,} before, are more than "
+            f"compress={plan.compress!r} allows"
+        )
 
 
 def _check_types(plan: CompressionPlan) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def quantized(tensors: Mapping[str, Tensor], along: Mapping[str, int], dtype: to
 
     Raises:
         PlanError: for another type.
-        CheckpointError: if one holds NaN or infinity, or values that the type can't hold.
+        CheckpointError: if one holds values that the type can't hold, which are NaN and infinity for integers.
     """
     if not isinstance(dtype, torch.dtype) or dtype not in STORAGE_DTYPES:
         known = ", ".join(map(str, STORAGE_DTYPES))
@@ -44,29 +44,38 @@ def quantized(tensors: Mapping[str, Tensor], along: Mapping[str, int], dtype: to
             result[name + _STEPS] = stored = steps
         else:
             result[name] = stored = tensor.to(dtype)
-        if not bool(stored.isfinite().all()):
+        # NaN and infinity stay what they are in a floating-point type, but no integer is either.
+        unchanged = tensor.isfinite() if dtype != torch.int8 else True
+        if not bool((stored.isfinite() == unchanged).all()):
             raise CheckpointError(f"{name!r} has values that {dtype} can't hold: store it without dtype=...")
     return result
 
 
-def dequantized(
-    tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], names: Iterable[str]
-) -> dict[str, Tensor]:
-    """The tensors that `quantized` was given, up to rounding.
+def steps_shapes(
+    expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], along: Mapping[str, int]
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the steps that must be stored beside tensors in 8 bits.
 
     Args:
-        tensors: what was stored, by name.
-        expected: tensors of the types to return, by name.
-        names: of those that may be quantized.
-
-    Returns:
-        All tensors but the steps. One that is missing on either side is left to the caller to refuse.
+        expected: tensors before quantization, of which only shapes count.
+        stored: what was stored, by name.
+        along: as of `quantized`.
     """
-    result = dict(tensors)
-    for name in names:
-        if name not in tensors or name not in expected or tensors[name].dtype not in STORAGE_DTYPES:
-            continue
-        values = result[name].to(expected[name].dtype)
-        steps = result.pop(name + _STEPS, None) if tensors[name].dtype == torch.int8 else None
-        result[name] = values if steps is None else values * steps.to(values.dtype)
-    return result
+    return {
+        name + _STEPS: (*expected[name].shape[:dim], 1, *expected[name].shape[dim + 1 :])
+        for name, dim in along.items()
+        if name in stored and stored[name].dtype == torch.int8
+    }
+
+
+def dequantize_(tensor: Tensor, name: str, stored: Mapping[str, Tensor]) -> None:
+    """Set a tensor to what was stored of it, up to rounding, in the tensor's own type and memory.
+
+    Args:
+        tensor: of the shape of what was stored.
+        name: under which it was stored.
+        stored: by name, with the steps that `steps_shapes` names.
+    """
+    tensor.copy_(stored[name])
+    if stored[name].dtype == torch.int8:
+        tensor.mul_(stored[name + _STEPS].to(tensor))

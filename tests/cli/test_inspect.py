@@ -7,7 +7,8 @@ import pytest
 import fxhash
 from fxhash import zoo
 from fxhash.storage.checkpoint import read_plan
-from tests.cli.helpers import assert_one_line, run
+from tests.cli.helpers import assert_one_line, run, run_process
+from tests.storage.forgery import forge, opened
 
 
 @pytest.fixture
@@ -67,6 +68,57 @@ class TestFile:
         assert result.exit_code == 1
         assert "none.safetensors" in result.stderr
         assert result.stderr.count("\n") == 1
+
+    def test_names_are_printed_with_escapes_shown(self, saved: Path) -> None:
+        plan, tensors = opened(saved)
+        first, *others = plan["parameters"]
+        first.update(fqn="\x1b[2J\x1b]0;title\x07", aliases=["a\u202eb\nc"])
+        others[0]["dense_because"] = "\x9b31m\u200b"
+        plan["unused"] = ["\r\x1b[A"]
+        forge(saved, plan, tensors)
+        result = run("inspect", str(saved))
+        assert result.exit_code == 0
+        assert result.stdout.replace("\n", "").isprintable()
+        assert r"\x1b[2J\x1b]0;title\x07 = a\u202eb\nc" in result.stdout
+        assert r"\x9b31m\u200b" in result.stdout
+        assert r"dropped: \r\x1b[A" in result.stdout
+
+    def test_an_error_is_printed_with_escapes_shown(self, saved: Path, tmp_path: Path) -> None:
+        plan, tensors = opened(saved)
+        forge(saved, {**plan, "format": "\x1b[2J"}, tensors)
+        result = run("inspect", str(saved))
+        assert result.exit_code == 1
+        assert result.stderr.rstrip("\n").isprintable()
+        assert r"\x1b[2J" in result.stderr
+        result = run("inspect", str(tmp_path / "\x1b[2J.safetensors"))
+        assert result.stderr.rstrip("\n").isprintable()
+
+    def test_letters_that_the_terminal_has_not(self, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        plan, tensors = opened(saved)
+        plan["parameters"][0]["fqn"] = "größe"
+        forge(saved, plan, tensors)
+        monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+        result = run_process("inspect", str(saved))
+        assert result.returncode == 0, result.stderr
+        assert r"gr\xf6\xdfe" in result.stdout
+
+    def test_a_long_name_makes_no_other_row_long(self, saved: Path) -> None:
+        plan, tensors = opened(saved)
+        plan["parameters"][0]["fqn"] = "n" * 900
+        forge(saved, plan, tensors)
+        first, second, *_ = sorted(run("inspect", str(saved)).stdout.splitlines(), key=len, reverse=True)
+        assert len(first) > 900
+        assert len(second) < 300
+
+    def test_values_that_are_not_finite(self, saved: Path) -> None:
+        plan, tensors = opened(saved)
+        tensors["smh_generator.right"][0, 0] = float("nan")
+        forge(saved, plan, tensors)
+        line = (
+            f"{saved} would give wrong outputs: 'smh_generator.right' holds NaN. fxhash.load(..., allow_nan=True) "
+            "takes it as it is"
+        )
+        assert_one_line(run("inspect", str(saved)), line, status=1)
 
     def test_truncated_file(self, saved: Path) -> None:
         saved.write_bytes(saved.read_bytes()[:100])

@@ -17,6 +17,7 @@ import fxhash
 from fxhash.storage.checkpoint import read_plan
 from tests.helpers import assert_same_outputs, smallest_transform
 from tests.models import MODELS, ResidualConvNet
+from tests.storage.forgery import digest, forge, opened
 from tests.strategies import random_models
 
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -122,7 +123,7 @@ def test_narrow_factors_that_cannot_be(stored):
     with torch.no_grad():
         gm.smh_generator.right[0, 0] = torch.nan
     with pytest.raises(fxhash.CheckpointError, match=r"right' has values that torch\.int8 can't hold"):
-        fxhash.save(gm, path, dtype=torch.int8)
+        fxhash.save(gm, path, dtype=torch.int8, allow_nan=True)
     assert path.read_bytes() == before
 
 
@@ -271,14 +272,12 @@ def test_damage_anywhere_gives_one_clear_error(folder, data):
 
 def forged(path: Path, changed_plan: str | None = None, **tensors: torch.Tensor) -> None:
     """Rewrite a file with other content and a digest that is right for it, as an attacker would."""
-    from fxhash.storage.checkpoint import _digest
-
     content = path.read_bytes()
     (size,) = struct.unpack("<Q", content[:8])
     metadata = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["fxhash"])
     stored = {**load_file(path), **tensors}
     plan = metadata["plan"] if changed_plan is None else changed_plan
-    save_file(stored, path, {"fxhash": json.dumps({"plan": plan, "sha256": _digest(plan, stored)})})
+    save_file(stored, path, {"fxhash": json.dumps({"plan": plan, "sha256": digest(plan, stored)})})
 
 
 def test_forged_files_are_refused_before_anything_is_built(stored):
@@ -378,6 +377,59 @@ def test_tied_dense_parameters_are_stored_once(tmp_path):
     assert len([name for name in load_file(tmp_path / "model.safetensors") if name.endswith("bias")]) == 1
     loaded = fxhash.load(tmp_path / "model.safetensors", build())
     assert_same_outputs(gm, loaded, torch.randn(2, 20), rtol=0)
+
+
+def test_tied_dense_parameters_stay_tied_where_the_model_has_no_memory(tmp_path):
+    def build():
+        model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
+        model[1].bias = model[0].bias
+        return model
+
+    path = tmp_path / "model.safetensors"
+    fxhash.save(fxhash.transform(build(), 0.5, include="weight"), path)
+    with torch.device("meta"):
+        model = build()
+    loaded = fxhash.load(path, model)
+    biases = {id(parameter) for name, parameter in loaded.named_parameters(remove_duplicate=False) if "bias" in name}
+    assert len(biases) == 1
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    fxhash.save(loaded, path)
+    assert len([name for name in load_file(path) if name.endswith("bias")]) == 1
+
+
+def test_more_parameters_than_a_file_may_hold(stored, monkeypatch):
+    gm, path = stored
+    before = path.read_bytes()
+    monkeypatch.setattr("fxhash.smh.plan_json.MOST_PARAMETERS", 4)
+    with pytest.raises(fxhash.PlanError, match="the plan has 7 parameters, more than the 4 that a file may hold"):
+        fxhash.save(gm, path)
+    monkeypatch.undo()
+    monkeypatch.setattr("fxhash.storage.model_file._MOST_HEADER_VALUES", 20)
+    with pytest.raises(fxhash.CheckpointError, match="this model has too many parameters for a file: its header would"):
+        fxhash.save(gm, path)
+    assert path.read_bytes() == before
+
+
+def test_a_plan_whose_parameters_the_model_never_reads(tmp_path):
+    class ReadsOne(nn.Module):
+        def __init__(self, read):
+            super().__init__()
+            self.one, self.two, self.read = nn.Linear(20, 20), nn.Linear(20, 20), read
+
+        def forward(self, x):
+            return getattr(self, self.read)(x)
+
+    path = tmp_path / "model.safetensors"
+    fxhash.save(fxhash.transform(ReadsOne("one"), 0.5), path)
+    plan, tensors = opened(path)
+    plan["unused"] = []
+    plan["parameters"] += [
+        {"fqn": "two.weight", "shape": [20, 20], "dtype": "float32", "trainable": False, "dense_because": "x"},
+        {"fqn": "two.bias", "shape": [20], "dtype": "float32", "trainable": False, "dense_because": "x"},
+    ]
+    forge(path, plan, tensors)
+    with pytest.raises(fxhash.CheckpointError, match="does not fit this model, whose forward reads none of"):
+        fxhash.load(path, ReadsOne("two"))
 
 
 def test_a_link_stays_a_link(stored, tmp_path):

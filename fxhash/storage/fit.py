@@ -1,0 +1,72 @@
+"""Whether a file fits a model: compared by names, shapes and types, before memory is taken for any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from fxhash.errors import CheckpointError
+from fxhash.printable import shortened
+from fxhash.smh.parameter_plan import ParameterPlan
+from fxhash.smh.plan import CompressionPlan
+from fxhash.smh.selection import describe_parameters
+from fxhash.storage.quantization import STORAGE_DTYPES, steps_shapes
+
+
+def check_parameters(plan: CompressionPlan, model: nn.Module, path: object) -> None:
+    """Raise CheckpointError at the first parameter that the plan and the model describe differently."""
+    described = {parameter.fqn: parameter for parameter in describe_parameters(model)}
+    unused = set(plan.unused)
+    for stored in plan.parameters:
+        in_model = described.get(stored.fqn)
+        if in_model is None:
+            raise CheckpointError(f"{path} does not fit this model, which has no parameter {_quoted(stored.fqn)}")
+        if _traits(stored) != _traits(in_model):
+            raise CheckpointError(
+                f"{path} does not fit this model: parameter {stored.fqn!r} is {shortened(_traits(stored))} in the file "
+                f"and {_traits(in_model)} in the model"
+            )
+        del described[stored.fqn]
+    for fqn in described:
+        if fqn not in unused:
+            raise CheckpointError(f"{path} does not fit this model, whose parameter {fqn!r} is not in the file")
+
+
+def _traits(parameter: ParameterPlan) -> str:
+    shape = "x".join(map(str, parameter.shape)) or "scalar"
+    tied = f", tied to {', '.join(parameter.aliases)}" if parameter.aliases else ""
+    return f"{shape} {parameter.dtype}{tied}"
+
+
+def check_tensors(
+    expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], along: Mapping[str, int], path: object
+) -> None:
+    """Raise CheckpointError unless a file has the tensors that a model needs, and no others.
+
+    Args:
+        expected: those of the model, of which only shapes and types count.
+        stored: those of the file.
+        along: names of those that may be quantized, and the dimension whose entries share a step.
+        path: of the file, for messages.
+    """
+    steps = steps_shapes(expected, stored, along)
+    needed = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in expected.items()}
+    needed |= {name: (shape, torch.float32) for name, shape in steps.items()}
+    for name in sorted(needed.keys() | stored.keys()):
+        if name not in stored:
+            raise CheckpointError(f"{path} lacks the tensor {_quoted(name)} that this model needs")
+        if name not in needed:
+            raise CheckpointError(f"{path} holds the tensor {_quoted(name)}, for which this model has no place")
+        shape, dtype = needed[name]
+        found = stored[name]
+        if found.shape != shape or found.dtype not in {dtype, *(STORAGE_DTYPES if name in along else ())}:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {shortened(str(tuple(found.shape)))} {found.dtype}, but this model needs "
+                f"{shape} {dtype}"
+            )
+
+
+def _quoted(name: str) -> str:
+    return repr(name) if len(name) <= 300 else f"'{shortened(name)}'"
