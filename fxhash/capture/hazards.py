@@ -16,7 +16,7 @@ from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -40,6 +40,7 @@ class Hazard:
         operands: what is asked about; empty where it is a hazard whatever the values are.
         bound: names that get their value on these lines themselves, with where it comes from; None if that is unknown.
         what: what the function does there, for the reason.
+        of_weights: whether a parameter or buffer of the model would give another answer, too.
     """
 
     first: int
@@ -47,10 +48,15 @@ class Hazard:
     operands: tuple[ast.expr, ...]
     bound: Mapping[str, ast.expr | None]
     what: str
+    of_weights: bool = False
 
     def applies(self, frame: FrameType) -> bool:
         """Whether, in a frame that is about to run these lines, a value of the graph is asked about."""
-        return not self.operands or any(_may_be_recorded(each, frame, self.bound) for each in self.operands)
+        if not self.operands:
+            return True
+        if self.of_weights and any(isinstance(_peek(each, frame, self.bound), Tensor) for each in self.operands):
+            return True
+        return any(_may_be_recorded(each, frame, self.bound) for each in self.operands)
 
 
 def hazards_of(code: CodeType) -> tuple[Hazard, ...] | None:
@@ -111,7 +117,7 @@ def _hazards_in(function: ast.AST) -> Iterator[Hazard]:
             yield Hazard(statement.body[0].lineno, last, (), {}, "catches errors")
         for operands, what in _questions(statement):
             first, last = statement.lineno, statement.end_lineno  # type: ignore[attr-defined]
-            yield Hazard(first, last, operands, _bound_on(body, first, last), what)
+            yield Hazard(first, last, operands, _bound_on(body, first, last), what, isinstance(statement, ast.Call))
 
 
 def _own_nodes(body: Sequence[ast.AST]) -> Iterator[ast.AST]:

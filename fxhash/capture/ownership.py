@@ -25,15 +25,13 @@ def refuse_shared_memory(model: nn.Module, hashed: Collection[str]) -> None:
         TransformError: naming both.
     """
     groups = [(names, tied) for names, tied in tied_groups(model) if any(name in hashed for name in names)]
-    own = {id(parameter) for _, tied in groups for parameter in tied}
+    own = {id(parameter): names[0] for names, tied in groups for parameter in tied}
     memory = [(names[0], span) for names, tied in groups if (span := _span(tied[0])) is not None]
     by_storage: dict[Any, list[tuple[str, tuple[int, int]]]] = {}
     for name, (storage, first, last) in memory:
         by_storage.setdefault(storage, []).append((name, (first, last)))
     addresses = [(name, span) for names, tied in groups for name, span in _addresses(names[0], tied[0])]
     for path, value in _tensors_and_arrays(model):
-        if id(value) in own:
-            continue
         if isinstance(value, np.ndarray):
             start = value.__array_interface__["data"][0]
             found = [name for name, (first, last) in addresses if first <= start < last]
@@ -41,6 +39,7 @@ def refuse_shared_memory(model: nn.Module, hashed: Collection[str]) -> None:
             span = _span(value)
             same = by_storage.get(span[0], []) if span is not None else []
             found = [name for name, (first, last) in same if span is not None and first <= span[2] and span[1] <= last]
+        found = [name for name in found if name != own.get(id(value))]
         if found:
             raise TransformError(
                 f"{path} lies in the memory of the parameter {found[0]!r}, and would not follow it when its weight is "

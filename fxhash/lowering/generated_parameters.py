@@ -31,7 +31,12 @@ class GeneratedParameters(dict[str, Any]):
         return super().__contains__(name) or name in self._sources
 
     def __getitem__(self, name: str) -> Any:
-        return super().__getitem__(name) if super().__contains__(name) else self._sources[name]()
+        if super().__contains__(name):
+            return super().__getitem__(name)
+        parameter = self._sources[name]()
+        # So that it is a parameter to all that ask.
+        parameter._is_param = True  # type: ignore[attr-defined]
+        return parameter
 
     def __iter__(self) -> Iterator[str]:
         added = [name for name in dict.keys(self) if name not in self._order]
