@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
+from fxhash.capture.checking import ExampleInputs
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module
 from fxhash.capture.meta_values import InitialValues, materialize_
@@ -42,6 +43,8 @@ def transform(
     init: str = "random",
     seed: int | torch.Generator | None = None,
     device: torch.device | str | None = None,
+    example_inputs: ExampleInputs | None = None,
+    capture: str = "trace",
 ) -> fx.GraphModule:
     """Shrink a model to a fraction of its trainable parameters, with its architecture unchanged.
 
@@ -67,6 +70,13 @@ def transform(
         device: where the result is to be; the model's own if omitted. A model on the meta device is initialized
             there: module by module, `reset_parameters` makes the values whose standard deviation is matched, so that no
             more memory is taken than by the result and one module.
+        example_inputs: a tuple of forward's arguments, a dictionary of them by name, or a list of such. What was
+            captured runs on them beside the original before anything is hashed: in both modes, several calls in a row,
+            with each optional argument given and left out. A module that differs is called as a whole, with its own
+            Python code; at worst the whole model is. The summary says on how many inputs it was checked.
+        capture: `"trace"` records the model's operations in a graph, and calls as a whole only those modules that a
+            trace can't follow; `"modules"` traces nothing: every module keeps its own Python code and reads generated
+            weights. That is slower once lowered, and right for any model.
 
     Returns:
         A graph module with the calling convention and outputs' shapes of the model, on its device and in its mode.
@@ -77,7 +87,8 @@ def transform(
         BudgetError: if `compress` is too small; it names the smallest that is enough.
         PlanError: for arguments out of range or if nothing is left to hash.
         TransformError: if the model can't be taken: it is transformed already, lazy, can't be copied, or is on the
-            meta device and has no `reset_parameters` for some of its values, or `"pretrained"` is to start from them.
+            meta device and has no `reset_parameters` for some of its values, or `"pretrained"` is to start from them;
+            its code changes a weight, or something else lies in a weight's memory; `example_inputs` don't fit it.
 
     Example:
         >>> dense = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 10))
@@ -97,7 +108,9 @@ def transform(
     traced_model = as_module(traced_model)
     refuse_transformed(traced_model)
     described = describe_parameters(traced_model, include, exclude)
-    traced = expose(traced_model, {parameter.fqn for parameter in described if parameter.hashed})
+    traced = expose(
+        traced_model, {parameter.fqn for parameter in described if parameter.hashed}, capture, example_inputs
+    )
     names_in_use = {original_name(name) for name, _ in traced.named_parameters(remove_duplicate=False)}
     used = [parameter for parameter in described if names_in_use & {parameter.fqn, *parameter.aliases}]
     unused = [parameter.fqn for parameter in described if not names_in_use & {parameter.fqn, *parameter.aliases}]

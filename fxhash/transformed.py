@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from torch import fx, nn
 
+from fxhash.capture.capturing import capture_model
+from fxhash.capture.checking import ExampleInputs
 from fxhash.capture.exported import Model, as_module
 from fxhash.capture.ownership import refuse_originals, refuse_shared_memory
-from fxhash.capture.tracing import trace
 from fxhash.capture.weight_changes import refuse_changed_weights
 from fxhash.errors import TransformError
 from fxhash.graph.names import CAPTURED, original_name
@@ -37,22 +38,28 @@ def current_plan(gm: nn.Module) -> CompressionPlan:
     return replace(generator.plan, parameters=tuple(parameters))
 
 
-def rebuild(model: Model, plan: CompressionPlan) -> fx.GraphModule:
+def rebuild(
+    model: Model, plan: CompressionPlan, capture: str = "trace", example_inputs: ExampleInputs | None = None
+) -> fx.GraphModule:
     """What `transform` would return for `model` with this plan, with the generator on the meta device."""
     model = as_module(model)
     refuse_transformed(model)
-    traced = expose(model, {parameter.fqn for parameter in plan.hashed})
+    traced = expose(model, {parameter.fqn for parameter in plan.hashed}, capture, example_inputs)
     return hash_parameters(traced, SMHGenerator(plan, "meta")).graph_module
 
 
-def expose(model: nn.Module, names: Collection[str]) -> fx.GraphModule:
+def expose(
+    model: nn.Module, names: Collection[str], capture: str = "trace", example_inputs: ExampleInputs | None = None
+) -> fx.GraphModule:
     """Capture a model with the parameters of these names as nodes, whose training flags follow its mode.
+
+    The other arguments are those of `transform`.
 
     Raises:
         TransformError: if one of them can't be generated, or the original can be reached from the result.
     """
     refuse_shared_memory(model, names)
-    traced = trace(model, expose=names)
+    traced = capture_model(model, names, capture, example_inputs)
     refuse_changed_weights(traced, names)
     refuse_originals(traced, model)
     if isinstance(model, fx.GraphModule) and CAPTURED not in model.meta:

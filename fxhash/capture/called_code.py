@@ -37,7 +37,12 @@ def functions_called_by(module: nn.Module) -> Iterator[CodeType]:
 
 
 def _functions_in(value: Any) -> list[FunctionType]:
-    candidates = [value, getattr(value, "__func__", None), getattr(value, "fget", None), getattr(value, "__wrapped__", None)]
+    candidates = [
+        value,
+        getattr(value, "__func__", None),
+        getattr(value, "fget", None),
+        getattr(value, "__wrapped__", None),
+    ]
     return [each for each in candidates if isinstance(each, FunctionType)]
 
 

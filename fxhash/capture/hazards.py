@@ -61,7 +61,7 @@ class Hazard:
 
 def hazards_of(code: CodeType) -> tuple[Hazard, ...] | None:
     """The hazards of a function; None where there may be some, but its source can't be read."""
-    if code.co_name in _PARTS or code.co_filename == "<string>" and code.co_name == "__init__":
+    if code.co_name in _PARTS or (code.co_filename == "<string>" and code.co_name == "__init__"):
         return ()
     if not _may_have_some(code):
         return ()

@@ -184,7 +184,10 @@ def _content(value: Any) -> Any:
     """What something that can change holds, one level deep; None for what can't change or is no model's state."""
     if isinstance(value, dict):
         if any(type(each) is UnknownAttribute for each in value.values()):
-            value = {name: getattr(each, "original", each) if type(each) is UnknownAttribute else each for name, each in value.items()}
+            value = {
+                name: getattr(each, "original", each) if type(each) is UnknownAttribute else each
+                for name, each in value.items()
+            }
             value = {name: each for name, each in value.items() if each is not MISSING}
         return [*value.keys(), *value.values()]
     if isinstance(value, Tensor):
@@ -234,7 +237,9 @@ def _is_of_library(kind: type) -> bool:
     """Whether a class is Python's, torch's or ours, such as a logger: its objects' memory is no state of a model."""
     package = kind.__module__.split(".")[0]
     ours = kind.__module__.startswith("fxhash.") and not kind.__module__.startswith("fxhash.zoo.")
-    return package == "torch" or ours or (package in sys.stdlib_module_names and kind not in (SimpleNamespace, Namespace))
+    return (
+        package == "torch" or ours or (package in sys.stdlib_module_names and kind not in (SimpleNamespace, Namespace))
+    )
 
 
 def _class_content(kind: type) -> list[tuple[str, Any]] | None:
@@ -242,9 +247,7 @@ def _class_content(kind: type) -> list[tuple[str, Any]] | None:
     if _is_of_library(kind):
         return None
     return [
-        (name, value)
-        for name, value in vars(kind).items()
-        if isinstance(value, FunctionType) or is_plain(name, value)
+        (name, value) for name, value in vars(kind).items() if isinstance(value, FunctionType) or is_plain(name, value)
     ]
 
 
@@ -274,4 +277,6 @@ def _is_same(now: Any, before: Any) -> bool:
     if isinstance(now, np.ndarray):
         return now.dtype != object and np.array_equal(now, before, equal_nan=now.dtype.kind in "fc")
     # Sets of the same objects; compared by identity, since a value of the graph can't be compared.
-    return isinstance(now, set) and {*map(id, now)} == {*map(id, before)} or isinstance(now, bytearray) and now == before
+    return (isinstance(now, set) and {*map(id, now)} == {*map(id, before)}) or (
+        isinstance(now, bytearray) and now == before
+    )

@@ -31,7 +31,9 @@ _ASKS_FOR_CALLER = frozenset({"__instancecheck__", "is_tensor", "is_storage"})
 
 
 MISSING = object()
-_OWN_ATTRIBUTES = frozenset({"node", "tracer", "root", "attr", "_node", "_shape", "module", "value", "name", "original"})
+_OWN_ATTRIBUTES = frozenset(
+    {"node", "tracer", "root", "attr", "_node", "_shape", "module", "value", "name", "original"}
+)
 
 
 class ObservedProxy(fx.Proxy):

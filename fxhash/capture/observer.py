@@ -167,7 +167,9 @@ def _reason_by_names(code: CodeType, variables: dict[str, Any]) -> str | None:
         value = variables.get(name)
         owner = value if isinstance(value, ModuleType) else getattr(value, "__self__", None)
         for module, reason in _CHANGING_MODULES.items():
-            drawn = owner is module or (value is not owner and isinstance(owner, (random.Random, np.random.RandomState)))
+            drawn = owner is module or (
+                value is not owner and isinstance(owner, (random.Random, np.random.RandomState))
+            )
             if drawn or getattr(value, "__module__", None) == module.__name__:
                 return reason
         if value is np and "random" in code.co_names:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import fx, nn
 
@@ -46,28 +47,32 @@ class Recording:
     is_spoiled: bool
 
 
-def record(exposure: Exposure) -> Recording | Untraceable:
+def record(exposure: Exposure, opaque: Mapping[str, str] = MappingProxyType({})) -> Recording | Untraceable:
     """Trace a model. Afterwards the model is as before, whatever its forward does.
+
+    Args:
+        exposure: the model and what to expose of it.
+        opaque: modules not to trace, by path, each with the reason.
 
     Returns:
         The recording; or why the model can't be traced, not even with opaque submodules.
     """
     model = exposure.model
-    reason = never_traced_because(model)
+    reason = opaque.get("") or never_traced_because(model)
     if overrides_call(model):
         reason = "it overrides __call__"
     if "forward" in vars(model):
         reason = "its forward was replaced"
     if reason:
         return Untraceable(reason)
-    tracer = ExposingTracer(exposure)
+    tracer = ExposingTracer(exposure, opaque)
     try:
         with _lock, recording_wrapped_functions():
             try:
                 graph = tracer.record()
             except ChangedSurroundingsError:
                 spoiled = tracer.is_spoiled
-                tracer = ExposingTracer(exposure, careful=True)
+                tracer = ExposingTracer(exposure, opaque, careful=True)
                 tracer.is_spoiled = spoiled
                 graph = tracer.record()
         return _recording(tracer, detached(graph))

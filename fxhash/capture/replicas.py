@@ -50,9 +50,7 @@ def set_parameters(owners: Owners, parameters: Sequence[Tensor | None]) -> None:
         if isinstance(owner, nn.RNNBase):
             # Recurrent layers read a list of weights that is made when they are built, not their parameters.
             emptied = all(parameter is None for parameter in parameters)
-            weights: list[Any] = [
-                None if emptied else getattr(owner, name, None) for name in owner._flat_weights_names
-            ]
+            weights: list[Any] = [None if emptied else getattr(owner, name, None) for name in owner._flat_weights_names]
             vars(owner)["_flat_weights"] = weights
 
 

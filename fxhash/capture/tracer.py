@@ -52,6 +52,7 @@ class ExposingTracer(fx.Tracer):
 
     Args:
         exposure: the model and what to expose of it.
+        untraced: modules not to trace, by path, each with the reason.
         careful: whether to look for changes outside of the model after each module, and not just at the end.
 
     Attributes:
@@ -60,8 +61,11 @@ class ExposingTracer(fx.Tracer):
         is_spoiled: whether the trace left something changed in the model, such as an iterator.
     """
 
-    def __init__(self, exposure: Exposure, careful: bool = False) -> None:
+    def __init__(
+        self, exposure: Exposure, untraced: Mapping[str, str] = MappingProxyType({}), careful: bool = False
+    ) -> None:
         super().__init__()
+        self._untraced = untraced
         self.exposure = exposure
         self.careful = careful
         self.leaves: dict[str, nn.Module] = {}
@@ -140,7 +144,10 @@ class ExposingTracer(fx.Tracer):
         path = self.path_of_module(module)
         self._check_before(module, path)
         held = self.exposure.is_held_by(module)
-        reason = self.opaque[path].reason if path in self.opaque else never_traced_because(module) if held else ""
+        reason = ""
+        if held:
+            known = self._untraced.get(path) or never_traced_because(module)
+            reason = self.opaque[path].reason if path in self.opaque else known
         if held and not reason:
             last_node = next(iter(reversed(self.graph.nodes)))
             try:
@@ -193,7 +200,11 @@ class ExposingTracer(fx.Tracer):
                         vars(module)[name] = UnknownAttribute(self, name, original)
 
     def _checked(
-        self, module: nn.Module, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any] = MappingProxyType({})
+        self,
+        module: nn.Module,
+        forward: Callable[..., Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any] = MappingProxyType({}),
     ) -> Any:
         """Run a module's forward; refuse it if it left anything changed, or went on after a refusal."""
         result = forward(*args, **kwargs)

@@ -8,7 +8,8 @@ that is passed its parameters.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,7 +30,12 @@ from fxhash.smh.generator import find_generator
 from fxhash.smh.parameters import refuse_lazy
 
 
-def trace(model: Model, expose: Collection[str] | None = None) -> fx.GraphModule:
+def trace(
+    model: Model,
+    expose: Collection[str] | None = None,
+    *,
+    opaque: Mapping[str, str] = MappingProxyType({}),
+) -> fx.GraphModule:
     """Capture `model` as a graph module whose parameters are `get_attr` nodes.
 
     `train()` and `eval()` keep working, before and after: `self.training` is recorded as a flag that follows them.
@@ -40,6 +46,7 @@ def trace(model: Model, expose: Collection[str] | None = None) -> fx.GraphModule
             of the result but the values of exposed parameters is shared with it.
         expose: fully qualified names of the parameters to expose; if omitted, all but those of batch and instance
             norms. Modules that hold none of them are kept whole.
+        opaque: modules not to trace, by path, each with the reason; the empty path is the model itself.
 
     Returns:
         A graph module with the same outputs, parameters and buffers; submodules that could not be traced are
@@ -65,9 +72,9 @@ def trace(model: Model, expose: Collection[str] | None = None) -> fx.GraphModule
         return capture_exported(model, exposed)
     exposure = Exposure.of(without_compilation(copy_model(model, shared=exposed)), exposed)
     with torch.inference_mode(False), torch.enable_grad():
-        recorded = record(exposure)
+        recorded = record(exposure, opaque)
         if recorded.is_spoiled:
-            exposure = Exposure.of(copy_model(model, shared=exposed), exposed)
+            exposure = Exposure.of(without_compilation(copy_model(model, shared=exposed)), exposed)
         if isinstance(recorded, Untraceable):
             return wrap_model(exposure, recorded.reason)
         return _assemble_recording(exposure, recorded)

@@ -91,11 +91,15 @@ class LoweredLayer(_Base):
         if given is not None:
             return given
         is_matrix = len(self.source.shape) == 2
-        return (
+        weight = (
             as_factored(*self.source.own_factors)
             if is_matrix and self.method is Method.FACTORED
             else self.source.generate()
         )
+        if not torch.compiler.is_compiling():
+            # So that it is a parameter to all that ask.
+            weight._is_param = True  # type: ignore[attr-defined]
+        return weight
 
     @property
     def applies_factors(self) -> bool:

@@ -19,14 +19,33 @@ from fxhash.capture.hazards import functions_of
 
 # What shows the layers of a module or takes them apart.
 _LOOKS_AT_LAYERS = frozenset(
-    "children named_children modules named_modules _parameters _modules __dict__ vars apply reset_parameters setattr "
-    "delattr deepcopy copy load_state_dict vector_to_parameters init".split()
+    [
+        "children",
+        "named_children",
+        "modules",
+        "named_modules",
+        "_parameters",
+        "_modules",
+        "__dict__",
+        "vars",
+        "apply",
+        "reset_parameters",
+        "setattr",
+        "delattr",
+        "deepcopy",
+        "copy",
+        "load_state_dict",
+        "vector_to_parameters",
+        "init",
+    ]
 )
 # What shows the parameters: lowered layers show theirs, generated for the occasion, so that a change of them is lost.
-_SHOWS_PARAMETERS = frozenset("parameters named_parameters state_dict get_parameter parameters_to_vector".split())
-_ASKS_MORE = frozenset("data grad requires_grad requires_grad_ is_leaf grad_fn Parameter type".split())
+_SHOWS_PARAMETERS = frozenset(["parameters", "named_parameters", "state_dict", "get_parameter", "parameters_to_vector"])
+_ASKS_MORE = frozenset(["data", "grad", "requires_grad", "requires_grad_", "is_leaf", "grad_fn", "Parameter", "type"])
 # Properties and methods of a weight that are the same whatever it is made of, and change nothing.
-_HARMLESS = frozenset("dtype device shape size dim ndim numel t T mT to float transpose".split())
+_HARMLESS = frozenset(
+    ["dtype", "device", "shape", "size", "dim", "ndim", "numel", "t", "T", "mT", "to", "float", "transpose"]
+)
 
 
 def looks_at_weights(module: nn.Module, names: Collection[str]) -> bool:

@@ -7,13 +7,16 @@ plan.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxhash.capture.checking import ExampleInputs
 from fxhash.capture.exported import Model, as_module
 from fxhash.errors import CheckpointError, PlanError, TransformError
+from fxhash.graph.names import original_name
 from fxhash.lowering.factor_store import find_factor_store
 from fxhash.printable import shortened
 from fxhash.smh.generator import SMHGenerator, find_generator
@@ -75,7 +78,14 @@ def save(gm: fx.GraphModule, path: PathLike, *, dtype: torch.dtype | None = None
         raise CheckpointError(f"{target} can't be written: {error}") from error
 
 
-def load(path: PathLike, model: Model, *, allow_nan: bool = False) -> fx.GraphModule:
+def load(
+    path: PathLike,
+    model: Model,
+    *,
+    allow_nan: bool = False,
+    example_inputs: ExampleInputs | None = None,
+    capture: str = "trace",
+) -> fx.GraphModule:
     """Rebuild a transformed model from a file and the code of the model that it was made of.
 
     The file may come from anybody: what it says is checked against itself and the model before memory is taken for it.
@@ -86,6 +96,8 @@ def load(path: PathLike, model: Model, *, allow_nan: bool = False) -> fx.GraphMo
             be on the meta device, which saves allocating its dense weights: the result is then on the CPU.
         allow_nan: whether to take a file that holds NaN, or infinity where values are trained, which is refused
             otherwise.
+        example_inputs: arguments of forward to check the captured model on, as in `transform`.
+        capture: how to capture the model, as in `transform`; it need not be as it was when the file was written.
 
     Returns:
         The transformed model, on the device and in the mode of `model`.
@@ -96,15 +108,15 @@ def load(path: PathLike, model: Model, *, allow_nan: bool = False) -> fx.GraphMo
     """
     model = as_module(model)
     refuse_transformed(model)
-    stored = unpack(read_path(path))
+    stored = _with_original_names(unpack(read_path(path)))
     plan = _plan_of(stored, path)
     check_parameters(plan, model, path)
-    gm = rebuild(model, plan)
+    gm = rebuild(model, plan, capture, example_inputs)
     if find_generator(gm) is None:
         raise CheckpointError(f"{path} does not fit this model, whose forward reads none of the generated parameters")
     first_names = _first_names(gm)
     state = gm.state_dict()
-    expected = {name: tensor for name, tensor in state.items() if first_names[name] == name}
+    expected = {original_name(name): tensor for name, tensor in state.items() if first_names[name] == name}
     check_tensors(expected, stored.tensors, _factors(gm), path)
     device = model.get_parameter(plan.hashed[0].fqn).device
     _fill_generator(gm, stored, "cpu" if device.type == "meta" else device)
@@ -130,6 +142,11 @@ def read_plan(path: PathLike) -> CompressionPlan:
     plan = _plan_of(stored, path)
     _refuse(describe_not_finite(stored.tensors, plan), path)
     return plan
+
+
+def _with_original_names(stored: StoredModel) -> StoredModel:
+    """What was stored, by the names in the original model: older files have those of opaque submodules."""
+    return replace(stored, tensors={original_name(name): tensor for name, tensor in stored.tensors.items()})
 
 
 def _plan_of(stored: StoredModel, path: PathLike) -> CompressionPlan:
@@ -166,7 +183,7 @@ def _fill_others(gm: fx.GraphModule, stored: StoredModel) -> None:
     for name in state:
         first = first_names[name]
         if first not in values:
-            value = stored.tensors[first]
+            value = stored.tensors[original_name(first)]
             # A copy, since what was stored is a view of the file; one parameter for all of its names.
             value = value.clone() if on_meta else value
             is_parameter = on_meta and first in parameters
@@ -205,7 +222,12 @@ def _distinct_tensors(gm: fx.GraphModule) -> dict[str, Tensor]:
         if tensor.is_meta:
             raise CheckpointError(f"{name!r} is on the meta device: there are no values to save")
     first_names = _first_names(gm)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if first_names[name] == name}
+    # By the names that they had in the original, however it was captured.
+    return {
+        original_name(name): tensor.detach().cpu().contiguous()
+        for name, tensor in state.items()
+        if first_names[name] == name
+    }
 
 
 def _factors(gm: fx.GraphModule) -> dict[str, int]:

@@ -1,0 +1,68 @@
+"""Capture a model as the user asks for it: traced or by modules, and checked on example inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import fx, nn
+
+from fxhash.capture.checking import Call, ExampleInputs, difference, differing_parts, read_examples
+from fxhash.capture.tracing import trace
+from fxhash.errors import TransformError, shown
+from fxhash.graph.names import CAPTURED
+
+CAPTURES = ("trace", "modules")
+
+
+def capture_model(
+    model: nn.Module, exposed: Collection[str], capture: str = "trace", example_inputs: ExampleInputs | None = None
+) -> fx.GraphModule:
+    """The captured model, whose `meta` says how it was captured and checked.
+
+    Args:
+        model: the model; it is left untouched.
+        exposed: names of the parameters that are to be nodes of the graph.
+        capture: `"trace"`, or `"modules"` for every module's own Python forward, called as a whole.
+        example_inputs: arguments on which to compare the captured model with the original. A module that differs
+            becomes opaque, and at worst the whole model.
+
+    Raises:
+        TransformError: if the model can't be captured, `example_inputs` don't fit it, or even the model called as a
+            whole differs, as one does whose outputs depend on the time.
+    """
+    if capture not in CAPTURES:
+        raise TransformError(f"capture={shown(capture)} is unknown: give one of {', '.join(map(repr, CAPTURES))}")
+    by_modules = {"": "capture='modules' was asked for"}
+    opaque = by_modules if capture == "modules" else {}
+    captured = trace(model, expose=exposed, opaque=opaque)
+    if example_inputs is None:
+        captured.meta[CAPTURED] += ", not checked"
+        return captured
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise TransformError("example_inputs need a model with values, but this one is on the meta device")
+    calls = read_examples(model, example_inputs)
+    how = difference(model, captured, calls)
+    if how is not None and not opaque:
+        captured, how = _without_differences(model, exposed, calls, how)
+    if how is not None:
+        raise TransformError(
+            f"the captured model is not the original, even where that is called as a whole: {how}. Does its output "
+            "depend on something else than its inputs, weights and state?"
+        )
+    captured.meta[CAPTURED] += f", checked on {len(calls)} input{'s' if len(calls) > 1 else ''}"
+    return captured
+
+
+def _without_differences(
+    model: nn.Module, exposed: Collection[str], calls: list[Call], how: str
+) -> tuple[fx.GraphModule, str | None]:
+    """The model with what differs called as a whole, at last all of it; and how that differs still."""
+    parts = differing_parts(model, calls, lambda module: trace(module, expose=None))
+    for opaque in (parts, {"": how}):
+        if opaque:
+            reasons = {path: f"its capture differs on the example inputs: {found}" for path, found in opaque.items()}
+            captured = trace(model, expose=exposed, opaque=reasons)
+            left = difference(model, captured, calls)
+            if left is None:
+                break
+    return captured, left
