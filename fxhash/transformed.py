@@ -61,7 +61,7 @@ def expose(
     refuse_shared_memory(model, names)
     traced = capture_model(model, names, capture, example_inputs)
     refuse_changed_weights(traced, names)
-    refuse_originals(traced, model)
+    refuse_originals(traced, model, names)
     if isinstance(model, fx.GraphModule) and CAPTURED not in model.meta:
         return restore_training_flags(traced).graph_module
     return traced

@@ -101,7 +101,7 @@ def difference(model: nn.Module, captured: nn.Module, calls: Sequence[Call]) -> 
 
 def _draws_in_python(states: tuple[Any, Any]) -> bool:
     python, numpy = states
-    now = np.random.get_state()
+    now: Any = np.random.get_state()
     return random.getstate() != python or now[2] != numpy[2] or not np.array_equal(now[1], numpy[1])
 
 

@@ -45,11 +45,11 @@ def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
         for value in _computed_tensors(module):
             memo[id(value)] = value.detach().clone()
     functions = _functions_of(model)
-    memo.update({id(function): _with_own_cells(function, copied) for function, copied in functions.items()})
+    memo.update({id(function): _with_own_cells(function, cells) for function, cells in functions.items()})
     try:
         copied_model = copy.deepcopy(model, memo)
-        for function, copied in functions.items():
-            _fill(memo[id(function)], function, copied, memo)
+        for function, cells in functions.items():
+            _fill(memo[id(function)], function, cells, memo)
         _renew_weak_references(copied_model, memo)
     except Exception as error:
         raise TransformError(

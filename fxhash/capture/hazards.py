@@ -1,7 +1,7 @@
 """What in a function's source a proxy can't observe: tests of identity and of types, and errors that are caught.
 
-Python lets no object see that it is compared by `is`. So the source says where that is done, and the frame that is about
-to do it says with what: only where that is a value of the graph can the answer be a wrong one.
+Python lets no object see that it is compared by `is`. So the source says where that is done, and the frame that is
+about to do it says with what: only where that is a value of the graph can the answer be a wrong one.
 """
 
 from __future__ import annotations
@@ -112,9 +112,11 @@ def _functions_in(filename: str, checksum: int) -> dict[tuple[str, int], list[as
 def _hazards_in(function: ast.AST) -> Iterator[Hazard]:
     body: Sequence[ast.AST] = function.body if isinstance(function.body, list) else [function.body]  # type: ignore[attr-defined]
     for statement in _own_nodes(body):
-        if isinstance(statement, (ast.Try, getattr(ast, "TryStar", ast.Try))) and statement.handlers:
-            last = max(getattr(each, "end_lineno", each.lineno) for each in statement.body)
-            yield Hazard(statement.body[0].lineno, last, (), {}, "catches errors")
+        handlers: list[ast.AST] = getattr(statement, "handlers", [])
+        if handlers:
+            guarded: list[Any] = statement.body  # type: ignore[attr-defined]
+            last = max(each.end_lineno for each in guarded)
+            yield Hazard(guarded[0].lineno, last, (), {}, "catches errors")
         for operands, what in _questions(statement):
             first, last = statement.lineno, statement.end_lineno  # type: ignore[attr-defined]
             yield Hazard(first, last, operands, _bound_on(body, first, last), what, isinstance(statement, ast.Call))

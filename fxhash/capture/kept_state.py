@@ -180,15 +180,17 @@ def _entries(content: Sequence[Any]) -> dict[Any, Any]:
     return dict(zip(content[:half], content[half:], strict=True))
 
 
+def _as_it_was(attributes: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a module as they were before some of them were hidden."""
+    before = {name: each.original if type(each) is UnknownAttribute else each for name, each in attributes.items()}
+    return {name: each for name, each in before.items() if each is not MISSING}
+
+
 def _content(value: Any) -> Any:
     """What something that can change holds, one level deep; None for what can't change or is no model's state."""
     if isinstance(value, dict):
         if any(type(each) is UnknownAttribute for each in value.values()):
-            value = {
-                name: getattr(each, "original", each) if type(each) is UnknownAttribute else each
-                for name, each in value.items()
-            }
-            value = {name: each for name, each in value.items() if each is not MISSING}
+            value = _as_it_was(value)
         return [*value.keys(), *value.values()]
     if isinstance(value, Tensor):
         return None if value.is_inference() else value._version

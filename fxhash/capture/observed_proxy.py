@@ -1,7 +1,7 @@
 """Proxies that refuse every question whose answer a graph would forget.
 
-A proxy of `torch.fx` answers some questions as no tensor would: `isinstance(x, Tensor)` is false, `x in table` looks for
-the proxy itself, `x += 1` makes a new value. Each of these is refused here, or recorded as what it is.
+A proxy of `torch.fx` answers some questions as no tensor would: `isinstance(x, Tensor)` is false, `x in table` looks
+for the proxy itself, `x += 1` makes a new value. Each of these is refused here, or recorded as what it is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dis
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,9 +18,6 @@ from torch.fx.proxy import Attribute
 
 from fxhash.capture.user_code import is_user_code
 from fxhash.graph.in_place import IN_PLACE_OPERATORS
-
-if TYPE_CHECKING:
-    from fxhash.capture.tracer import ExposingTracer
 
 # What reads a property of a tensor at once; all other attributes are methods, called later or never.
 _PROPERTIES = frozenset(
@@ -36,10 +33,22 @@ _OWN_ATTRIBUTES = frozenset(
 )
 
 
+class ObservingTracer(Protocol):
+    """What a proxy asks of its tracer, beside recording."""
+
+    def refuse(self, reason: str) -> NoReturn:
+        """Give up what is traced, for a reason."""
+        raise NotImplementedError
+
+    def training_flag(self, module: nn.Module, value: bool) -> fx.Node:
+        """The node that gives the training flag of a module, which was `value` before the trace."""
+        raise NotImplementedError
+
+
 class ObservedProxy(fx.Proxy):
     """A value of the graph that is recorded."""
 
-    tracer: ExposingTracer
+    tracer: Any  # an ObservingTracer
     # As tensors have it: an operation with a number of numpy is the tensor's.
     __array_priority__ = 1000
     origin = "that comes from its input"
@@ -50,8 +59,8 @@ class ObservedProxy(fx.Proxy):
             _ = attribute.node
         return attribute
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         """What `isinstance` asks for."""
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_code.co_name in _ASKS_FOR_CALLER:
@@ -61,13 +70,14 @@ class ObservedProxy(fx.Proxy):
         return type(self)
 
     def _refuse(self, what: str) -> NoReturn:
-        self.tracer.refuse(f"its forward {what} {self.origin}")
+        tracer: ObservingTracer = self.tracer
+        tracer.refuse(f"its forward {what} {self.origin}")
 
     def __iter__(self) -> Iterator[fx.Proxy]:
         count = _number_of_names(sys._getframe(1))
         if count is None:
             self._refuse("iterates over a value")
-        return iter([self[index] for index in range(count)])
+        return iter([self[index] for index in range(count)])  # type: ignore[index]
 
     def __bool__(self) -> bool:
         self._refuse("branches on a value")
@@ -191,7 +201,7 @@ class ObservedFlag(ObservedProxy):
 
     origin = "that is a training flag"
 
-    def __init__(self, tracer: ExposingTracer, module: nn.Module, value: bool) -> None:
+    def __init__(self, tracer: ObservingTracer, module: nn.Module, value: bool) -> None:
         self.tracer = tracer
         self.module = module
         self.value = value
@@ -205,7 +215,7 @@ class ObservedFlag(ObservedProxy):
 class UnknownAttribute(ObservedProxy):
     """An attribute of a module that is called as a whole, after the call: what it is then is not known."""
 
-    def __init__(self, tracer: ExposingTracer, name: str, original: Any) -> None:
+    def __init__(self, tracer: ObservingTracer, name: str, original: Any) -> None:
         self.tracer = tracer
         self.name = name
         self.original = original
@@ -219,7 +229,9 @@ class UnknownAttribute(ObservedProxy):
         self._refuse("")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused: what would be called is not known."""
         self._refuse("")
 
     def _refuse(self, what: str) -> NoReturn:
-        self.tracer.refuse(f"its forward reads {self.name!r} of a module after it called it as a whole")
+        tracer: ObservingTracer = self.tracer
+        tracer.refuse(f"its forward reads {self.name!r} of a module after it called it as a whole")

@@ -141,7 +141,7 @@ class OpaqueModule(nn.Module):
             for each, renews in zip(parameters, renewing, strict=True)
         ]
         for parameter in parameters:
-            parameter._is_param = True  # type: ignore[attr-defined]
+            parameter._is_param = True
         yield
         changed = [
             names[0]
@@ -151,8 +151,8 @@ class OpaqueModule(nn.Module):
         ]
         if changed:
             raise TransformError(
-                f"the forward of {type(self.wrapped_module).__name__} changes its parameter {changed[0]!r}, which a generated "
-                "weight can't keep: exclude it from the transform"
+                f"the forward of {type(self.wrapped_module).__name__} changes its parameter {changed[0]!r}, which a "
+                "generated weight can't keep: exclude it from the transform"
             )
 
     def _set_kept(self, parameters: Sequence[Tensor | None]) -> None:

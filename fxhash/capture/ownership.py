@@ -47,18 +47,22 @@ def refuse_shared_memory(model: nn.Module, hashed: Collection[str]) -> None:
             )
 
 
-def refuse_originals(gm: nn.Module, model: nn.Module) -> None:
-    """Refuse a result from which a module of the original can be reached.
+def refuse_originals(gm: nn.Module, model: nn.Module, hashed: Collection[str]) -> None:
+    """Refuse a result from which a module of the original, or a hashed parameter of it, can be reached.
 
     Raises:
         TransformError: naming the path.
     """
     originals = {id(module): name for name, module in model.named_modules()}
+    groups = tied_groups(model)
+    originals |= {
+        id(each): names[0] for names, tied in groups for each in tied if any(name in hashed for name in names)
+    }
     for path, module in gm.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             continue
         for reference in references_of(module):
-            if isinstance(reference.target, nn.Module) and id(reference.target) in originals:
+            if isinstance(reference.target, (nn.Module, Tensor)) and id(reference.target) in originals:
                 where = f"{path}.{reference.path}" if path else reference.path
                 name = originals[id(reference.target)] or "the model itself"
                 raise TransformError(
@@ -84,7 +88,7 @@ def _span(tensor: Tensor) -> tuple[int, int, int] | None:
     size = tensor.element_size()
     first = tensor.storage_offset() * size
     extent = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.untyped_storage()._cdata, first, first + (extent + 1) * size - 1
+    return tensor.untyped_storage()._cdata, int(first), int(first + (extent + 1) * size - 1)
 
 
 def _addresses(name: str, tensor: Tensor) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -1,7 +1,7 @@
 """What the modules of a model refer to outside of their tables: other modules and parameters, in whatever way.
 
-A list of weights, a lambda over `self`, a replaced `forward`, a reference back to the parent: `named_parameters()` shows
-none of these, but a forward reaches weights through them.
+A list of weights, a lambda over `self`, a replaced `forward`, a reference back to the parent: `named_parameters()`
+shows none of these, but a forward reaches weights through them.
 """
 
 from __future__ import annotations

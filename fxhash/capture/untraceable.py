@@ -50,7 +50,7 @@ def never_traced_because(module: nn.Module) -> str:
     kind = type_before_parametrizations(module)
     if _has_hooks(module):
         return "it has hooks"
-    if kind.train is not nn.Module.train or kind.eval is not nn.Module.eval:
+    if any(getattr(kind, name) is not getattr(nn.Module, name) for name in ("train", "eval")):
         return "it overrides train() or eval()"
     if getattr(module, "max_norm", None) is not None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "max_norm changes its weight in place"

@@ -72,6 +72,9 @@ def _found_in(code: CodeType, names: frozenset[str]) -> str | None:
         return f"copies its layers (in {code.co_name})"
     if not mentioned & (names | _SHOW_PARAMETERS):
         return None
+    asked = mentioned & ASKS_FOR_PARAMETER if mentioned & _SHOW_PARAMETERS else None
+    if asked:
+        return f"asks for {min(asked)} of its parameters (in {code.co_name})"
     for function in functions_of(code):
         for node in ast.walk(function):
             what = _what(node, names)

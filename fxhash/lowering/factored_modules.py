@@ -98,7 +98,7 @@ class LoweredLayer(_Base):
         )
         if not torch.compiler.is_compiling():
             # So that it is a parameter to all that ask.
-            weight._is_param = True  # type: ignore[attr-defined]
+            weight._is_param = True
         return weight
 
     @property

@@ -35,7 +35,7 @@ class GeneratedParameters(dict[str, Any]):
             return super().__getitem__(name)
         parameter = self._sources[name]()
         # So that it is a parameter to all that ask.
-        parameter._is_param = True  # type: ignore[attr-defined]
+        parameter._is_param = True
         return parameter
 
     def __iter__(self) -> Iterator[str]:

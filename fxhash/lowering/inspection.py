@@ -99,7 +99,7 @@ def _is_harmless(weight: ast.Attribute, parents: dict[ast.AST, ast.AST]) -> bool
     while isinstance(parent, ast.Attribute) and parent.attr in _HARMLESS:
         if parent.attr in ("dtype", "device", "shape", "size", "dim", "ndim", "numel"):
             return True
-        node, parent = parent, parents.get(parent)  # type: ignore[assignment]
+        node, parent = parent, parents.get(parent)
         if isinstance(parent, ast.Call) and parent.func is node:
             node, parent = parent, parents.get(parent)  # type: ignore[assignment]
     if isinstance(parent, ast.BinOp):
