@@ -257,13 +257,13 @@ def _in_other_dtype(t: Inputs) -> list[Call]:
     return [Call((t(),), {}), Call((t(),), {}, lambda: _default_dtype(torch.float64)), Call((t(),), {})]
 
 
-@odd(_in_other_dtype, limit=True)
+@odd(_in_other_dtype)
 class AsksForDefaultDtype(Two):
     def forward(self, x):
         return self.a(x) * (2.0 if torch.get_default_dtype() is torch.float32 else 3.0)
 
 
-@odd(_in_other_dtype, limit=True)
+@odd(_in_other_dtype)
 class MakesTensorOfDefaultDtype(Two):
     def forward(self, x):
         return self.a(x) * torch.ones(16)
