@@ -11,9 +11,9 @@ from fxhash import zoo
 
 
 def main() -> None:
-    gm = fxhash.transform(zoo.create("resnet20", width=32), compress=0.1).eval()
-    model = fxhash.lower_for_deploy(gm)  # `gm` itself can be exported in the same way
     image = torch.randn(2, 3, 32, 32)
+    gm = fxhash.transform(zoo.create("resnet20", width=32), compress=0.1, example_inputs=(image,)).eval()
+    model = fxhash.lower_for_deploy(gm)  # `gm` itself can be exported in the same way
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"

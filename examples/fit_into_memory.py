@@ -7,8 +7,8 @@ from fxhash import zoo
 
 
 def main() -> None:
-    gm = fxhash.transform(zoo.create("resnet20", width=64), compress=0.1)
-    image = torch.zeros(1, 3, 32, 32)
+    image = torch.rand(1, 3, 32, 32)
+    gm = fxhash.transform(zoo.create("resnet20", width=64), compress=0.1, example_inputs=(image,))
 
     for budget in (0, "2MB", "100MB"):
         deployed = fxhash.lower_for_deploy(gm, memory_budget=budget)

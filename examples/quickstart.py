@@ -14,7 +14,7 @@ def main() -> None:
     torch.manual_seed(0)
     images, labels = torch.randn(512, 64), torch.randint(0, 10, (512,))
 
-    model = fxhash.transform(build(), compress=0.1, seed=0)
+    model = fxhash.transform(build(), compress=0.1, seed=0, example_inputs=(images,))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for _ in range(100):
         loss = nn.functional.cross_entropy(model(images), labels)

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 TARGETS = "torchvision:NAME, zoo:NAME, package.module:factory or the path of a .safetensors file"
 
 
-def build_model(target: str) -> "nn.Module":
-    """Build the model that a target names; one of torchvision or the zoo without weights, on the meta device.
+# Of an input, by where a model comes from.
+USUAL_SHAPES = {"torchvision": [2, 3, 224, 224], "zoo": [2, 3, 32, 32]}
+
+
+def build_model(target: str, with_values: bool = True) -> "nn.Module":
+    """Build the model that a target names; one of torchvision or the zoo with random weights.
 
     Args:
         target: as in `TARGETS`, but for the path of a file.
+        with_values: whether it needs values; a model of torchvision or the zoo is on the meta device otherwise.
 
     Raises:
         UsageError: if there is no such model, or its factory fails.
@@ -33,16 +38,16 @@ def build_model(target: str) -> "nn.Module":
     if not (source and colon and name):
         raise UsageError(f"can't inspect {target!r}: expected {TARGETS}")
     if source == "torchvision":
-        return _build_from_torchvision(name)
+        return _build_from_torchvision(name, with_values)
     if source == "zoo":
         from fxhash import zoo
 
-        with torch.device("meta"):
+        with torch.device("cpu" if with_values else "meta"):
             return zoo.create(name)
     return _build_from_factory(source, name)
 
 
-def _build_from_torchvision(name: str) -> "nn.Module":
+def _build_from_torchvision(name: str, with_values: bool) -> "nn.Module":
     import torch
 
     with needs_extra("zoo"):
@@ -58,7 +63,7 @@ def _build_from_torchvision(name: str) -> "nn.Module":
         # Some builders warn about how they initialise weights, which don't matter here.
         warnings.simplefilter("ignore")
         try:
-            with torch.device("meta"):
+            with torch.device("cpu" if with_values else "meta"):
                 return get_model(name, **arguments)
         except NotImplementedError:
             # Some compute their widths with tensors.

@@ -40,7 +40,8 @@ def build_model(options: RunOptions, data: ImageData) -> nn.Module:
         if options.compress is None:
             return dense
         init = "random" if options.start is None else "pretrained"
-        return fxhash.transform(dense, options.compress, init=init, seed=options.seed)
+        examples = (torch.rand(2, channels, *size),)
+        return fxhash.transform(dense, options.compress, init=init, seed=options.seed, example_inputs=examples)
 
 
 def _initialize_from_run_(dense: nn.Module, options: RunOptions, folder: Path) -> None:
