@@ -78,7 +78,7 @@ def refuse_transformed(model: object) -> None:
 
 def require_transformed(gm: object) -> None:
     """Raise TransformError unless `gm` is a transformed model that has values and is not lowered."""
-    if find_factor_store(gm) is not None:
+    if isinstance(gm, nn.Module) and find_factor_store(gm) is not None:
         raise TransformError("this model is lowered already: use the transformed model that it was made of")
     if not isinstance(gm, fx.GraphModule) or find_generator(gm) is None:
         raise TransformError(

@@ -101,7 +101,8 @@ class KeptState:
     def _remember_module(self, module: nn.Module) -> None:
         found = self._of_module[id(module)] = []
         for name, value in vars(module).items():
-            found.extend((name, kept) for kept in self._remember(value))
+            label = "" if name in ("_parameters", "_buffers", "_modules") else name
+            found.extend((label, kept) for kept in self._remember(value))
         # The dictionary of a module changes where a name in it gets another value.
         found.extend(("", kept) for kept in self._remember(vars(module)))
         for kind in type(module).__mro__:
@@ -221,7 +222,7 @@ def _content(value: Any) -> Any:
         return _class_content(value)
     if isinstance(value, nn.Module) or not _is_of_library(type(value)):
         attributes = attributes_of(value)
-        if attributes:
+        if attributes or hasattr(value, "__dict__"):
             return [*attributes.keys(), *attributes.values()]
     if inspect.isbuiltin(value) or not hasattr(value, "__next__"):
         return None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fxhash.capture.references import references_of
+from fxhash.capture.replicas import is_made_by_hook
 from fxhash.errors import TransformError
 from fxhash.smh.parameters import tied_groups
 
@@ -77,7 +78,8 @@ def _tensors_and_arrays(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for path, module in model.named_modules():
         if not isinstance(module, torch.jit.ScriptModule):
             for reference in references_of(module, with_class=False):
-                if isinstance(reference.target, (Tensor, np.ndarray)):
+                made = is_made_by_hook(module, reference.path)
+                if isinstance(reference.target, (Tensor, np.ndarray)) and not made:
                     yield f"{path}.{reference.path}" if path else reference.path, reference.target
 
 

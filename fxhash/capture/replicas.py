@@ -71,11 +71,11 @@ def take_over(module: nn.Module, replicas: Mapping[int, nn.Module]) -> None:
         for name in [name for name in vars(each) if name not in vars(replica)]:
             del vars(each)[name]
         for name, value in vars(replica).items():
-            if name not in (*_TABLES, "_flat_weights") and not _is_made_by_hook(each, name):
+            if name not in (*_TABLES, "_flat_weights") and not is_made_by_hook(each, name):
                 vars(each)[name] = value
 
 
-def _is_made_by_hook(module: nn.Module, name: str) -> bool:
+def is_made_by_hook(module: nn.Module, name: str) -> bool:
     """Whether an attribute is a weight that the older weight norm or spectral norm makes before each call."""
     return any(f"{name}{suffix}" in module._parameters for suffix in ("_g", "_orig"))
 
@@ -94,7 +94,7 @@ def call_with_parameters(
     result = replica.forward(*args, **kwargs)
     vars(module)["_buffers"].update(vars(replica)["_buffers"])
     for name, value in vars(replica).items():
-        if name not in (*_TABLES, "_flat_weights") and not _is_made_by_hook(module, name):
+        if name not in (*_TABLES, "_flat_weights") and not is_made_by_hook(module, name):
             vars(module)[name] = value
     return result
 

@@ -42,10 +42,6 @@ _LOOKS_AT_LAYERS = frozenset(
 # What shows the parameters: lowered layers show theirs, generated for the occasion, so that a change of them is lost.
 _SHOWS_PARAMETERS = frozenset(["parameters", "named_parameters", "state_dict", "get_parameter", "parameters_to_vector"])
 _ASKS_MORE = frozenset(["data", "grad", "requires_grad", "requires_grad_", "is_leaf", "grad_fn", "Parameter", "type"])
-# Properties and methods of a weight that are the same whatever it is made of, and change nothing.
-_HARMLESS = frozenset(
-    ["dtype", "device", "shape", "size", "dim", "ndim", "numel", "t", "T", "mT", "to", "float", "transpose"]
-)
 
 
 def looks_at_weights(module: nn.Module, names: Collection[str]) -> bool:
@@ -77,9 +73,13 @@ def _is_in_place(name: str) -> bool:
 
 def _mentions(function: ast.AST, names: Collection[str]) -> bool:
     parents = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
+    changes = any(
+        isinstance(node, ast.AugAssign) or (isinstance(node, ast.Attribute) and _is_in_place(node.attr))
+        for node in ast.walk(function)
+    )
     for node in ast.walk(function):
         if isinstance(node, ast.Attribute) and node.attr in names:
-            if not _is_harmless(node, parents):
+            if not _is_harmless(node, parents, changes):
                 return True
         elif isinstance(node, ast.Compare) and any(_asks_for_type(each) for each in (node.left, *node.comparators)):
             return True
@@ -91,19 +91,30 @@ def _asks_for_type(expression: ast.expr) -> bool:
     return (isinstance(called, ast.Name) and called.id == "type") or getattr(called, "attr", "") == "__class__"
 
 
-def _is_harmless(weight: ast.Attribute, parents: dict[ast.AST, ast.AST]) -> bool:
-    """Whether a weight is only multiplied by, or asked for what it is by its shape and type."""
-    node, parent = weight, parents.get(weight)
+def _is_harmless(weight: ast.Attribute, parents: dict[ast.AST, ast.AST], changes: bool) -> bool:
+    """Whether a weight is only computed with.
+
+    Args:
+        weight: where it is read.
+        parents: the node above each.
+        changes: whether the function changes anything in place.
+    """
     if not isinstance(weight.ctx, ast.Load):
         return False
-    while isinstance(parent, ast.Attribute) and parent.attr in _HARMLESS:
-        if parent.attr in ("dtype", "device", "shape", "size", "dim", "ndim", "numel"):
-            return True
+    node: ast.AST = weight
+    parent = parents.get(node)
+    while isinstance(parent, (ast.Attribute, ast.Subscript)) or (isinstance(parent, ast.Call) and parent.func is node):
+        if isinstance(parent, ast.Attribute) and (parent.attr in _ASKS_MORE or _is_in_place(parent.attr)):
+            return False
+        if not isinstance(getattr(parent, "ctx", None), (ast.Load, type(None))):
+            return False
         node, parent = parent, parents.get(parent)
-        if isinstance(parent, ast.Call) and parent.func is node:
-            node, parent = parent, parents.get(parent)  # type: ignore[assignment]
-    if isinstance(parent, ast.BinOp):
-        return isinstance(parent.op, ast.MatMult)
-    called = getattr(parent, "func", None)
-    owner = called.value if isinstance(called, ast.Attribute) else None
-    return isinstance(owner, ast.Name) and owner.id in ("F", "torch") and not called.attr.endswith("_")  # type: ignore[union-attr]
+    if isinstance(parent, ast.keyword):
+        parent = parents.get(parent)
+    if isinstance(parent, ast.Call):
+        owner = parent.func.value if isinstance(parent.func, ast.Attribute) else None
+        is_of_torch = isinstance(owner, ast.Name) and owner.id in ("F", "torch")
+        return is_of_torch and not getattr(parent.func, "attr", "").endswith("_")
+    if isinstance(parent, ast.Compare):
+        return not any(isinstance(operator, (ast.Is, ast.IsNot)) for operator in parent.ops)
+    return isinstance(parent, (ast.BinOp, ast.UnaryOp)) or not changes

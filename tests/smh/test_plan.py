@@ -406,5 +406,5 @@ def test_any_of_its_names_selects_a_tied_parameter():
 
 @pytest.mark.parametrize("seed", [2.5, "a"])
 def test_a_seed_that_is_none(seed):
-    with pytest.raises(fxhash.PlanError, match="is neither a whole number nor a torch"):
+    with pytest.raises(fxhash.PlanError, match="is neither a whole number of 64 bits nor a torch"):
         fxhash.transform(nn.Linear(30, 30), 0.5, seed=seed)
