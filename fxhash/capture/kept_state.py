@@ -70,7 +70,11 @@ class _Kept:
                 (holder.cell_contents,) = content
             else:
                 del holder.cell_contents
-        elif isinstance(holder, nn.Module) or not _is_of_library(type(holder)):
+        elif isinstance(holder, np.random.Generator):
+            holder.bit_generator.state = pickle.loads(content)
+        elif isinstance(holder, np.random.RandomState):
+            holder.set_state(pickle.loads(content))
+        elif _is_kept_by_attributes(holder):
             before = _entries(content)
             for name in {*attributes_of(holder), *before}:
                 if name in before:
@@ -220,13 +224,20 @@ def _content(value: Any) -> Any:
         return tuple(value.cache_info())
     if isinstance(value, type):
         return _class_content(value)
-    if isinstance(value, nn.Module) or not _is_of_library(type(value)):
+    if _is_kept_by_attributes(value):
         attributes = attributes_of(value)
         if attributes or hasattr(value, "__dict__"):
             return [*attributes.keys(), *attributes.values()]
     if inspect.isbuiltin(value) or not hasattr(value, "__next__"):
         return None
     return _position_of(value)
+
+
+def _is_kept_by_attributes(value: Any) -> bool:
+    """Whether what an object holds is its attributes, and nothing else that is known."""
+    if isinstance(value, (tuple, FunctionType, MethodType, partial)) or hasattr(type(value), "__next__"):
+        return False
+    return isinstance(value, nn.Module) or not _is_of_library(type(value))
 
 
 def _position_of(iterator: Any) -> Any:

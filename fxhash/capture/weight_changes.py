@@ -37,7 +37,8 @@ def refuse_changed_weights(traced: fx.GraphModule, exposed: Collection[str]) -> 
             asked = {user.args[1] for user in node.users if user.target is getattr} & ASKS_FOR_PARAMETER
             what = f"asks for its {min(asked)}" if asked else "changes it in place"
             # An embedding of a largest norm scales rows of its weight down, the same rows each time.
-            scaled = any(user.target is torch.ops.aten.embedding_renorm_.default for user in node.users)
+            readers = [user for value in (node, *node.users) for user in value.users]
+            scaled = any(user.target is torch.ops.aten.embedding_renorm_.default for user in readers)
             if asked or (is_changed_in_place(node) and not scaled):
                 raise TransformError(
                     f"the parameter {node.target!r} can't be generated: the model {what}. Exclude it, or change forward"
