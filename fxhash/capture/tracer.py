@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxhash.capture.attachment import attached
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.kept_state import KeptState, is_plain
 from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
@@ -24,7 +23,6 @@ from fxhash.capture.untraceable import UntraceableError, never_traced_because, o
 from fxhash.graph.liveness import changed_in_place
 from fxhash.graph.names import OPAQUE_PART, free_name
 
-_TABLES = ("_parameters", "_buffers", "_modules")
 _OF_EVERY_MODULE = {*vars(nn.Module()), "_compiled_call_impl"}
 
 
@@ -91,7 +89,8 @@ class ExposingTracer(fx.Tracer):
         self.graph = fx.Graph()
         self.tensor_attrs = {}
         self.submodule_paths = {module: path for path, module in model.named_modules()}
-        with self._attached(model):
+        flags = {module: ObservedFlag(self, module, module.training) for module in model.modules()}
+        with attached(model, self._call, self._tensor_proxy, flags):
             self._state = KeptState(model)
             self._observer = Observer(self._state, self._refuse_forward)
             forward, arguments = self.create_args_for_root(type(model).forward, True, None)
@@ -112,32 +111,6 @@ class ExposingTracer(fx.Tracer):
 
     def _refuse_forward(self, what: str) -> NoReturn:
         self.refuse(f"its forward {what}")
-
-    @contextmanager
-    def _attached(self, model: nn.Module) -> Iterator[None]:
-        """Let the modules of the model ask the tracer; afterwards they have the attributes that they had before."""
-        modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-        before = [
-            (module, dict(vars(module)), {name: dict(vars(module)[name]) for name in _TABLES}) for module in modules
-        ]
-        try:
-            for module in model.modules():
-                # This is what `nn.Module.__call__` calls first, for the sake of `nn.Module.compile`.
-                vars(module)["_compiled_call_impl"] = partial(self._call, module)
-            for module in modules:
-                vars(module)["training"] = ObservedFlag(self, module, module.training)
-                for name in ("_parameters", "_buffers"):
-                    vars(module)[name] = _Table(vars(module)[name], self._tensor_proxy)
-            yield
-        finally:
-            for module, attributes, tables in before:
-                vars(module).clear()
-                vars(module).update(attributes)
-                for name, content in tables.items():
-                    vars(module)[name].clear()
-                    vars(module)[name].update(content)
-            for module in model.modules():
-                vars(module).pop("_compiled_call_impl", None)
 
     def _call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Descend into a module that is called, or fall back to an opaque call; keep it whole if it holds nothing."""
@@ -296,15 +269,3 @@ class ExposingTracer(fx.Tracer):
 
 class ChangedSurroundingsError(UntraceableError):
     """Raised at the end of a trace that changed something outside of the model."""
-
-
-class _Table(dict[str, Any]):
-    """The parameters or buffers of a module, which are values of the graph where they are read by name."""
-
-    def __init__(self, tensors: dict[str, Any], proxy_of: Callable[[Tensor], fx.Proxy]) -> None:
-        super().__init__(tensors)
-        self._proxy_of = proxy_of
-
-    def __getitem__(self, name: str) -> Any:
-        tensor = super().__getitem__(name)
-        return self._proxy_of(tensor) if isinstance(tensor, Tensor) else tensor
