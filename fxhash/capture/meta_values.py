@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from fxhash.capture.leaf_modules import TensorConstant
+from fxhash.capture.replicas import replicate
 from fxhash.errors import TransformError
 from fxhash.graph.names import original_name
+
+_TABLES = ("_parameters", "_buffers")
 
 
 class InitialValues(Mapping[str, Tensor]):
@@ -54,29 +56,26 @@ class InitialValues(Mapping[str, Tensor]):
     def _reset(self, path: str) -> dict[str, Tensor]:
         """What the module at `path` holds itself, after its `reset_parameters`."""
         module = self.model.get_submodule(path)
-        replica = copy.copy(module)
-        made: dict[str, Tensor] = {}
-        for table in ("_parameters", "_buffers"):
-            values = dict(vars(module)[table])
-            vars(replica)[table] = values
-            for name, value in values.items():
-                if value is not None and value.is_meta:
-                    empty = torch.empty_like(value, device=self.device)
-                    values[name] = nn.Parameter(empty, False) if table == "_parameters" else empty
-                    _unset_(values[name])
-                if value is not None:
-                    made[name] = values[name]
+        replicas = replicate(module)
+        for each in replicas.values():
+            _own_values_(each, self.device if each is replicas[id(module)] else torch.device("meta"))
+        replica = replicas[id(module)]
         reset = getattr(replica, "reset_parameters", None) or getattr(replica, "_reset_parameters", None)
         if reset is not None:
             reset()
-        return {name: tensor.detach() for name, tensor in made.items()}
+        return {
+            name: vars(replica)[table][name].detach() if value.is_meta else value.detach()
+            for table in _TABLES
+            for name, value in vars(module)[table].items()
+            if value is not None
+        }
 
 
 def materialize_(transformed: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Give every parameter and buffer of a transformed model that is on the meta device a value."""
     made: dict[int, Tensor] = {}
     for path, module in transformed.named_modules():
-        for table in ("_parameters", "_buffers"):
+        for table in _TABLES:
             for name, tensor in vars(module)[table].items():
                 if isinstance(module, TensorConstant) and tensor.is_meta:
                     raise TransformError(
@@ -89,6 +88,20 @@ def materialize_(transformed: nn.Module, values: Mapping[str, Tensor]) -> None:
                     made[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if table == "_parameters" else value
                 if tensor is not None and tensor.is_meta:
                     vars(module)[table][name] = made[id(tensor)]
+
+
+def _own_values_(replica: nn.Module, device: torch.device) -> None:
+    """Give a replica tensors of its own to reset: values that are real are copied, the others made on a device."""
+    if isinstance(replica, torch.jit.ScriptModule):
+        return
+    for table in _TABLES:
+        tensors = vars(replica)[table]
+        for name, value in tensors.items():
+            if value is not None:
+                own = torch.empty_like(value, device=device) if value.is_meta else value.detach().clone()
+                if value.is_meta and not own.is_meta:
+                    _unset_(own)
+                tensors[name] = nn.Parameter(own, False) if table == "_parameters" else own
 
 
 def _unset_(tensor: Tensor) -> None:

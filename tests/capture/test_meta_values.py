@@ -106,6 +106,48 @@ def test_a_value_that_nothing_starts_is_named():
         fxhash.transform(on_meta(Forgetful), 0.9, device="cpu")
 
 
+def test_values_of_the_original_that_are_real_are_left_untouched():
+    """Whoever uses the model in another thread sees nothing of what `reset_parameters` does to its replicas."""
+
+    class Child(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((16,), 7.0))
+            self.register_buffer("mean", torch.full((16,), 7.0))
+            self.resets = 0
+
+        def reset_parameters(self):
+            nn.init.ones_(self.scale)
+            self.mean.zero_()
+            self.resets += 1
+
+        def forward(self, x):
+            return x * self.scale + self.mean
+
+    class Mixed(nn.Linear):
+        def __init__(self):
+            super().__init__(16, 16)
+            self.child = Child()
+            self.weight = nn.Parameter(torch.empty(16, 16, device="meta"))
+
+        def reset_parameters(self):
+            super().reset_parameters()
+            if hasattr(self, "child"):
+                self.child.reset_parameters()
+
+        def forward(self, x):
+            return self.child(super().forward(x))
+
+    model = Mixed()
+    values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gm = fxhash.transform(model, 0.9, device="cpu")
+    assert model.weight.is_meta
+    assert model.child.resets == 0
+    for name in ("bias", "child.scale", "child.mean"):
+        assert torch.equal(model.state_dict()[name], values[name])
+        assert torch.equal(gm.state_dict()[name], values[name])
+
+
 @pytest.mark.parametrize(
     ("persistent", "message"),
     [(True, "'mask' is on the meta device"), (False, r"a constant tensor of shape \(16,\), say a buffer that is not")],
