@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dis
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -50,3 +53,38 @@ def names_in(code: CodeType) -> set[str]:
     """The names that a function uses, and the functions in it."""
     inner = (const for const in code.co_consts if isinstance(const, CodeType))
     return {*code.co_names, *(name for each in inner for name in names_in(each))}
+
+
+@cache
+def fixed_attributes(kind: type) -> Container[str]:
+    """The attributes that no code of a class sets but in `__init__`, as far as its source shows."""
+    functions = [
+        function
+        for each in kind.__mro__
+        if not each.__module__.startswith(("torch.", "builtins"))
+        for name, value in vars(each).items()
+        if name != "__init__"
+        for function in _functions_in(value)
+    ]
+    mentioned = {name for function in functions for name in names_in(function.__code__)}
+    if mentioned & {"setattr", "delattr", "vars", "__dict__", "__setattr__"}:
+        return ()
+    stored = {name for function in functions for name in _stored_by(function.__code__)}
+    return _NotIn(frozenset(stored))
+
+
+@dataclass(frozen=True)
+class _NotIn:
+    names: frozenset[str]
+
+    def __contains__(self, name: object) -> bool:
+        return name not in self.names
+
+
+def _stored_by(code: CodeType) -> Iterator[str]:
+    for operation in dis.get_instructions(code):
+        if operation.opname in ("STORE_ATTR", "DELETE_ATTR"):
+            yield operation.argval
+    for const in code.co_consts:
+        if isinstance(const, CodeType):
+            yield from _stored_by(const)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import random
 import weakref
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from types import CellType, FunctionType, ModuleType
 from typing import Any, TypeVar
 
+import numpy as np
 from torch import Tensor, fx, nn
 
 from fxhash.capture.foreign_modules import own_script_parameters_
@@ -44,6 +46,11 @@ def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
         # https://github.com/pytorch/pytorch/pull/103001
         for value in _computed_tensors(module):
             memo[id(value)] = value.detach().clone()
+    for module in model.modules():
+        for value in vars(module).values():
+            # Of Python's or numpy's own generator: a copy would no longer follow its seed.
+            if getattr(value, "__self__", None) in (random._inst, np.random.mtrand._rand):
+                memo[id(value)] = value
     functions = _functions_of(model)
     memo.update({id(function): _with_own_cells(function, cells) for function, cells in functions.items()})
     try:

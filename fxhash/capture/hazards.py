@@ -21,13 +21,15 @@ from torch import Tensor, fx, nn
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 # Functions that ask a proxy what only a tensor can answer, without it noticing.
-_ASKING = {"type", "id", "callable", "hasattr", "is_", "is_not", "is_none", "is_not_none"}
+_ASKING = {"type", "id", "callable", "hasattr"}
 _IDENTITY_OPERATIONS = ("IS_OP", "MATCH_", "NONE")
 _CATCHING_OPERATIONS = ("CHECK_EXC_MATCH", "JUMP_IF_NOT_EXC_MATCH", "POP_EXCEPT")
 # Code that is part of a function's, or of a module that is imported.
 _PARTS = ("<module>", "<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 _UNKNOWN = object()
 _MISSING = object()
+# Stands for an attribute of a value of the graph.
+_SOME_VALUE = fx.Proxy(fx.Graph().placeholder("value"))
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Hazard:
         bound: names that get their value on these lines themselves, with where it comes from; None if that is unknown.
         what: what the function does there, for the reason.
         of_weights: whether a parameter or buffer of the model would give another answer, too.
+        about_none: whether it is only asked whether the operands are None, which some values can't be.
     """
 
     first: int
@@ -49,6 +52,7 @@ class Hazard:
     bound: Mapping[str, ast.expr | None]
     what: str
     of_weights: bool = False
+    about_none: bool = False
 
     def applies(self, frame: FrameType) -> bool:
         """Whether, in a frame that is about to run these lines, a value of the graph is asked about."""
@@ -56,6 +60,10 @@ class Hazard:
             return True
         if self.of_weights and any(isinstance(_peek(each, frame, self.bound), Tensor) for each in self.operands):
             return True
+        if self.about_none:
+            values = [_peek(each, frame, self.bound) for each in self.operands]
+            if all(value is None or getattr(type(value), "is_never_none", _no)(value) for value in values):
+                return False
         return any(_may_be_recorded(each, frame, self.bound) for each in self.operands)
 
 
@@ -75,6 +83,33 @@ def functions_of(code: CodeType) -> list[ast.AST]:
     """The source of a function: several where several begin on its line, none where it can't be read."""
     functions = _functions_in(code.co_filename, _checksum(code.co_filename))
     return functions.get((code.co_name, code.co_firstlineno), [])
+
+
+def calls_on_line(frame: FrameType, names: frozenset[str]) -> bool:
+    """Whether the line that a frame runs may call a function of one of these names, or read such an attribute."""
+    if not names & {*frame.f_code.co_names}:
+        return False
+    functions = functions_of(frame.f_code)
+    nodes = [node for function in functions for node in ast.walk(function)]
+    return not functions or any(
+        node.lineno <= frame.f_lineno <= (node.end_lineno or node.lineno)
+        for node in nodes
+        if (isinstance(node, ast.Attribute) and node.attr in names) or (isinstance(node, ast.Name) and node.id in names)
+    )
+
+
+def is_message(frame: FrameType) -> bool:
+    """Whether the line that a frame runs is a call of `torch._assert`, whose message nobody reads if all is well."""
+    return any(
+        node.lineno <= frame.f_lineno <= (node.end_lineno or node.lineno)
+        for function in functions_of(frame.f_code)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "_assert"
+    )
+
+
+def _no(value: object) -> bool:
+    return False
 
 
 def _may_have_some(code: CodeType) -> bool:
@@ -119,7 +154,11 @@ def _hazards_in(function: ast.AST) -> Iterator[Hazard]:
             yield Hazard(guarded[0].lineno, last, (), {}, "catches errors")
         for operands, what in _questions(statement):
             first, last = statement.lineno, statement.end_lineno  # type: ignore[attr-defined]
-            yield Hazard(first, last, operands, _bound_on(body, first, last), what, isinstance(statement, ast.Call))
+            about_none = isinstance(statement, ast.Compare) and any(
+                isinstance(each, ast.Constant) and each.value is None for each in operands
+            )
+            bound, is_call = _bound_on(body, first, last), isinstance(statement, ast.Call)
+            yield Hazard(first, last, operands, bound, what, is_call, about_none)
 
 
 def _own_nodes(body: Sequence[ast.AST]) -> Iterator[ast.AST]:
@@ -228,7 +267,7 @@ def _peek(expression: ast.expr, frame: FrameType, bound: Mapping[str, ast.expr |
 def _attribute(base: Any, name: str, missing: Any = _UNKNOWN) -> Any:
     """An attribute that an object holds itself, or its class as it is."""
     if base is _UNKNOWN or isinstance(base, fx.Proxy):
-        return base
+        return base if base is _UNKNOWN else _SOME_VALUE
     tables = ("_parameters", "_buffers", "_modules") if isinstance(base, nn.Module) else ()
     own = getattr(base, "__dict__", {})
     for names in (own, *(own.get(table, {}) for table in tables)):

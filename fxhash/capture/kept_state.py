@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from operator import is_, length_hint
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
@@ -39,6 +40,11 @@ class _Kept:
     content: Any
 
     def is_unchanged(self) -> bool:
+        holder, content = self.holder, self.content
+        # Without a copy first: most of what a module has is empty or the same.
+        same_size = isinstance(holder, dict) and len(content) == 2 * len(holder)
+        if same_size and all(map(is_, chain(holder.keys(), holder.values()), content)):
+            return True
         return _is_same(_content(self.holder), self.content)
 
     def restore(self) -> None:
@@ -70,6 +76,9 @@ class _Kept:
                 (holder.cell_contents,) = content
             else:
                 del holder.cell_contents
+        elif hasattr(holder, "cache_clear"):
+            # What it kept is of this trace, or is computed again.
+            holder.cache_clear()
         elif isinstance(holder, np.random.Generator):
             holder.bit_generator.state = pickle.loads(content)
         elif isinstance(holder, np.random.RandomState):
@@ -93,6 +102,7 @@ class KeptState:
     def __init__(self, model: nn.Module) -> None:
         self._kept: dict[int, _Kept] = {}
         self._of_module: dict[int, list[tuple[str, _Kept]]] = {}
+        self._of_subtree: dict[int, list[tuple[str, _Kept]]] = {}
         # Of functions, classes and variables outside of the model.
         self._around: list[tuple[str, _Kept]] = []
         self._codes: set[int] = set()
@@ -124,7 +134,10 @@ class KeptState:
 
     def changed_in(self, module: nn.Module) -> str | None:
         """The name of something that changed in a module, or in one nested in it; None if nothing did."""
-        return _first_changed(kept for each in module.modules() for kept in self._of_module.get(id(each), ()))
+        key = id(module)
+        if key not in self._of_subtree:
+            self._of_subtree[key] = [kept for each in module.modules() for kept in self._of_module.get(id(each), ())]
+        return _first_changed(self._of_subtree[key])
 
     def changed_around(self) -> str | None:
         """The name of something that changed outside of the modules; None if nothing did."""
@@ -263,6 +276,13 @@ def _class_content(kind: type) -> list[tuple[str, Any]] | None:
     return [
         (name, value) for name, value in vars(kind).items() if isinstance(value, FunctionType) or is_plain(name, value)
     ]
+
+
+def is_immutable(value: Any) -> bool:
+    """Whether a value can't change: a number, a string, None, or a tuple of these."""
+    if isinstance(value, tuple):
+        return all(map(is_immutable, value))
+    return value is None or isinstance(value, _VALUES)
 
 
 def is_plain(name: str, value: Any) -> bool:

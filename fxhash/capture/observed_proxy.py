@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
-from fxhash.capture.user_code import is_user_code
+from fxhash.capture.hazards import calls_on_line, is_message
+from fxhash.capture.user_code import is_recording_code
 from fxhash.graph.in_place import IN_PLACE_OPERATORS
 
 # What reads a property of a tensor at once; all other attributes are methods, called later or never.
@@ -24,6 +25,7 @@ _PROPERTIES = frozenset(
     name for name in dir(Tensor) if not name.startswith("_") and not callable(getattr(Tensor, name, None))
 )
 # Functions of torch that ask for a class on behalf of their caller.
+_ASKS_FOR_TYPE = frozenset({"isinstance", "issubclass", "__class__", "is_tensor", "is_storage"})
 _ASKS_FOR_CALLER = frozenset({"__instancecheck__", "is_tensor", "is_storage"})
 
 
@@ -65,9 +67,22 @@ class ObservedProxy(fx.Proxy):
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_code.co_name in _ASKS_FOR_CALLER:
             frame = frame.f_back
-        if is_user_code(frame.f_code):
+        if not is_recording_code(frame.f_code) and calls_on_line(frame, _ASKS_FOR_TYPE):
             self._refuse("asks for the type of a value")
         return type(self)
+
+    def is_never_none(self) -> bool:
+        """Whether this value is certain not to be None."""
+        node = self.node
+        if node.op == "call_method":
+            name = str(node.target)
+            return hasattr(Tensor, name) and not any(hasattr(kind, name) for kind in (dict, list, str))
+        if node.op == "call_function":
+            module = getattr(node.target, "__module__", None) or ""
+            name = getattr(node.target, "__name__", "_")
+            arithmetic = module in ("_operator", "fxhash.graph.in_place") and name != "getitem"
+            return arithmetic or (module.startswith("torch") and not name.startswith("_"))
+        return node.op == "get_attr" or (node.op == "call_module" and self.tracer.returns_something(str(node.target)))
 
     def _refuse(self, what: str) -> NoReturn:
         tracer: ObservingTracer = self.tracer
@@ -89,9 +104,6 @@ class ObservedProxy(fx.Proxy):
         self._refuse("makes a number of a value")
 
     def __int__(self) -> int:
-        self._refuse("makes a number of a value")
-
-    def __index__(self) -> int:
         self._refuse("makes a number of a value")
 
     def __complex__(self) -> complex:
@@ -127,16 +139,18 @@ class ObservedProxy(fx.Proxy):
         self._refuse("copies a value")
 
     def __hash__(self) -> int:
-        if is_user_code(sys._getframe(1).f_code):
+        if not is_recording_code(sys._getframe(1).f_code):
             self._refuse("looks up a value")
         return id(self)
 
     def __repr__(self) -> str:
-        if is_user_code(sys._getframe(1).f_code):
+        if not is_recording_code(sys._getframe(1).f_code):
             self._refuse("prints a value")
         return object.__repr__(self)
 
     def __format__(self, format_spec: str) -> str:
+        if is_message(sys._getframe(1)):
+            return "?"
         self._refuse("prints a value")
 
 
@@ -167,6 +181,10 @@ class ObservedTensor(ObservedProxy):
     def __init__(self, tracer: fx.Tracer, node: fx.Node, shape: torch.Size) -> None:
         super().__init__(node, tracer)
         self._shape = shape
+
+    def is_never_none(self) -> bool:
+        """A tensor is not None."""
+        return True
 
     @property
     def shape(self) -> torch.Size:

@@ -12,17 +12,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CodeType, FrameType, ModuleType
+from types import BuiltinFunctionType, CodeType, FrameType, ModuleType
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import stateless
 
 from fxhash.capture.hazards import Hazard, hazards_of
 from fxhash.capture.kept_state import KeptState
 from fxhash.capture.user_code import is_user_code
+from fxhash.capture.wrapped_functions import RecordedFunctions
 
 LocalTrace: TypeAlias = Callable[[FrameType, str, Any], Any]
 
@@ -37,6 +39,7 @@ _REFUSED: dict[CodeType, str] = {
 }
 _SUPPRESS = contextlib.suppress.__enter__.__code__
 _TRACER = os.path.join(os.path.dirname(__file__), "tracer.py")
+_PYTREE = os.path.join("torch", "utils", "_pytree.py")
 _COMPILED = os.path.join("_dynamo", "eval_frame.py")
 # Code that Python runs on its own account: of a module that is imported, and of an object that goes.
 _CALLED_BY_PYTHON = ("<module>", "__del__")
@@ -57,6 +60,17 @@ _SURROUNDINGS = {
     "set_rng_state": "seeds random numbers",
     "fork_rng": "seeds random numbers",
     "Proxy": "asks whether it is traced",
+    "are_deterministic_algorithms_enabled": "asks for settings of torch",
+    "is_anomaly_enabled": "asks for settings of torch",
+    "is_": "compares by operator.is_",
+    "is_not": "compares by operator.is_not",
+    "eval": "runs code of a string",
+    "exec": "runs code of a string",
+    "locals": "reads its own variables by name",
+    "globals": "reads variables by name",
+    "Thread": "starts threads",
+    "ThreadPoolExecutor": "starts threads",
+    "ContextVar": "reads a context variable",
     "is_fx_tracing": "asks whether it is traced",
     "is_fx_symbolic_tracing": "asks whether it is traced",
 }
@@ -68,16 +82,24 @@ _CHANGING_MODULES: dict[ModuleType, str] = {
 }
 
 
+_CHANGING_NAMES = {module.__name__: reason for module, reason in _CHANGING_MODULES.items()}
+_ASKED = {
+    getattr(torch, name): name for name in _SURROUNDINGS if type(getattr(torch, name, None)) is BuiltinFunctionType
+}
+
+
 class Observer:
     """Watches one thread while it traces, and refuses by `refuse` what a graph would forget.
 
     Args:
+        functions: gets to know these variables, too.
         state: gets to know the variables around the functions that run.
         refuse: is told what a forward does, such as `"catches errors"`; raises.
     """
 
-    def __init__(self, state: KeptState, refuse: Callable[[str], NoReturn]) -> None:
+    def __init__(self, state: KeptState, functions: RecordedFunctions, refuse: Callable[[str], NoReturn]) -> None:
         self._state = state
+        self._functions = functions
         self._refuse = refuse
         self._hazards: dict[int, tuple[Hazard, ...] | None] = {}
         self._codes: list[CodeType] = []
@@ -125,13 +147,16 @@ class Observer:
         if code in _REFUSED:
             self._refuse(_REFUSED[code])
         if _depends_on_caller(code) and frame.f_back is not None and is_user_code(frame.f_back.f_code):
-            self._refuse("catches errors" if code is _SUPPRESS else "calls compiled code")
+            takes_apart = code.co_filename.endswith(_PYTREE)
+            what = "takes containers apart" if takes_apart else "calls compiled code"
+            self._refuse("catches errors" if code is _SUPPRESS else what)
         if not is_user_code(code) or code.co_name in _CALLED_BY_PYTHON or _collects_garbage(code):
             return ()
         reason = _reason_by_names(code, frame.f_globals)
         if reason is not None:
             self._refuse(reason)
         self._state.remember_around(code, frame.f_globals)
+        self._functions.replace_in(frame.f_globals)
         hazards = hazards_of(code)
         if hazards is None:
             self._refuse(f"has code that can't be read, in {code.co_name}()")
@@ -143,7 +168,7 @@ _UNSEEN: Any = object()
 
 def _depends_on_caller(code: CodeType) -> bool:
     """Whether a function is refused where a model calls it, but not where torch does."""
-    return code is _SUPPRESS or code.co_filename.endswith(_COMPILED)
+    return code is _SUPPRESS or code.co_filename.endswith((_COMPILED, _PYTREE))
 
 
 def _collects_garbage(code: CodeType) -> bool:
@@ -159,12 +184,28 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
+def keeps_changing_function(module: nn.Module) -> str | None:
+    """What a function that a module keeps as an attribute does that a graph would forget; None if it keeps none."""
+    for value in vars(module).values():
+        owner = getattr(value, "__self__", None)
+        if type(value) is BuiltinFunctionType and value in _ASKED:
+            return _SURROUNDINGS[_ASKED[value]]
+        if isinstance(owner, (random.Random, np.random.RandomState)):
+            return "draws random numbers"
+        for changing, reason in _CHANGING_MODULES.items():
+            if owner is changing or value is changing:
+                return reason
+    return None
+
+
 def _reason_by_names(code: CodeType, variables: dict[str, Any]) -> str | None:
     """Why a function can't be traced, by the names that it uses."""
     for name in code.co_names:
         if name in _SURROUNDINGS:
             return _SURROUNDINGS[name]
         value = variables.get(name)
+        if type(value) is BuiltinFunctionType and value in _ASKED:
+            return _SURROUNDINGS[_ASKED[value]]
         owner = value if isinstance(value, ModuleType) else getattr(value, "__self__", None)
         for module, reason in _CHANGING_MODULES.items():
             drawn = owner is module or (
@@ -174,6 +215,9 @@ def _reason_by_names(code: CodeType, variables: dict[str, Any]) -> str | None:
                 return reason
         if value is np and "random" in code.co_names:
             return "draws random numbers"
+    for operation in dis.get_instructions(code):
+        if operation.opname == "IMPORT_NAME" and operation.argval in _CHANGING_NAMES:
+            return _CHANGING_NAMES[operation.argval]
     if _assigns_outside(code):
         return "changes a variable outside of it"
     return None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxhash.capture.copy_model import copy_model
+from fxhash.capture.inspection import looks_at_weights
 from fxhash.capture.references import Reference, references_of
 from fxhash.capture.replicas import Owners, owners_of, replicate, set_parameters, take_over
 from fxhash.errors import TransformError
@@ -62,6 +63,7 @@ class OpaqueModule(nn.Module):
         self.defaults = dict(defaults)
         # By the modules that hold them, not by path: a forward may put its modules elsewhere.
         self._owners = owners_of(module, self.names)
+        self._looks: bool | None = None
         self._kept = _kept_parameters(module, self.names)
         set_parameters(self._owners, [None] * len(self.names))
         self._set_kept([None] * len(self.names))
@@ -109,6 +111,13 @@ class OpaqueModule(nn.Module):
         take_over(self.wrapped_module, replicas)
         return result
 
+    def looks_at_weights(self) -> bool:
+        """Whether the code of the wrapped module may do anything to its weights but multiply by them."""
+        if self._looks is None:
+            names = {name.rpartition(".")[2] for group in self.names for name in group}
+            self._looks = looks_at_weights(self.wrapped_module, names)
+        return self._looks
+
     def is_reached_otherwise(self) -> bool:
         """Whether anything but the parents of the modules in it refers to them, so that replicas would be missed."""
         modules = list(self.wrapped_module.modules())
@@ -141,13 +150,27 @@ class OpaqueModule(nn.Module):
         # An embedding of this kind scales rows of its weight down, the same rows each time.
         scales = any(getattr(module, "max_norm", None) is not None for module in self.wrapped_module.modules())
         versions = [None if scales or each.is_inference() else each._version for each in parameters]
+        # Not every change is counted: not by `.data`, not of tensors of inference mode.
+        verifies = not scales and self.looks_at_weights()
+        values = [each.detach().clone() if verifies else None for each in parameters]
         for parameter in parameters:
             parameter._is_param = True
-        yield
+        try:
+            yield
+        except ValueError as error:
+            if "non-leaf Tensor" not in str(error):
+                raise
+            raise TransformError(
+                f"the forward of {type(self.wrapped_module).__name__} assigns a weight to an attribute or a list of "
+                "parameters, which a generated weight can't be: read it where it is used, or exclude it"
+            ) from error
         changed = [
             names[0]
-            for names, parameter, version, group in zip(self.names, parameters, versions, owners, strict=True)
+            for names, parameter, version, value, group in zip(
+                self.names, parameters, versions, values, owners, strict=True
+            )
             if (version is not None and parameter._version != version)
+            or (value is not None and not torch.equal(parameter.detach(), value))
             or any(dict.get(owner._parameters, name) is not parameter for owner, name in group)
         ]
         if changed:

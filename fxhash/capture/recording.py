@@ -14,7 +14,7 @@ from fxhash.capture.assembly import detached
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.tracer import ChangedSurroundingsError, ExposingTracer, OpaqueCall
 from fxhash.capture.untraceable import Untraceable, UntraceableError, never_traced_because, overrides_call, reason_of
-from fxhash.capture.wrapped_functions import recording_wrapped_functions
+from fxhash.capture.wrapped_functions import RecordedFunctions
 from fxhash.graph.names import OPAQUE_PART
 
 # One trace at a time: it replaces functions that `torch.fx.wrap` names. A forked process starts with a lock of its own.
@@ -67,14 +67,14 @@ def record(exposure: Exposure, opaque: Mapping[str, str] = MappingProxyType({}))
         return Untraceable(reason)
     tracer = ExposingTracer(exposure, opaque)
     try:
-        with _lock, recording_wrapped_functions():
+        with _lock, RecordedFunctions() as functions:
             try:
-                graph = tracer.record()
+                graph = tracer.record(functions)
             except ChangedSurroundingsError:
                 spoiled = tracer.is_spoiled
                 tracer = ExposingTracer(exposure, opaque, careful=True)
                 tracer.is_spoiled = spoiled
-                graph = tracer.record()
+                graph = tracer.record(functions)
         return _recording(tracer, detached(graph))
     except (UntraceableError, Exception) as error:
         return Untraceable(reason_of(error), tracer.is_spoiled)

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxhash.capture.attachment import attached
+from fxhash.capture.called_code import fixed_attributes
 from fxhash.capture.exposure import Exposure
-from fxhash.capture.kept_state import KeptState, is_plain
+from fxhash.capture.kept_state import KeptState, is_immutable, is_plain
 from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
 from fxhash.capture.observed_proxy import MISSING, ObservedFlag, ObservedProxy, ObservedTensor, UnknownAttribute
-from fxhash.capture.observer import Observer
+from fxhash.capture.observer import Observer, keeps_changing_function
 from fxhash.capture.real_tensors import RefusingOperations, storage_of
 from fxhash.capture.untraceable import UntraceableError, never_traced_because, overrides_call, reason_of
+from fxhash.capture.wrapped_functions import RecordedFunctions
 from fxhash.graph.liveness import changed_in_place
 from fxhash.graph.names import OPAQUE_PART, free_name
 
@@ -78,8 +80,11 @@ class ExposingTracer(fx.Tracer):
                 if name not in module._non_persistent_buffers_set:
                     self._buffer_names.setdefault(id(buffer), f"{path}.{name}" if path else name)
 
-    def record(self) -> fx.Graph:
+    def record(self, functions: RecordedFunctions) -> fx.Graph:
         """The graph of the model.
+
+        Args:
+            functions: records calls of functions that can't be followed.
 
         Raises:
             UntraceableError: if the model's own forward can't be traced.
@@ -92,7 +97,7 @@ class ExposingTracer(fx.Tracer):
         flags = {module: ObservedFlag(self, module, module.training) for module in model.modules()}
         with attached(model, self._call, self._tensor_proxy, flags):
             self._state = KeptState(model)
-            self._observer = Observer(self._state, self._refuse_forward)
+            self._observer = Observer(self._state, functions, self._refuse_forward)
             forward, arguments = self.create_args_for_root(type(model).forward, True, None)
             with RefusingOperations(self._state.storages, self._refuse_forward), self._observer.watching():
                 try:
@@ -166,10 +171,12 @@ class ExposingTracer(fx.Tracer):
         for module in called.modules():
             kinds = [kind for kind in type(module).__mro__ if not kind.__module__.startswith(("torch.", "builtins"))]
             if kinds:
+                kept = fixed_attributes(type(module))  # type: ignore[arg-type]  # mypy: no hash of a Module's class
                 names = {name for kind in kinds for name, value in vars(kind).items() if is_plain(name, value)}
                 for name in (vars(module).keys() | names) - _OF_EVERY_MODULE:
-                    if not isinstance(vars(module).get(name), fx.Proxy):
-                        original = vars(module).get(name, MISSING)
+                    original = vars(module).get(name, MISSING)
+                    is_fixed = name in kept and is_immutable(original)
+                    if not isinstance(original, fx.Proxy) and not is_fixed:
                         vars(module)[name] = UnknownAttribute(self, name, original)
 
     def _checked(
@@ -180,6 +187,9 @@ class ExposingTracer(fx.Tracer):
         kwargs: Mapping[str, Any] = MappingProxyType({}),
     ) -> Any:
         """Run a module's forward; refuse it if it left anything changed, or went on after a refusal."""
+        kept = keeps_changing_function(module)
+        if kept is not None:
+            self._refuse_forward(kept)
         result = forward(*args, **kwargs)
         if self._refusal is not None:
             raise UntraceableError(self._refusal)
@@ -235,6 +245,13 @@ class ExposingTracer(fx.Tracer):
         target = f"{path}.{name}" if path else name
         self.leaves.setdefault(target, TrainingFlag(value))
         return self._cached(target, lambda: self.create_proxy("call_module", target, (), {})).node
+
+    def returns_something(self, target: str) -> bool:
+        """Whether a module that the graph calls is certain not to return None: torch's own don't."""
+        if target in self.leaves:
+            return True
+        called = self.exposure.model.get_submodule(target.removesuffix(f".{OPAQUE_PART}"))
+        return all(type(module).__module__.startswith("torch.nn.modules.") for module in called.modules())
 
     def _tensor_proxy(self, tensor: Tensor) -> fx.Proxy:
         name = self.exposure.name_of(tensor) or self._buffer_names.get(id(tensor))

@@ -26,6 +26,16 @@ def is_user_code(code: CodeType) -> bool:
     return _is_user_file(code.co_filename)
 
 
+def is_recording_code(code: CodeType) -> bool:
+    """Whether code is torch's or ours, which may ask a proxy what it likes."""
+    return _is_of_recorder(code.co_filename)
+
+
+@cache
+def _is_of_recorder(name: str) -> bool:
+    return os.path.realpath(name).startswith((_TORCH, _FXHASH)) and not _is_user_file(name)
+
+
 @cache
 def _is_user_file(name: str) -> bool:
     if name.startswith("<frozen "):

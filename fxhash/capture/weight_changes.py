@@ -13,6 +13,7 @@ from torch import fx, nn
 from fxhash.capture.called_code import functions_called_by, names_in
 from fxhash.capture.hazards import functions_of
 from fxhash.capture.opaque import OpaqueModule
+from fxhash.capture.user_code import is_user_code
 from fxhash.errors import TransformError
 from fxhash.graph.liveness import is_changed_in_place
 from fxhash.graph.names import original_name
@@ -46,7 +47,7 @@ def refuse_changed_weights(traced: fx.GraphModule, exposed: Collection[str]) -> 
     for path, module in traced.named_modules():
         if isinstance(module, OpaqueModule):
             names = {name.rpartition(".")[2] for group in module.names for name in group}
-            found = changes_weights(module.wrapped_module, names)
+            found = asks_for_parameters(module.wrapped_module, names) or _reads_in_train(module.wrapped_module, names)
             if found is not None:
                 raise TransformError(
                     f"the weights of {original_name(path) or 'the model'} can't be generated: its code {found}. "
@@ -54,15 +55,25 @@ def refuse_changed_weights(traced: fx.GraphModule, exposed: Collection[str]) -> 
                 )
 
 
-def changes_weights(module: nn.Module, names: Collection[str]) -> str | None:
-    """What the code of a module, or of one nested in it, may do to its weights that a generated one doesn't allow.
+def _reads_in_train(module: nn.Module, names: Collection[str]) -> str | None:
+    """Whether `train()` or `eval()` of a class of its own reads weights: they are there in calls alone."""
+    for each in module.modules():
+        for name in ("train", "eval"):
+            code = getattr(getattr(type(each), name), "__code__", None)
+            if code is not None and is_user_code(code) and names_in(code) & set(names):
+                return f"reads weights in {name}()"
+    return None
+
+
+def asks_for_parameters(module: nn.Module, names: Collection[str]) -> str | None:
+    """What the code of a module, or of one nested in it, asks of its weights that is another of a generated one.
 
     Args:
         module: the module.
         names: names of the weights in the modules that hold them, such as `"weight"`.
 
     Returns:
-        Such as `"changes weight in place (line 7 of forward)"`; None if nothing was found.
+        Such as `"asks for grad of weight (in forward)"`; None if nothing was found.
     """
     found = (_found_in(code, frozenset(names)) for code in functions_called_by(module))
     return next((what for what in found if what is not None), None)
@@ -71,21 +82,13 @@ def changes_weights(module: nn.Module, names: Collection[str]) -> str | None:
 @cache
 def _found_in(code: CodeType, names: frozenset[str]) -> str | None:
     mentioned = names_in(code)
-    if "deepcopy" in mentioned:
-        return f"copies its layers (in {code.co_name})"
-    if not mentioned & (names | _SHOW_PARAMETERS):
-        return None
     asked = mentioned & ASKS_FOR_PARAMETER if mentioned & _SHOW_PARAMETERS else None
     if asked:
         return f"asks for {min(asked)} of its parameters (in {code.co_name})"
-    for function in functions_of(code):
-        for node in ast.walk(function):
-            what = _what(node, names)
-            if what is not None:
-                return f"{what} (line {getattr(node, 'lineno', 0)} of {code.co_name})"
-        if mentioned & _SHOW_PARAMETERS and any(_changes_something(node) for node in ast.walk(function)):
-            return f"may change its parameters (in {code.co_name})"
-    return None
+    if not mentioned & (names | {"deepcopy"}):
+        return None
+    found = (_what(node, names) for function in functions_of(code) for node in ast.walk(function))
+    return next((f"{what} (in {code.co_name})" for what in found if what is not None), None)
 
 
 def _what(node: ast.AST, names: Collection[str]) -> str | None:
@@ -93,22 +96,20 @@ def _what(node: ast.AST, names: Collection[str]) -> str | None:
         name = _weight_below(node.value, names)
         if name is not None and node.attr in ASKS_FOR_PARAMETER:
             return f"asks for {node.attr} of {name}"
-        if name is not None and (_is_in_place(node.attr) or not isinstance(node.ctx, ast.Load)):
-            return f"changes {name} in place"
-        if node.attr in names and not isinstance(node.ctx, ast.Load):
-            return f"assigns {node.attr}"
-    elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
-        name = _weight_below(node.value, names)
-        return None if name is None else f"changes {name} in place"
-    elif isinstance(node, ast.AugAssign):
-        name = _weight_below(node.target, names)
-        return None if name is None else f"changes {name} in place"
-    elif isinstance(node, ast.Call):
+    elif isinstance(node, ast.Call) and node.args:
         called = getattr(node.func, "attr", getattr(node.func, "id", ""))
-        name = next((name for each in node.args if (name := _weight_below(each, names)) is not None), None)
-        if name is not None and (called == "type" or (called.endswith("_") and not called.endswith("__"))):
-            return f"asks for the type of {name}" if called == "type" else f"changes {name} in place"
+        name = _weight_below(node.args[0], names)
+        if called == "type" and name is not None:
+            return f"asks for the type of {name}"
+        if called == "deepcopy" and _is_of_self(node.args[0]):
+            return "copies its layers"
     return None
+
+
+def _is_of_self(expression: ast.AST) -> bool:
+    while isinstance(expression, (ast.Attribute, ast.Subscript)):
+        expression = expression.value
+    return isinstance(expression, ast.Name) and expression.id == "self"
 
 
 def _weight_below(expression: ast.AST, names: Collection[str]) -> str | None:
@@ -122,13 +123,3 @@ def _weight_below(expression: ast.AST, names: Collection[str]) -> str | None:
             expression = expression.func.value
         else:
             return None
-
-
-def _changes_something(node: ast.AST) -> bool:
-    if isinstance(node, ast.Attribute):
-        return _is_in_place(node.attr) or (node.attr == "data" and not isinstance(node.ctx, ast.Load))
-    return isinstance(node, ast.AugAssign)
-
-
-def _is_in_place(name: str) -> bool:
-    return name.endswith("_") and not name.endswith("__") and hasattr(torch.Tensor, name)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import builtins
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
 from threading import get_ident
+from types import BuiltinFunctionType
 from typing import Any
 
 import torch.fx._symbolic_trace as symbolic_trace
@@ -20,20 +21,37 @@ from torch.utils._pytree import tree_leaves
 _MISSING = object()
 
 
-@contextmanager
-def recording_wrapped_functions() -> Iterator[None]:
-    """Record calls of these functions in this thread; no two threads may be in such a block at a time."""
-    thread, replaced = get_ident(), []
-    try:
+class RecordedFunctions:
+    """Replaces functions by such that record their calls with a value of the graph, in this thread alone.
+
+    No two threads may use one at a time. Functions of `math` are replaced, too: torch's own tracer records these.
+    """
+
+    def __init__(self) -> None:
+        self._thread = get_ident()
+        self._replaced: list[tuple[dict[str, Any], str, Any]] = []
+
+    def __enter__(self) -> RecordedFunctions:
         for (_, name), variables in list(symbolic_trace._wrapped_fns_to_patch.items()):
             before = variables.get(name, _MISSING)
             function = getattr(builtins, name, None) if before is _MISSING else before
             if callable(function):
-                variables[name] = _recording(function, thread)
-                replaced.append((variables, name, before))
-        yield
-    finally:
-        for variables, name, before in replaced:
+                self._replace(variables, name, before, function)
+        self.replace_in(vars(math))
+        return self
+
+    def replace_in(self, variables: dict[str, Any]) -> None:
+        """Replace functions of `math` among the variables of a module."""
+        for name, value in list(variables.items()):
+            if type(value) is BuiltinFunctionType and value.__module__ == "math":
+                self._replace(variables, name, value, value)
+
+    def _replace(self, variables: dict[str, Any], name: str, before: Any, function: Callable[..., Any]) -> None:
+        variables[name] = _recording(function, self._thread)
+        self._replaced.append((variables, name, before))
+
+    def __exit__(self, *error: object) -> None:
+        for variables, name, before in reversed(self._replaced):
             if before is _MISSING:
                 del variables[name]
             else:

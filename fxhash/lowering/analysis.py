@@ -16,7 +16,6 @@ from fxhash.lowering.batch_norm import FoundNorm, foldable_norm
 from fxhash.lowering.costs import Costs
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.factored_modules import can_be_factored
-from fxhash.lowering.inspection import looks_at_weights
 from fxhash.lowering.memory import assign_slots, choose_cached, peak_of
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader, WeightUse
@@ -169,8 +168,7 @@ class _Analysis:
     def _must_stay(self, called: OpaqueModule) -> bool:
         """Whether an opaque submodule would notice that other layers stand for its own."""
         if called not in self.noticing:
-            names = {name.rpartition(".")[2] for group in called.names for name in group}
-            self.noticing[called] = called.is_reached_otherwise() or looks_at_weights(called.wrapped_module, names)
+            self.noticing[called] = called.is_reached_otherwise() or called.looks_at_weights()
         return self.noticing[called]
 
     def _factored_use(self, call: fx.Node, node: fx.Node, requested: Method | None) -> WeightUse | None:

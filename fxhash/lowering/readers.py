@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -54,7 +55,9 @@ def opaque_module(graph_module: fx.GraphModule, node: fx.Node) -> OpaqueModule |
 
 
 def may_store(graph_module: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node calls a module that may keep what it is given as an attribute; those of torch don't."""
+    """Whether a node calls what may keep what it is given: a user's module, or a method such as a list's `append`."""
+    if node.op == "call_method":
+        return not hasattr(torch.Tensor, str(node.target))
     if node.op != "call_module":
         return False
     called = opaque_module(graph_module, node)

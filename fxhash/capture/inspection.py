@@ -57,14 +57,23 @@ def looks_at_weights(module: nn.Module, names: Collection[str]) -> bool:
 @cache
 def _is_suspicious(code: CodeType, names: frozenset[str]) -> bool:
     mentioned = names_in(code)
-    if mentioned & _LOOKS_AT_LAYERS:
+    if mentioned & _LOOKS_AT_LAYERS or any(name.startswith("_foreach") for name in mentioned):
+        return True
+    if "getattr" in mentioned and (names & _strings_in(code) or not functions_of(code)):
         return True
     if mentioned & _SHOWS_PARAMETERS and (mentioned & _ASKS_MORE or any(map(_is_in_place, mentioned))):
         return True
-    if not mentioned & {*names, "type", "__class__"}:
+    if not mentioned & {*names, "type", "__class__", "getattr"}:
         return False
     functions = functions_of(code)
     return not functions or any(_mentions(function, names) for function in functions)
+
+
+def _strings_in(code: CodeType) -> set[str]:
+    inner = [const for const in code.co_consts if isinstance(const, CodeType)]
+    return {const for const in code.co_consts if isinstance(const, str)} | {
+        string for each in inner for string in _strings_in(each)
+    }
 
 
 def _is_in_place(name: str) -> bool:
@@ -78,7 +87,10 @@ def _mentions(function: ast.AST, names: Collection[str]) -> bool:
         for node in ast.walk(function)
     )
     for node in ast.walk(function):
-        if isinstance(node, ast.Attribute) and node.attr in names:
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "getattr" and len(node.args) > 1:
+            if not isinstance(node.args[1], ast.Constant):
+                return True
+        elif isinstance(node, ast.Attribute) and node.attr in names:
             if not _is_harmless(node, parents, changes):
                 return True
         elif isinstance(node, ast.Compare) and any(_asks_for_type(each) for each in (node.left, *node.comparators)):
