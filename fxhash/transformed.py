@@ -11,7 +11,6 @@ from fxhash.capture.capturing import capture_model
 from fxhash.capture.checking import ExampleInputs
 from fxhash.capture.exported import Model, as_module
 from fxhash.capture.ownership import refuse_originals, refuse_shared_memory
-from fxhash.capture.weight_changes import refuse_changed_weights
 from fxhash.errors import TransformError
 from fxhash.graph.names import CAPTURED, original_name
 from fxhash.lowering.factor_store import find_factor_store
@@ -60,7 +59,6 @@ def expose(
     """
     refuse_shared_memory(model, names)
     traced = capture_model(model, names, capture, example_inputs)
-    refuse_changed_weights(traced, names)
     refuse_originals(traced, model, names)
     if isinstance(model, fx.GraphModule) and CAPTURED not in model.meta:
         return restore_training_flags(traced).graph_module

@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from fxhash.capture.checking import Call, ExampleInputs, difference, differing_parts, read_examples
 from fxhash.capture.tracing import trace
+from fxhash.capture.weight_changes import refuse_changed_weights
 from fxhash.errors import TransformError, shown
 from fxhash.graph.names import CAPTURED
 
@@ -35,6 +36,7 @@ def capture_model(
     by_modules = {"": "capture='modules' was asked for"}
     opaque = by_modules if capture == "modules" else {}
     captured = trace(model, expose=exposed, opaque=opaque)
+    refuse_changed_weights(captured, exposed)
     if example_inputs is None:
         captured.meta[CAPTURED] += ", not checked"
         return captured
@@ -62,6 +64,7 @@ def _without_differences(
         if opaque:
             reasons = {path: f"its capture differs on the example inputs: {found}" for path, found in opaque.items()}
             captured = trace(model, expose=exposed, opaque=reasons)
+            refuse_changed_weights(captured, exposed)
             left = difference(model, captured, calls)
             if left is None:
                 break

@@ -7,6 +7,7 @@ function that the submodule's forward may call by its name: what can't be ruled 
 from __future__ import annotations
 
 import ast
+import weakref
 from collections.abc import Collection
 from functools import cache
 from types import CodeType
@@ -54,6 +55,14 @@ def looks_at_weights(module: nn.Module, names: Collection[str]) -> bool:
     return any(_is_suspicious(code, frozenset(names)) for code in functions_called_by(module))
 
 
+def tells_modules_apart(module: nn.Module) -> bool:
+    """Whether a module keeps something by the identity of modules, for which a replica would be another one."""
+    by_identity = (weakref.WeakKeyDictionary, weakref.WeakSet, weakref.WeakValueDictionary)
+    return any(isinstance(value, by_identity) for each in module.modules() for value in vars(each).values()) or any(
+        "id" in code.co_names for code in functions_called_by(module)
+    )
+
+
 @cache
 def _is_suspicious(code: CodeType, names: frozenset[str]) -> bool:
     mentioned = names_in(code)
@@ -83,7 +92,8 @@ def _is_in_place(name: str) -> bool:
 def _mentions(function: ast.AST, names: Collection[str]) -> bool:
     parents = {child: node for node in ast.walk(function) for child in ast.iter_child_nodes(node)}
     changes = any(
-        isinstance(node, ast.AugAssign) or (isinstance(node, ast.Attribute) and _is_in_place(node.attr))
+        isinstance(node, ast.AugAssign)
+        or (isinstance(node, ast.Attribute) and (_is_in_place(node.attr) or _is_assigned(node)))
         for node in ast.walk(function)
     )
     for node in ast.walk(function):
@@ -96,6 +106,10 @@ def _mentions(function: ast.AST, names: Collection[str]) -> bool:
         elif isinstance(node, ast.Compare) and any(_asks_for_type(each) for each in (node.left, *node.comparators)):
             return True
     return False
+
+
+def _is_assigned(node: ast.Attribute) -> bool:
+    return node.attr == "data" and not isinstance(node.ctx, ast.Load)
 
 
 def _asks_for_type(expression: ast.expr) -> bool:

@@ -19,6 +19,7 @@ from itertools import chain
 from operator import is_, length_hint
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import numpy as np
 import torch
@@ -221,8 +222,10 @@ def _content(value: Any) -> Any:
         return pickle.dumps(bits)
     if isinstance(value, np.ndarray):
         return value.copy()
-    if isinstance(value, (list, deque, tuple)):
+    if isinstance(value, (list, deque, tuple, WeakSet)):
         return list(value)
+    if isinstance(value, (WeakKeyDictionary, WeakValueDictionary)):
+        return [*value.keys(), *value.values()]
     if isinstance(value, (set, bytearray)):
         return type(value)(value)
     if isinstance(value, FunctionType):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fxhash.capture.copy_model import copy_model
-from fxhash.capture.inspection import looks_at_weights
+from fxhash.capture.inspection import looks_at_weights, tells_modules_apart
 from fxhash.capture.references import Reference, references_of
 from fxhash.capture.replicas import Owners, owners_of, replicate, set_parameters, take_over
 from fxhash.errors import TransformError
@@ -122,11 +122,15 @@ class OpaqueModule(nn.Module):
         """Whether anything but the parents of the modules in it refers to them, so that replicas would be missed."""
         modules = list(self.wrapped_module.modules())
         inside = set(map(id, modules))
-        return bool(self._kept) or any(
-            id(reference.target) in inside
-            for module in modules
-            if not isinstance(module, torch.jit.ScriptModule)
-            for reference in references_of(module, with_class=False)
+        return (
+            bool(self._kept)
+            or tells_modules_apart(self.wrapped_module)
+            or any(
+                id(reference.target) in inside
+                for module in modules
+                if not isinstance(module, torch.jit.ScriptModule)
+                for reference in references_of(module, with_class=False)
+            )
         )
 
     @contextmanager
