@@ -365,17 +365,12 @@ def test_numbers_drawn_beside_a_model_that_is_checked():
 
 
 def test_the_random_numbers_of_a_thread_that_checks_stay():
-    """Also of a model that draws them, of torch and of Python."""
-    for name in ("FunctionalDropout", "RandomControlFlow"):
-        model, inputs = example(name)
-        seed_everything()
-        before = draw()
-        seed_everything()
-        fxhash.transform(model, 0.9, seed=0, example_inputs=inputs)
-        after = draw()
-        assert after[0] == before[0]
-        assert after[2] == before[2]
-        assert (after == before) is (name == "FunctionalDropout")
+    model, inputs = example("FunctionalDropout")
+    seed_everything()
+    before = draw()
+    seed_everything()
+    fxhash.transform(model, 0.9, seed=0, example_inputs=inputs)
+    assert draw() == before
 
 
 def test_a_wrapped_function_is_recorded_in_the_thread_that_traces_alone():
