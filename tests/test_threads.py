@@ -6,6 +6,7 @@ import copy
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -487,6 +488,55 @@ def test_every_function_in_several_threads_at_once(name, tmp_path):
                 assert_same_state(one, other)
             assert torch.equal(each[1], output)
             assert each[2:] == (summary, file)
+
+
+class Interrupted(dict[str, Tensor]):
+    """The buffers of a module; whenever they change, another thread calls the model."""
+
+    def __init__(self, buffers: dict[str, Tensor], call: Callable[[], object]) -> None:
+        super().__init__(buffers)
+        self.call = call
+
+    def clear(self) -> None:
+        super().clear()
+        self.call()
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self.call()
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        super().__setitem__(name, value)
+        self.call()
+
+
+class BranchesToNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.linear(x)) if x.sum() > 0 else self.linear(x)
+
+
+@pytest.mark.xfail(strict=True, reason="buffers are removed for a moment after each call")
+def test_buffers_of_an_opaque_submodule_are_there_while_another_thread_calls_it():
+    gm = transformed(BranchesToNorm().eval())
+    (norm,) = (module for module in gm.modules() if isinstance(module, nn.BatchNorm1d))
+    buffers = dict(norm._buffers)
+    results: list[Tensor] = []
+
+    def call_again() -> None:
+        norm._buffers.call = lambda: None
+        results.append(other.submit(gm, ONES).result(HANGS))
+
+    expected = gm(ONES)
+    with threads(1) as other:
+        norm._buffers = Interrupted(buffers, call_again)
+        results.append(gm(ONES))
+    for result in results:
+        assert torch.equal(result, expected)
 
 
 def test_a_lowered_model_in_several_threads_while_others_are_lowered():
