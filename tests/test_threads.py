@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 import threading
 from collections import Counter
@@ -148,7 +149,9 @@ def test_a_thread_sees_nothing_of_a_trace_in_another():
     transformed(model)
     before = visible()
     with stopped(model):
-        assert_visible(before)
+        # Functions of `math` may be replaced by such that ask for the thread, as wrapped ones are.
+        assert_visible(before, but="math.")
+        assert math.sqrt(2.25) == 1.5
     assert_visible(before)
     assert concurrency.doubled is DOUBLED
 
