@@ -101,7 +101,8 @@ def checkpointed_gradient():
 
 
 def wrapped_function():
-    return doubled(ONES)
+    # As code in its own module finds it: that is where it is replaced.
+    return concurrency.doubled(ONES)
 
 
 def caught_error():
@@ -380,7 +381,7 @@ def test_the_random_numbers_of_a_thread_that_checks_stay():
 def test_a_wrapped_function_is_recorded_in_the_thread_that_traces_alone():
     proxy = torch.fx.Proxy(torch.fx.Graph().placeholder("x"))
     with stopped(Stopping()), pytest.raises(AssertionError):
-        doubled(proxy)
+        concurrency.doubled(proxy)
 
 
 def numbers_by_generator(numbers):
