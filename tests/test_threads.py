@@ -162,9 +162,6 @@ def flags_of_modes():
     return {name: value for name, value in vars(_python_dispatch).items() if name.startswith("_is_in_")}
 
 
-MODES_ARE_SEEN = pytest.mark.xfail(strict=True, reason="a mode of operators is seen by all threads")
-
-
 class Mode(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return func(*args, **(kwargs or {}))
@@ -178,7 +175,6 @@ def flags_before():
     vars(_python_dispatch).update(before)
 
 
-@MODES_ARE_SEEN
 def test_a_mode_of_another_thread_may_outlast_a_trace(flags_before):
     """Each puts back what torch believed when it began; `torch.compile` does nothing while it believes in a mode."""
     mode = Mode()
@@ -189,7 +185,6 @@ def test_a_mode_of_another_thread_may_outlast_a_trace(flags_before):
     assert flags_of_modes() == flags_before
 
 
-@MODES_ARE_SEEN
 def test_two_threads_check_models_at_once(flags_before):
     """Their checks overlap in any order."""
     with threads(1) as one, threads(1) as other:
@@ -215,7 +210,6 @@ def test_a_thread_at_work_while_another_traces(job):
     assert reasons(alone) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="a change of a parameter in another thread counts as one of the forward")
 def test_a_thread_may_call_and_train_the_model_that_another_traces():
     model = Stopping()
     graph, x = transformed(model).code, torch.randn(4, 16)
@@ -357,7 +351,6 @@ def check_transforms_beside_busy_threads(rounds, transforming):
         assert_same_state(state_of(model), original)
 
 
-@pytest.mark.xfail(strict=True, reason="numbers of Python and numpy that others draw count as drawn by the model")
 def test_numbers_drawn_beside_a_model_that_is_checked():
     (model, inputs), alone = example("FunctionalDropout"), None
     with busy(draw, draw) as results:
@@ -443,7 +436,6 @@ class CallsWhileCopied(nn.Module):
         return nn.Identity()
 
 
-@pytest.mark.xfail(strict=True, reason="the weight that a hook computes is told from others by its id")
 def test_a_model_is_called_while_it_is_copied():
     """The older weight norm sets another weight at each call."""
     model, inputs = example("HookedWeightNorm")
@@ -524,7 +516,6 @@ class BranchesToNorm(nn.Module):
         return self.norm(self.linear(x)) if x.sum() > 0 else self.linear(x)
 
 
-@pytest.mark.xfail(strict=True, reason="buffers are removed for a moment after each call")
 def test_buffers_of_an_opaque_submodule_are_there_while_another_thread_calls_it():
     gm = transformed(BranchesToNorm().eval())
     (norm,) = (module for module in gm.modules() if isinstance(module, nn.BatchNorm1d))
