@@ -137,7 +137,6 @@ def functions_that_are_replaced() -> tuple[bool, list[bool]]:
 
 
 @needs_fork
-@pytest.mark.xfail(strict=True, reason="functions that another thread has replaced stay replaced in the new process")
 def test_a_fork_while_wrapped_functions_are_replaced():
     with stopped(Stopping()):
         assert forked(functions_that_are_replaced) == (True, [True, True])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -99,7 +101,8 @@ def checkpointed_gradient():
 
 
 def wrapped_function():
-    return doubled(ONES)
+    # As code in its own module finds it: that is where it is replaced.
+    return concurrency.doubled(ONES)
 
 
 def caught_error():
@@ -147,7 +150,9 @@ def test_a_thread_sees_nothing_of_a_trace_in_another():
     transformed(model)
     before = visible()
     with stopped(model):
-        assert_visible(before)
+        # Functions of `math` may be replaced by such that ask for the thread, as wrapped ones are.
+        assert_visible(before, but="math.")
+        assert math.sqrt(2.25) == 1.5
     assert_visible(before)
     assert concurrency.doubled is DOUBLED
 
@@ -155,9 +160,6 @@ def test_a_thread_sees_nothing_of_a_trace_in_another():
 def flags_of_modes():
     """Whether torch believes that there is a mode of operators: one answer for all threads."""
     return {name: value for name, value in vars(_python_dispatch).items() if name.startswith("_is_in_")}
-
-
-MODES_ARE_SEEN = pytest.mark.xfail(strict=True, reason="a mode of operators is seen by all threads")
 
 
 class Mode(TorchDispatchMode):
@@ -173,7 +175,6 @@ def flags_before():
     vars(_python_dispatch).update(before)
 
 
-@MODES_ARE_SEEN
 def test_a_mode_of_another_thread_may_outlast_a_trace(flags_before):
     """Each puts back what torch believed when it began; `torch.compile` does nothing while it believes in a mode."""
     mode = Mode()
@@ -184,7 +185,6 @@ def test_a_mode_of_another_thread_may_outlast_a_trace(flags_before):
     assert flags_of_modes() == flags_before
 
 
-@MODES_ARE_SEEN
 def test_two_threads_check_models_at_once(flags_before):
     """Their checks overlap in any order."""
     with threads(1) as one, threads(1) as other:
@@ -210,7 +210,6 @@ def test_a_thread_at_work_while_another_traces(job):
     assert reasons(alone) == {}
 
 
-@pytest.mark.xfail(strict=True, reason="a change of a parameter in another thread counts as one of the forward")
 def test_a_thread_may_call_and_train_the_model_that_another_traces():
     model = Stopping()
     graph, x = transformed(model).code, torch.randn(4, 16)
@@ -352,7 +351,6 @@ def check_transforms_beside_busy_threads(rounds, transforming):
         assert_same_state(state_of(model), original)
 
 
-@pytest.mark.xfail(strict=True, reason="numbers of Python and numpy that others draw count as drawn by the model")
 def test_numbers_drawn_beside_a_model_that_is_checked():
     (model, inputs), alone = example("FunctionalDropout"), None
     with busy(draw, draw) as results:
@@ -365,23 +363,18 @@ def test_numbers_drawn_beside_a_model_that_is_checked():
 
 
 def test_the_random_numbers_of_a_thread_that_checks_stay():
-    """Also of a model that draws them, of torch and of Python."""
-    for name in ("FunctionalDropout", "RandomControlFlow"):
-        model, inputs = example(name)
-        seed_everything()
-        before = draw()
-        seed_everything()
-        fxhash.transform(model, 0.9, seed=0, example_inputs=inputs)
-        after = draw()
-        assert after[0] == before[0]
-        assert after[2] == before[2]
-        assert (after == before) is (name == "FunctionalDropout")
+    model, inputs = example("FunctionalDropout")
+    seed_everything()
+    before = draw()
+    seed_everything()
+    fxhash.transform(model, 0.9, seed=0, example_inputs=inputs)
+    assert draw() == before
 
 
 def test_a_wrapped_function_is_recorded_in_the_thread_that_traces_alone():
     proxy = torch.fx.Proxy(torch.fx.Graph().placeholder("x"))
     with stopped(Stopping()), pytest.raises(AssertionError):
-        doubled(proxy)
+        concurrency.doubled(proxy)
 
 
 def numbers_by_generator(numbers):
@@ -443,7 +436,6 @@ class CallsWhileCopied(nn.Module):
         return nn.Identity()
 
 
-@pytest.mark.xfail(strict=True, reason="the weight that a hook computes is told from others by its id")
 def test_a_model_is_called_while_it_is_copied():
     """The older weight norm sets another weight at each call."""
     model, inputs = example("HookedWeightNorm")
@@ -492,6 +484,54 @@ def test_every_function_in_several_threads_at_once(name, tmp_path):
                 assert_same_state(one, other)
             assert torch.equal(each[1], output)
             assert each[2:] == (summary, file)
+
+
+class Interrupted(dict[str, Tensor]):
+    """The buffers of a module; whenever they change, another thread calls the model."""
+
+    def __init__(self, buffers: dict[str, Tensor], call: Callable[[], object]) -> None:
+        super().__init__(buffers)
+        self.call = call
+
+    def clear(self) -> None:
+        super().clear()
+        self.call()
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        self.call()
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        super().__setitem__(name, value)
+        self.call()
+
+
+class BranchesToNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+        self.norm = nn.BatchNorm1d(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.linear(x)) if x.sum() > 0 else self.linear(x)
+
+
+def test_buffers_of_an_opaque_submodule_are_there_while_another_thread_calls_it():
+    gm = transformed(BranchesToNorm().eval())
+    (norm,) = (module for module in gm.modules() if isinstance(module, nn.BatchNorm1d))
+    buffers = dict(norm._buffers)
+    results: list[Tensor] = []
+
+    def call_again() -> None:
+        norm._buffers.call = lambda: None
+        results.append(other.submit(gm, ONES).result(HANGS))
+
+    expected = gm(ONES)
+    with threads(1) as other:
+        norm._buffers = Interrupted(buffers, call_again)
+        results.append(gm(ONES))
+    for result in results:
+        assert torch.equal(result, expected)
 
 
 def test_a_lowered_model_in_several_threads_while_others_are_lowered():

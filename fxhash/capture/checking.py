@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fxhash.capture.copy_model import copy_model
+from fxhash.capture.observer import keeps_changing_function, noticing_draws
 from fxhash.capture.own_randomness import OwnRandomness
 from fxhash.errors import TransformError
 
@@ -84,12 +85,13 @@ def difference(model: nn.Module, captured: nn.Module, calls: Sequence[Call]) -> 
         original, other = copy_model(model).train(training), copy_model(captured).train(training)
         for number, call in enumerate((calls[0], *calls, calls[0])):
             states = random.getstate(), np.random.get_state()
-            expected = _run(original, call, number)
+            with noticing_draws() as drawing:
+                expected = _run(original, call, number)
             if isinstance(expected, Exception) and number == 0:
                 raise TransformError(
                     f"example_inputs don't fit the model, whose forward raises {type(expected).__name__}: {expected}"
                 ) from expected
-            if _draws_in_python(states):
+            if drawing or any(map(keeps_changing_function, original.modules())):
                 random.setstate(states[0])
                 np.random.set_state(states[1])
             found = _compare(_run(other, call, number), expected)
@@ -97,12 +99,6 @@ def difference(model: nn.Module, captured: nn.Module, calls: Sequence[Call]) -> 
                 mode = "training" if training else "evaluation"
                 return f"{found}, in {mode}, call {number + 1}"
     return None
-
-
-def _draws_in_python(states: tuple[Any, Any]) -> bool:
-    python, numpy = states
-    now: Any = np.random.get_state()
-    return random.getstate() != python or now[2] != numpy[2] or not np.array_equal(now[1], numpy[1])
 
 
 def _run(model: nn.Module, call: Call, seed: int) -> Any:

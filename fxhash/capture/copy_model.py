@@ -20,6 +20,9 @@ from fxhash.smh.parameters import tied_groups
 
 Model = TypeVar("Model", bound=nn.Module)
 
+# Of copying a model that computes tensors at each call: another thread may call it meanwhile.
+_ATTEMPTS = 10
+
 
 def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
     """A deep copy that keeps ties between parameters, also of what functions in the model's attributes close over.
@@ -31,6 +34,22 @@ def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
     Raises:
         TransformError: if something that the model holds can't be copied.
     """
+    for _ in range(_ATTEMPTS):
+        try:
+            return _copy(model, shared)
+        except TransformError:
+            raise
+        except Exception as error:
+            failure = error
+            if not any(True for module in model.modules() for _ in _computed_tensors(module)):
+                break
+    raise TransformError(
+        f"{type(model).__name__} can't be copied by copy.deepcopy, which leaving it untouched needs: "
+        f"{type(failure).__name__}: {failure}"
+    ) from failure
+
+
+def _copy(model: Model, shared: Collection[str]) -> Model:
     memo: dict[int, Any] = {}
     for names, parameters in tied_groups(model):
         if any(name in shared for name in names):
@@ -46,6 +65,8 @@ def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
         # https://github.com/pytorch/pytorch/pull/103001
         for value in _computed_tensors(module):
             memo[id(value)] = value.detach().clone()
+            # As `copy.deepcopy` does: while the value lives, no other object gets its id.
+            memo.setdefault(id(memo), []).append(value)
     for module in model.modules():
         for value in vars(module).values():
             # Of Python's or numpy's own generator: a copy would no longer follow its seed.
@@ -53,16 +74,10 @@ def copy_model(model: Model, shared: Collection[str] = ()) -> Model:
                 memo[id(value)] = value
     functions = _functions_of(model)
     memo.update({id(function): _with_own_cells(function, cells) for function, cells in functions.items()})
-    try:
-        copied_model = copy.deepcopy(model, memo)
-        for function, cells in functions.items():
-            _fill(memo[id(function)], function, cells, memo)
-        _renew_weak_references(copied_model, memo)
-    except Exception as error:
-        raise TransformError(
-            f"{type(model).__name__} can't be copied by copy.deepcopy, which leaving it untouched needs: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+    copied_model = copy.deepcopy(model, memo)
+    for function, cells in functions.items():
+        _fill(memo[id(function)], function, cells, memo)
+    _renew_weak_references(copied_model, memo)
     own_script_parameters_(copied_model, model)
     return copied_model
 

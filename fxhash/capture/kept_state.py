@@ -160,13 +160,13 @@ class KeptState:
             each = pending.pop()
             if id(each) in self._kept or id(each) in self._modules:
                 continue
-            content = _content(each)
-            if content is None:
-                continue
             if isinstance(each, Tensor):
                 storage = storage_of(each)
                 if storage is not None:
                     self.storages.add(storage)
+            content = _content(each)
+            if content is None:
+                continue
             kept = self._kept[id(each)] = _Kept(each, content)
             yield kept
             pending.extend(_parts(content))
@@ -212,7 +212,8 @@ def _content(value: Any) -> Any:
             value = _as_it_was(value)
         return [*value.keys(), *value.values()]
     if isinstance(value, Tensor):
-        return None if value.is_inference() else value._version
+        # The copy that is traced shares parameters with the model, which another thread may train meanwhile.
+        return None if value.is_inference() or isinstance(value, nn.Parameter) else value._version
     if value is None or isinstance(value, (*_VALUES, ModuleType, fx.Proxy, fx.Graph, CodeType)):
         return None
     if isinstance(value, random.Random):

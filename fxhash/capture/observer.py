@@ -198,11 +198,41 @@ def keeps_changing_function(module: nn.Module) -> str | None:
     return None
 
 
+@contextmanager
+def noticing_draws() -> Iterator[list[str]]:
+    """Notice which functions that this thread runs draw random numbers of Python or numpy; gives their names."""
+    found: list[str] = []
+    seen: set[CodeType] = set()
+
+    def on_call(frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if code not in seen:
+            seen.add(code)
+            if is_user_code(code) and _reason_by_values(code, frame.f_globals) == "draws random numbers":
+                found.append(code.co_name)
+
+    before = sys.gettrace()
+    sys.settrace(on_call)
+    try:
+        yield found
+    finally:
+        sys.settrace(before)
+
+
 def _reason_by_names(code: CodeType, variables: dict[str, Any]) -> str | None:
     """Why a function can't be traced, by the names that it uses."""
     for name in code.co_names:
         if name in _SURROUNDINGS:
             return _SURROUNDINGS[name]
+    reason = _reason_by_values(code, variables)
+    if reason is None and _assigns_outside(code):
+        return "changes a variable outside of it"
+    return reason
+
+
+def _reason_by_values(code: CodeType, variables: dict[str, Any]) -> str | None:
+    """What a function does by what its names stand for that is something else at each call."""
+    for name in code.co_names:
         value = variables.get(name)
         if type(value) is BuiltinFunctionType and value in _ASKED:
             return _SURROUNDINGS[_ASKED[value]]
@@ -218,8 +248,6 @@ def _reason_by_names(code: CodeType, variables: dict[str, Any]) -> str | None:
     for operation in dis.get_instructions(code):
         if operation.opname == "IMPORT_NAME" and operation.argval in _CHANGING_NAMES:
             return _CHANGING_NAMES[operation.argval]
-    if _assigns_outside(code):
-        return "changes a variable outside of it"
     return None
 
 

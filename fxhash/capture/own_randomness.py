@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxhash.capture.thread_mode import ThreadMode
 
 aten = torch.ops.aten
 
 
-class OwnRandomness(TorchDispatchMode):
+class OwnRandomness(ThreadMode):
     """Lets the operations of this thread draw from generators that begin with one seed; torch's own stays as it is.
 
     Args:

@@ -7,11 +7,12 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fxhash.capture.thread_mode import ThreadMode
 
-class RefusingOperations(TorchDispatchMode):
+
+class RefusingOperations(ThreadMode):
     """Refuses to draw random numbers, and to change in place what a model holds; in this thread alone.
 
     Args:

@@ -63,16 +63,23 @@ def take_over(module: nn.Module, replicas: Mapping[int, nn.Module]) -> None:
         if replica is each:
             continue
         children = {name: originals.get(id(child), child) for name, child in vars(replica)["_modules"].items()}
-        if children != vars(each)["_modules"]:
-            vars(each)["_modules"].clear()
-            vars(each)["_modules"].update(children)
-        vars(each)["_buffers"].clear()
-        vars(each)["_buffers"].update(vars(replica)["_buffers"])
-        for name in [name for name in vars(each) if name not in vars(replica)]:
-            del vars(each)[name]
+        _update(vars(each)["_modules"], children)
+        _update(vars(each)["_buffers"], vars(replica)["_buffers"])
+        for name in vars(each).keys() - vars(replica).keys():
+            vars(each).pop(name, None)
         for name, value in vars(replica).items():
             if name not in (*_TABLES, "_flat_weights") and not is_made_by_hook(each, name):
                 vars(each)[name] = value
+
+
+def _update(table: dict[str, Any], content: Mapping[str, Any]) -> None:
+    """Let a table have this content; what it has before and after stays there meanwhile, for other threads."""
+    if list(table) != list(content):
+        for name in table.keys() - content.keys():
+            table.pop(name, None)
+    for name, value in content.items():
+        if table.get(name) is not value:
+            table[name] = value
 
 
 def is_made_by_hook(module: nn.Module, name: str) -> bool:

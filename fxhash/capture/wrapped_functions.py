@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import functools
 import math
+import os
 from collections.abc import Callable
 from threading import get_ident
 from types import BuiltinFunctionType
@@ -19,6 +20,8 @@ from torch import fx
 from torch.utils._pytree import tree_leaves
 
 _MISSING = object()
+# What is replaced now: the variables of a module, a name in them, and what it had before.
+_replaced: list[tuple[dict[str, Any], str, Any]] = []
 
 
 class RecordedFunctions:
@@ -29,7 +32,6 @@ class RecordedFunctions:
 
     def __init__(self) -> None:
         self._thread = get_ident()
-        self._replaced: list[tuple[dict[str, Any], str, Any]] = []
 
     def __enter__(self) -> RecordedFunctions:
         for (_, name), variables in list(symbolic_trace._wrapped_fns_to_patch.items()):
@@ -47,15 +49,25 @@ class RecordedFunctions:
                 self._replace(variables, name, value, value)
 
     def _replace(self, variables: dict[str, Any], name: str, before: Any, function: Callable[..., Any]) -> None:
+        _replaced.append((variables, name, before))
         variables[name] = _recording(function, self._thread)
-        self._replaced.append((variables, name, before))
 
     def __exit__(self, *error: object) -> None:
-        for variables, name, before in reversed(self._replaced):
-            if before is _MISSING:
-                del variables[name]
-            else:
-                variables[name] = before
+        _put_back()
+
+
+def _put_back() -> None:
+    while _replaced:
+        variables, name, before = _replaced.pop()
+        if before is _MISSING:
+            variables.pop(name, None)
+        else:
+            variables[name] = before
+
+
+if hasattr(os, "register_at_fork"):
+    # In a forked process, the thread that replaced them isn't there.
+    os.register_at_fork(after_in_child=_put_back)
 
 
 def _recording(function: Callable[..., Any], thread: int) -> Callable[..., Any]:
