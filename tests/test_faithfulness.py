@@ -40,7 +40,11 @@ from tests.odd.ordinary import ORDINARY
 from tests.odd.ownership import originals_reached
 
 # The compiler's own, of inputs that are no leaves.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+    # Of `float(x)`: raised once a process as an error, it would be what a forward catches.
+    pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad"),
+]
 
 every_way = pytest.mark.parametrize("way", WAYS)
 OUTSIDE = {name: odd for name, odd in ODD.items() if odd.outside}

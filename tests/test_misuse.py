@@ -122,6 +122,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "init": "random",
             "seed": 0,
             "device": "cpu",
+            "example_inputs": (torch.ones(1, 32),),
+            "capture": "trace",
         },
     ),
     "lower_for_deploy": (
@@ -137,9 +139,23 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
     "trace": (fxhash.trace, lambda folder: {"model": nn.Linear(3, 3), "expose": ["weight"]}),
     "save": (
         fxhash.save,
-        lambda folder: {"gm": _transformed(), "path": folder / "saved.safetensors", "dtype": torch.int8},
+        lambda folder: {
+            "gm": _transformed(),
+            "path": folder / "saved.safetensors",
+            "dtype": torch.int8,
+            "allow_nan": False,
+        },
     ),
-    "load": (fxhash.load, lambda folder: {"path": _saved(folder), "model": nn.Linear(32, 32)}),
+    "load": (
+        fxhash.load,
+        lambda folder: {
+            "path": _saved(folder),
+            "model": nn.Linear(32, 32),
+            "allow_nan": False,
+            "example_inputs": (torch.ones(1, 32),),
+            "capture": "trace",
+        },
+    ),
     "export_onnx": (
         fxhash.export_onnx,
         lambda folder: {

@@ -44,7 +44,7 @@ def test_says_what_could_not_be_traced_and_why(capsys):
 def test_says_how_the_model_was_captured(model, captured):
     gm = fxhash.transform(model, 0.6)
     for each in (gm, pickle.loads(pickle.dumps(gm)), fxhash.lower_for_deploy(gm)):
-        assert fxhash.summary(each).captured == captured
+        assert fxhash.summary(each).captured == f"{captured}, not checked"
 
 
 def test_only_transformed_models():

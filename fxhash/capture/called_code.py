@@ -17,6 +17,11 @@ from fxhash.capture.user_code import is_user_code
 
 
 def functions_called_by(module: nn.Module) -> Iterator[CodeType]:
+    """The code of these functions."""
+    return (function.__code__ for function in called_functions(module))
+
+
+def called_functions(module: nn.Module) -> Iterator[FunctionType]:
     """The functions of a model's own code that the forward of a module may call."""
     modules = [each for each in module.modules() if not isinstance(each, torch.jit.ScriptModule)]
     members: dict[str, list[FunctionType]] = {}
@@ -34,7 +39,7 @@ def functions_called_by(module: nn.Module) -> Iterator[CodeType]:
         if function.__code__ in seen or not is_user_code(function.__code__):
             continue
         seen.add(function.__code__)
-        yield function.__code__
+        yield function
         for name in names_in(function.__code__):
             pending += [*members.get(name, []), *_functions_in(function.__globals__.get(name))]
 

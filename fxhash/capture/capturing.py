@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from torch import fx, nn
 
+from fxhash.capture.called_code import called_functions, names_in
 from fxhash.capture.checking import Call, ExampleInputs, difference, differing_parts, read_examples
-from fxhash.capture.tracing import trace
+from fxhash.capture.kept_state import KeptState
+from fxhash.capture.tracing import trace, trace_without
 from fxhash.capture.weight_changes import refuse_changed_weights
 from fxhash.errors import TransformError, shown
 from fxhash.graph.names import CAPTURED
@@ -31,11 +35,11 @@ def capture_model(
         TransformError: if the model can't be captured, `example_inputs` don't fit it, or even the model called as a
             whole differs, as one does whose outputs depend on the time.
     """
-    if capture not in CAPTURES:
+    if not isinstance(capture, str) or capture not in CAPTURES:
         raise TransformError(f"capture={shown(capture)} is unknown: give one of {', '.join(map(repr, CAPTURES))}")
     by_modules = {"": "capture='modules' was asked for"}
     opaque = by_modules if capture == "modules" else {}
-    captured = trace(model, expose=exposed, opaque=opaque)
+    captured = trace_without(model, exposed, opaque)
     refuse_changed_weights(captured, exposed)
     if example_inputs is None:
         captured.meta[CAPTURED] += ", not checked"
@@ -43,9 +47,10 @@ def capture_model(
     if any(parameter.is_meta for parameter in model.parameters()):
         raise TransformError("example_inputs need a model with values, but this one is on the meta device")
     calls = read_examples(model, example_inputs)
-    how = difference(model, captured, calls)
-    if how is not None and not opaque:
-        captured, how = _without_differences(model, exposed, calls, how)
+    with _restoring_surroundings(model):
+        how = difference(model, captured, calls)
+        if how is not None and not opaque:
+            captured, how = _without_differences(model, exposed, calls, how)
     if how is not None:
         raise TransformError(
             f"the captured model is not the original, even where that is called as a whole: {how}. Does its output "
@@ -53,6 +58,24 @@ def capture_model(
         )
     captured.meta[CAPTURED] += f", checked on {len(calls)} input{'s' if len(calls) > 1 else ''}"
     return captured
+
+
+@contextmanager
+def _restoring_surroundings(model: nn.Module) -> Iterator[None]:
+    """Put back what calls of a model change outside of it, such as a global list."""
+    state = KeptState(model)
+    before: list[tuple[dict[str, Any], str, Any]] = []
+    for function in called_functions(model):
+        variables = function.__globals__
+        state.remember_around(function.__code__, variables)
+        before += [(variables, name, variables[name]) for name in names_in(function.__code__) if name in variables]
+    try:
+        yield
+    finally:
+        for variables, name, value in before:
+            if variables.get(name) is not value:
+                variables[name] = value
+        state.restore_around()
 
 
 def _without_differences(
@@ -63,7 +86,7 @@ def _without_differences(
     for opaque in (parts, {"": how}):
         if opaque:
             reasons = {path: f"its capture differs on the example inputs: {found}" for path, found in opaque.items()}
-            captured = trace(model, expose=exposed, opaque=reasons)
+            captured = trace_without(model, exposed, reasons)
             refuse_changed_weights(captured, exposed)
             left = difference(model, captured, calls)
             if left is None:

@@ -80,6 +80,8 @@ class _Kept:
         elif hasattr(holder, "cache_clear"):
             # What it kept is of this trace, or is computed again.
             holder.cache_clear()
+        elif isinstance(holder, torch.Generator):
+            holder.set_state(torch.frombuffer(bytearray(content), dtype=torch.uint8))
         elif isinstance(holder, np.random.Generator):
             holder.bit_generator.state = pickle.loads(content)
         elif isinstance(holder, np.random.RandomState):
@@ -143,6 +145,12 @@ class KeptState:
     def changed_around(self) -> str | None:
         """The name of something that changed outside of the modules; None if nothing did."""
         return _first_changed(self._around)
+
+    def restore_around(self) -> None:
+        """Put back what changed around the modules."""
+        for _, kept in self._around:
+            if not kept.is_unchanged():
+                kept.restore()
 
     def restore(self, module: nn.Module) -> bool:
         """Put back what changed in a module, in one nested in it, or around them; false where that can't be done."""
@@ -218,6 +226,8 @@ def _content(value: Any) -> Any:
         return None
     if isinstance(value, random.Random):
         return value.getstate()
+    if isinstance(value, torch.Generator):
+        return bytes(value.get_state().tolist())
     if isinstance(value, _NUMPY_GENERATORS):
         bits = value.bit_generator.state if isinstance(value, np.random.Generator) else value.get_state(legacy=False)
         return pickle.dumps(bits)

@@ -9,7 +9,6 @@ that is passed its parameters.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,12 +29,7 @@ from fxhash.smh.generator import find_generator
 from fxhash.smh.parameters import refuse_lazy
 
 
-def trace(
-    model: Model,
-    expose: Collection[str] | None = None,
-    *,
-    opaque: Mapping[str, str] = MappingProxyType({}),
-) -> fx.GraphModule:
+def trace(model: Model, expose: Collection[str] | None = None) -> fx.GraphModule:
     """Capture `model` as a graph module whose parameters are `get_attr` nodes.
 
     `train()` and `eval()` keep working, before and after: `self.training` is recorded as a flag that follows them.
@@ -46,7 +40,6 @@ def trace(
             of the result but the values of exposed parameters is shared with it.
         expose: fully qualified names of the parameters to expose; if omitted, all but those of batch and instance
             norms. Modules that hold none of them are kept whole.
-        opaque: modules not to trace, by path, each with the reason; the empty path is the model itself.
 
     Returns:
         A graph module with the same outputs, parameters and buffers; submodules that could not be traced are
@@ -61,6 +54,17 @@ def trace(
         >>> traced = trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
         >>> [node.op for node in traced.graph.nodes]
         ['placeholder', 'get_attr', 'get_attr', 'call_function', 'call_module', 'output']
+    """
+    return trace_without(model, expose, {})
+
+
+def trace_without(model: Model, expose: Collection[str] | None, opaque: Mapping[str, str]) -> fx.GraphModule:
+    """The same, with some modules opaque.
+
+    Args:
+        model: the module to capture.
+        expose: names of the parameters to expose.
+        opaque: modules not to trace, by path, each with the reason; the empty path is the model itself.
     """
     model = as_module(model)
     if find_generator(model) is not None:

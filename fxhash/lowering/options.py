@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from fxhash.errors import PlanError, shown
 from fxhash.lowering.method import Method
-from fxhash.smh.checks import is_count
 
 METHODS = (Method.FACTORED, Method.GENERATE, Method.CACHE)
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -23,8 +22,8 @@ def read_bytes(size: float | str) -> int:
         >>> read_bytes("8MB"), read_bytes("1.5 KiB"), read_bytes(7)
         (8000000, 1536, 7)
     """
-    if is_count(size):
-        return int(size)
+    if type(size) is int and size >= 0:
+        return size
     text = str(size).removesuffix(".0") if isinstance(size, float) and size.is_integer() else size
     match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d{1,30})?)\s*([A-Za-z]*)\s*", text) if isinstance(text, str) else None
     if match is None or match[2].upper() not in _UNITS:

@@ -19,6 +19,7 @@ from fxhash.errors import CheckpointError, PlanError, TransformError
 from fxhash.graph.names import original_name
 from fxhash.lowering.factor_store import find_factor_store
 from fxhash.printable import shortened
+from fxhash.smh.checks import check_flag
 from fxhash.smh.generator import SMHGenerator, find_generator
 from fxhash.smh.plan import CompressionPlan
 from fxhash.storage.atomic import replacing
@@ -54,6 +55,7 @@ def save(gm: fx.GraphModule, path: PathLike, *, dtype: torch.dtype | None = None
         CheckpointError: if it has no values yet, they are NaN or infinite, the type can't hold them, or the file can't
             be written.
     """
+    check_flag("allow_nan", allow_nan)
     if find_factor_store(gm) is not None:
         raise TransformError("this model is lowered already: save the transformed model that it was made of")
     plan = current_plan(gm)
@@ -106,6 +108,7 @@ def load(
         CheckpointError: if the file can't be read, is damaged, doesn't fit the model, or holds NaN; the message names
             the first parameter that differs.
     """
+    check_flag("allow_nan", allow_nan)
     model = as_module(model)
     refuse_transformed(model)
     stored = _with_original_names(unpack(read_path(path)))

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import fxhash
 from fxhash import zoo
@@ -27,7 +28,8 @@ class TestModel:
             "include": [r"stage\d"],
             "exclude": ["stage1", "bn"],
         }
-        expected = str(fxhash.summary(fxhash.transform(zoo.create("resnet8"), **options)))
+        example = (torch.rand(2, 3, 32, 32),)
+        expected = str(fxhash.summary(fxhash.transform(zoo.create("resnet8"), **options, example_inputs=example)))
         capsys.readouterr()
         result = run(
             *("inspect", "zoo:resnet8", "--compress", "0.2", "--aspect", "4", "--whole"),
