@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxhash.capture.references import references_of
+from fxhash.capture.references import names_in, references_of
 from fxhash.capture.user_code import is_user_code
 
 
@@ -52,12 +52,6 @@ def _functions_in(value: Any) -> list[FunctionType]:
         getattr(value, "__wrapped__", None),
     ]
     return [each for each in candidates if isinstance(each, FunctionType)]
-
-
-def names_in(code: CodeType) -> set[str]:
-    """The names that a function uses, and the functions in it."""
-    inner = (const for const in code.co_consts if isinstance(const, CodeType))
-    return {*code.co_names, *(name for each in inner for name in names_in(each))}
 
 
 @cache

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from fxhash.capture.called_code import called_functions, names_in
+from fxhash.capture.called_code import called_functions
 from fxhash.capture.checking import Call, ExampleInputs, difference, differing_parts, read_examples
 from fxhash.capture.kept_state import KeptState
+from fxhash.capture.references import names_in
 from fxhash.capture.tracing import trace, trace_without
 from fxhash.capture.weight_changes import refuse_changed_weights
 from fxhash.errors import TransformError, shown

@@ -15,8 +15,9 @@ from types import CodeType
 import torch
 from torch import nn
 
-from fxhash.capture.called_code import functions_called_by, names_in
+from fxhash.capture.called_code import functions_called_by
 from fxhash.capture.hazards import functions_of
+from fxhash.capture.references import names_in
 
 # What shows the layers of a module or takes them apart.
 _LOOKS_AT_LAYERS = frozenset(

@@ -45,6 +45,10 @@ class OpaqueModule(nn.Module):
         defaults: keyword arguments that the module is not given where they have exactly this value, since decorators
             may tell an argument that is omitted from one that has its default.
 
+    Attributes:
+        is_reached_otherwise: whether anything but the parents of the modules in it refers to them, or tells them
+            apart, so that replicas would be missed.
+
     Raises:
         TransformError: if the module keeps a parameter where it can't be replaced, such as in a tuple.
     """
@@ -65,6 +69,8 @@ class OpaqueModule(nn.Module):
         self._owners = owners_of(module, self.names)
         self._looks: bool | None = None
         self._kept = _kept_parameters(module, self.names)
+        # Found once, not at each call: it takes a walk over all attributes and code of the module.
+        self.is_reached_otherwise = bool(self._kept) or _is_reached_otherwise(module)
         set_parameters(self._owners, [None] * len(self.names))
         self._set_kept([None] * len(self.names))
 
@@ -96,7 +102,7 @@ class OpaqueModule(nn.Module):
             # Older compilers can't follow replicas; calls don't meet in compiled code.
             named = {name: weight for names, weight in zip(self.names, parameters, strict=True) for name in names}
             return torch.func.functional_call(self.wrapped_module, named, args, kwargs)
-        if self.is_reached_otherwise():
+        if self.is_reached_otherwise:
             with _lock, self._holding(parameters):
                 return self.wrapped_module(*args, **kwargs)
         replicas = replicate(self.wrapped_module)
@@ -117,21 +123,6 @@ class OpaqueModule(nn.Module):
             names = {name.rpartition(".")[2] for group in self.names for name in group}
             self._looks = looks_at_weights(self.wrapped_module, names)
         return self._looks
-
-    def is_reached_otherwise(self) -> bool:
-        """Whether anything but the parents of the modules in it refers to them, so that replicas would be missed."""
-        modules = list(self.wrapped_module.modules())
-        inside = set(map(id, modules))
-        return (
-            bool(self._kept)
-            or tells_modules_apart(self.wrapped_module)
-            or any(
-                id(reference.target) in inside
-                for module in modules
-                if not isinstance(module, torch.jit.ScriptModule)
-                for reference in references_of(module, with_class=False)
-            )
-        )
 
     @contextmanager
     def _holding(self, parameters: Sequence[Tensor]) -> Iterator[None]:
@@ -218,6 +209,17 @@ class OpaqueModule(nn.Module):
     def extra_repr(self) -> str:
         """Why the module is opaque, for `repr`."""
         return f"reason={self.reason!r}"
+
+
+def _is_reached_otherwise(wrapped: nn.Module) -> bool:
+    modules = list(wrapped.modules())
+    inside = set(map(id, modules))
+    return tells_modules_apart(wrapped) or any(
+        id(reference.target) in inside
+        for module in modules
+        if not isinstance(module, torch.jit.ScriptModule)
+        for reference in references_of(module, with_class=False)
+    )
 
 
 def _kept_parameters(module: nn.Module, names: Sequence[tuple[str, ...]]) -> list[tuple[Reference, int]]:

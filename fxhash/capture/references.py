@@ -143,7 +143,7 @@ def _of_function(path: str, function: FunctionType) -> Iterator[Reference]:
         yield Reference(f"{path}.__defaults__[{index}]", value)
     for name, value in vars(function).items():
         yield Reference(f"{path}.{name}", value)
-    for name in _names_of(code):
+    for name in names_in(code):
         value = function.__globals__.get(name)
         # A variable that holds a module or weight; what else the surroundings of a function hold is not its own.
         if isinstance(value, (nn.Module, Tensor, list, tuple, dict)):
@@ -159,7 +159,7 @@ def is_filled(cell: CellType) -> bool:
     return True
 
 
-def _names_of(code: CodeType) -> set[str]:
+def names_in(code: CodeType) -> set[str]:
     """The names that a function uses, and the functions in it."""
     inner = (const for const in code.co_consts if isinstance(const, CodeType))
-    return {*code.co_names, *(name for each in inner for name in _names_of(each))}
+    return {*code.co_names, *(name for each in inner for name in names_in(each))}

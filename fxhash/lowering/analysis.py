@@ -168,7 +168,7 @@ class _Analysis:
     def _must_stay(self, called: OpaqueModule) -> bool:
         """Whether an opaque submodule would notice that other layers stand for its own."""
         if called not in self.noticing:
-            self.noticing[called] = called.is_reached_otherwise() or called.looks_at_weights()
+            self.noticing[called] = called.is_reached_otherwise or called.looks_at_weights()
         return self.noticing[called]
 
     def _factored_use(self, call: fx.Node, node: fx.Node, requested: Method | None) -> WeightUse | None:
