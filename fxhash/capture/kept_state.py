@@ -41,11 +41,6 @@ class _Kept:
     content: Any
 
     def is_unchanged(self) -> bool:
-        holder, content = self.holder, self.content
-        # Without a copy first: most of what a module has is empty or the same.
-        same_size = isinstance(holder, dict) and len(content) == 2 * len(holder)
-        if same_size and all(map(is_, chain(holder.keys(), holder.values()), content)):
-            return True
         return _is_same(_content(self.holder), self.content)
 
     def restore(self) -> None:
@@ -95,6 +90,24 @@ class _Kept:
                     object.__delattr__(holder, name)
 
 
+class _Group:
+    """What is compared together, each with the name to report; all dictionaries at once, as most never change."""
+
+    def __init__(self, found: Iterable[tuple[str, _Kept]]) -> None:
+        self._found = list(found)
+        self._dictionaries = [kept.holder for _, kept in self._found if isinstance(kept.holder, dict)]
+        self._others = [(name, kept) for name, kept in self._found if not isinstance(kept.holder, dict)]
+        self._sizes = list(map(len, self._dictionaries))
+        contents = [kept.content for _, kept in self._found if isinstance(kept.holder, dict)]
+        self._entries = list(chain.from_iterable(contents))
+
+    def first_changed(self) -> str | None:
+        now = chain.from_iterable(chain(each.keys(), each.values()) for each in self._dictionaries)
+        same_sizes = list(map(len, self._dictionaries)) == self._sizes
+        dictionaries_are_same = same_sizes and all(map(is_, now, self._entries))
+        return _first_changed(self._others if dictionaries_are_same else self._found)
+
+
 class KeptState:
     """The state of a model as it was before a trace.
 
@@ -105,7 +118,7 @@ class KeptState:
     def __init__(self, model: nn.Module) -> None:
         self._kept: dict[int, _Kept] = {}
         self._of_module: dict[int, list[tuple[str, _Kept]]] = {}
-        self._of_subtree: dict[int, list[tuple[str, _Kept]]] = {}
+        self._of_subtree: dict[int, _Group] = {}
         # Of functions, classes and variables outside of the model.
         self._around: list[tuple[str, _Kept]] = []
         self._codes: set[int] = set()
@@ -139,8 +152,9 @@ class KeptState:
         """The name of something that changed in a module, or in one nested in it; None if nothing did."""
         key = id(module)
         if key not in self._of_subtree:
-            self._of_subtree[key] = [kept for each in module.modules() for kept in self._of_module.get(id(each), ())]
-        return _first_changed(self._of_subtree[key])
+            nested = (kept for each in module.modules() for kept in self._of_module.get(id(each), ()))
+            self._of_subtree[key] = _Group(nested)
+        return self._of_subtree[key].first_changed()
 
     def changed_around(self) -> str | None:
         """The name of something that changed outside of the modules; None if nothing did."""
@@ -176,7 +190,8 @@ class KeptState:
             if content is None:
                 continue
             kept = self._kept[id(each)] = _Kept(each, content)
-            yield kept
+            if not isinstance(each, (tuple, MethodType)):
+                yield kept
             pending.extend(_parts(content))
 
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from fxhash.capture.assembly import detached
 from fxhash.capture.exposure import Exposure
+from fxhash.capture.own_modes import modules_with_own_modes
 from fxhash.capture.tracer import ChangedSurroundingsError, ExposingTracer, OpaqueCall
 from fxhash.capture.untraceable import Untraceable, UntraceableError, never_traced_because, overrides_call, reason_of
 from fxhash.capture.wrapped_functions import RecordedFunctions
@@ -58,6 +59,10 @@ def record(exposure: Exposure, opaque: Mapping[str, str] = MappingProxyType({}))
         The recording; or why the model can't be traced, not even with opaque submodules.
     """
     model = exposure.model
+    opaque = {
+        **dict.fromkeys(modules_with_own_modes(model), "its train() or eval() does more than set flags"),
+        **opaque,
+    }
     reason = opaque.get("") or never_traced_because(model)
     if overrides_call(model):
         reason = "it overrides __call__"

@@ -46,12 +46,13 @@ class UntraceableError(BaseException):
 
 
 def never_traced_because(module: nn.Module) -> str:
-    """Why a module is opaque whatever its forward does; an empty string if it may be traced."""
+    """Why a module is opaque whatever its forward does; an empty string if it may be traced.
+
+    Nor is one traced whose `train()` does more than set flags (`own_modes`).
+    """
     kind = type_before_parametrizations(module)
     if _has_hooks(module):
         return "it has hooks"
-    if any(getattr(kind, name) is not getattr(nn.Module, name) for name in ("train", "eval")):
-        return "it overrides train() or eval()"
     if getattr(module, "max_norm", None) is not None and isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return "max_norm changes its weight in place"
     if kind.__module__.startswith("torch.nn.modules.") and not issubclass(kind, _TRACED_TORCH_MODULES):
