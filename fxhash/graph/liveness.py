@@ -9,6 +9,7 @@ import networkx as nx
 import torch
 from torch import fx
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from fxhash.graph.in_place import IN_PLACE_OPERATORS
 
@@ -32,6 +33,9 @@ _RETURN_NEW_MEMORY = {
     F.conv_transpose3d,
     F.embedding,
     F.embedding_bag,
+    torch.cat,
+    torch.stack,
+    torch.repeat_interleave,
 }
 
 
@@ -70,24 +74,28 @@ class Dataflow:
 def is_changed_in_place(value: fx.Node) -> bool:
     """Whether a function or method in the graph changes `value`, or a view of it, in place."""
     return any(
-        _changes_in_place(user) or (user.target not in _RETURN_NEW_MEMORY and is_changed_in_place(user))
+        value in _changed_arguments(user) or (user.target not in _RETURN_NEW_MEMORY and is_changed_in_place(user))
         for user in value.users
         if user.op in ("call_function", "call_method")
     )
 
 
 def changed_in_place(node: fx.Node) -> fx.Node | None:
-    """The value that a call changes in place, as its first argument or by `out=`; None if it changes none."""
-    given = node.kwargs.get("out")
-    if given is None and _changes_in_place(node):
-        given = node.args[0] if node.args else None
-    return given if isinstance(given, fx.Node) else None
+    """The value that a call changes in place, the first of several; None if it changes none."""
+    return next(iter(_changed_arguments(node)), None)
 
 
-def _changes_in_place(node: fx.Node) -> bool:
+def _changed_arguments(node: fx.Node) -> list[fx.Node]:
     if node.op not in ("call_function", "call_method"):
-        return False
+        return []
     if isinstance(node.target, torch._ops.OpOverload):
-        return node.target._schema.is_mutable
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return (name.endswith("_") and not name.endswith("__")) or name in IN_PLACE_OPERATORS
+        written = {i for i, each in enumerate(node.target._schema.arguments) if each.alias_info and each.is_write}
+        names = {node.target._schema.arguments[i].name for i in written}
+        changed = [each for i, each in enumerate(node.args) if i in written]
+        changed += [each for name, each in node.kwargs.items() if name in names]
+    else:
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+        is_in_place = (name.endswith("_") and not name.endswith("__")) or name in IN_PLACE_OPERATORS
+        first = node.args[0] if node.args else node.kwargs.get("input")
+        changed = [node.kwargs.get("out"), first if is_in_place or node.kwargs.get("inplace") is True else None]
+    return [leaf for each in changed for leaf in tree_leaves(each) if isinstance(leaf, fx.Node)]
