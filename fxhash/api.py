@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, fx, nn
 
-from fxhash.capture.checking import ExampleInputs
+from fxhash.capture.checking import ExampleInputs, difference, read_examples
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module
 from fxhash.capture.meta_values import InitialValues, materialize_
@@ -146,6 +146,7 @@ def lower_for_deploy(
     memory_budget: int | str = 0,
     dtype: torch.dtype | None = None,
     methods: Mapping[str, str] | None = None,
+    example_inputs: ExampleInputs | None = None,
 ) -> fx.GraphModule:
     """Lay a trained model out for inference, layer by layer, with as little work and memory as can be.
 
@@ -165,6 +166,9 @@ def lower_for_deploy(
         dtype: floating-point type to convert the model to, such as `torch.bfloat16`.
         methods: overrides the choice by counted operations: `"factored"`, `"generate"` or `"cache"` for each regular
             expression that is found in a parameter's name, such as `{r"^head\\.": "cache"}`; the last one found counts.
+        example_inputs: arguments of `gm`, as for `transform`. An opaque submodule whose code looks at its layers keeps
+            them, and their weights are all generated before it is called, unless it is seen to give the same outputs
+            on these with layers that come by their weights one by one. Models of Hugging Face are such.
 
     Returns:
         A graph module in eval mode whose parameters require no gradient. Its outputs equal those of `gm` in eval mode
@@ -186,6 +190,11 @@ def lower_for_deploy(
     if dtype is not None:
         check_range(evaluated, dtype)
         evaluated = evaluated.to(dtype)
+    if example_inputs is not None:
+        calls = read_examples(evaluated, example_inputs)
+        lowered = lower(evaluated, plan_lowering(evaluated, requested, budget, replaces_watched_layers=True))
+        if difference(evaluated, lowered, calls, modes=(False,)) is None:
+            return lowered
     return lower(evaluated, plan_lowering(evaluated, requested, budget))
 
 

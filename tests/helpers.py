@@ -90,6 +90,7 @@ def assert_carried_through(
     training_inputs: tuple[Any, ...] | None = None,
     compress: float = 0.1,
     in_double: bool = False,
+    is_checked: bool = False,
     **named: Any,
 ) -> torch.fx.GraphModule:
     """What fxhash promises of any model: captured exactly, trained through the factors, deployed with the same answers.
@@ -100,6 +101,7 @@ def assert_carried_through(
         training_inputs: what it takes in train mode, if that is something else.
         compress: the fraction to compress to, or the smallest possible one if that is larger.
         in_double: whether to compare the deployed model in double precision, for outputs that jump with rounding.
+        is_checked: whether to give the inputs as `example_inputs`.
         named: what it takes by name, in both modes.
 
     Returns:
@@ -111,7 +113,8 @@ def assert_carried_through(
     assert_same_outputs(model.train(), traced.train(), *training_inputs, rtol=0, **named)
     del traced
 
-    gm = smallest_transform(model, compress, seed=0)
+    examples = {"example_inputs": inputs or named} if is_checked else {}
+    gm = smallest_transform(model, compress, seed=0, **examples)
     plan = generator_of(gm).plan
     trained = [(name, p) for name, p in model.named_parameters() if p.dim() >= 2 and p.requires_grad]
     assert {parameter.fqn for parameter in plan.hashed} | set(plan.unused) >= {name for name, _ in trained}, (

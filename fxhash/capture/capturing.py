@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxhash.capture.called_code import called_functions
-from fxhash.capture.checking import Call, ExampleInputs, difference, differing_parts, read_examples
+from fxhash.capture.checking import Call, ExampleInputs, code_called, difference, differing_parts, read_examples
 from fxhash.capture.kept_state import KeptState
 from fxhash.capture.references import names_in
 from fxhash.capture.tracing import trace, trace_without
@@ -41,14 +41,15 @@ def capture_model(
     by_modules = {"": "capture='modules' was asked for"}
     opaque = by_modules if capture == "modules" else {}
     captured = trace_without(model, exposed, opaque)
-    refuse_changed_weights(captured, exposed)
     if example_inputs is None:
+        refuse_changed_weights(captured, exposed)
         captured.meta[CAPTURED] += ", not checked"
         return captured
     if any(parameter.is_meta for parameter in model.parameters()):
         raise TransformError("example_inputs need a model with values, but this one is on the meta device")
     calls = read_examples(model, example_inputs)
     with _restoring_surroundings(model):
+        refuse_changed_weights(captured, exposed, code_called(model, calls))
         how = difference(model, captured, calls)
         if how is not None and not opaque:
             captured, how = _without_differences(model, exposed, calls, how)
@@ -88,7 +89,7 @@ def _without_differences(
         if opaque:
             reasons = {path: f"its capture differs on the example inputs: {found}" for path, found in opaque.items()}
             captured = trace_without(model, exposed, reasons)
-            refuse_changed_weights(captured, exposed)
+            refuse_changed_weights(captured, exposed, code_called(model, calls))
             left = difference(model, captured, calls)
             if left is None:
                 break

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -70,18 +72,19 @@ def _without_optional_ones(model: nn.Module, call: Call) -> Iterator[Call]:
                 yield Call((), {**rest, **more})
 
 
-def difference(model: nn.Module, captured: nn.Module, calls: Sequence[Call]) -> str | None:
-    """How a captured model differs from the original on some calls in a row, in both modes; None if it doesn't.
+def difference(model: nn.Module, captured: nn.Module, calls: Sequence[Call], modes: Sequence[bool] = ()) -> str | None:
+    """How a captured model differs from the original on some calls in a row; None if it doesn't.
 
     Args:
         model: the original; it is left untouched, as the captured one is: copies run.
         captured: the captured model, with the same weights.
         calls: the arguments.
+        modes: training (true) and evaluation; by default both, first that of the original.
 
     Raises:
         TransformError: if the original itself fails on the first call.
     """
-    for training in (model.training, not model.training):
+    for training in modes or (model.training, not model.training):
         original, other = copy_model(model).train(training), copy_model(captured).train(training)
         for number, call in enumerate((calls[0], *calls, calls[0])):
             states = random.getstate(), np.random.get_state()
@@ -99,6 +102,31 @@ def difference(model: nn.Module, captured: nn.Module, calls: Sequence[Call]) -> 
                 mode = "training" if training else "evaluation"
                 return f"{found}, in {mode}, call {number + 1}"
     return None
+
+
+def code_called(model: nn.Module, calls: Sequence[Call]) -> frozenset[CodeType]:
+    """The code of the functions that a model calls on some calls, in both modes.
+
+    Args:
+        model: the model; it is left untouched: copies run.
+        calls: the arguments.
+    """
+    found: set[CodeType] = set()
+
+    def on_event(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            found.add(frame.f_code)
+
+    before = sys.getprofile()
+    for training in (model.training, not model.training):
+        running = copy_model(model).train(training)
+        for number, call in enumerate(calls):
+            sys.setprofile(on_event)
+            try:
+                _run(running, call, number)
+            finally:
+                sys.setprofile(before)
+    return frozenset(found)
 
 
 def _run(model: nn.Module, call: Call, seed: int) -> Any:

@@ -140,7 +140,7 @@ def _is_harmless(weight: ast.Attribute, parents: dict[ast.AST, ast.AST], changes
         parent = parents.get(parent)
     if isinstance(parent, ast.Call):
         owner = parent.func.value if isinstance(parent.func, ast.Attribute) else None
-        is_of_torch = isinstance(owner, ast.Name) and owner.id in ("F", "torch")
+        is_of_torch = owner is not None and ast.unparse(owner) in ("F", "torch", "nn.functional", "torch.nn.functional")
         return is_of_torch and not getattr(parent.func, "attr", "").endswith("_")
     if isinstance(parent, ast.Compare):
         return not any(isinstance(operator, (ast.Is, ast.IsNot)) for operator in parent.ops)

@@ -98,7 +98,7 @@ class ExposingTracer(fx.Tracer):
         with attached(model, self._call, self._tensor_proxy, flags):
             self._state = KeptState(model)
             self._observer = Observer(self._state, functions, self._refuse_forward)
-            forward, arguments = self.create_args_for_root(type(model).forward, True, None)
+            forward, arguments = self._create_inputs(model)
             with RefusingOperations(self._state.storages, self._refuse_forward), self._observer.watching():
                 try:
                     result = self._checked(model, forward, arguments)
@@ -108,6 +108,13 @@ class ExposingTracer(fx.Tracer):
                     self._restore(model)
                     raise
         return self.graph
+
+    def _create_inputs(self, model: nn.Module) -> tuple[Callable[..., Any], list[Any]]:
+        try:
+            return self.create_args_for_root(type(model).forward, True, None)
+        except ValueError as error:
+            # Of torch.fx, which replaces the arguments of the decorator by those of the function under it.
+            raise UntraceableError("a decorator of its forward takes other arguments than the forward") from error
 
     def refuse(self, reason: str) -> NoReturn:
         """Give up the module at hand, even if its forward catches the error."""

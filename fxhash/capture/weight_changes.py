@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection
+from collections.abc import Collection, Container
 from functools import cache
 from types import CodeType
 
@@ -24,12 +24,15 @@ ASKS_FOR_PARAMETER = frozenset({"requires_grad", "is_leaf", "grad", "grad_fn"})
 _SHOW_PARAMETERS = frozenset({"parameters", "named_parameters", "_parameters"})
 
 
-def refuse_changed_weights(traced: fx.GraphModule, exposed: Collection[str]) -> None:
+def refuse_changed_weights(
+    traced: fx.GraphModule, exposed: Collection[str], called: Container[CodeType] | None = None
+) -> None:
     """Refuse a captured model that changes a parameter which is to be generated, or asks whether it is a parameter.
 
     Args:
         traced: the captured model.
         exposed: names of these parameters in it.
+        called: the code that the model was seen to call; by default, all that it may call.
 
     Raises:
         TransformError: naming the parameter, or the opaque submodule.
@@ -48,11 +51,13 @@ def refuse_changed_weights(traced: fx.GraphModule, exposed: Collection[str]) -> 
     for path, module in traced.named_modules():
         if isinstance(module, OpaqueModule):
             names = {name.rpartition(".")[2] for group in module.names for name in group}
-            found = asks_for_parameters(module.wrapped_module, names) or _reads_in_train(module.wrapped_module, names)
+            asks = asks_for_parameters(module.wrapped_module, names, called)
+            found = asks or _reads_in_train(module.wrapped_module, names)
             if found is not None:
+                never_called = ", or give example_inputs that show that it is never called" if called is None else ""
                 raise TransformError(
                     f"the weights of {original_name(path) or 'the model'} can't be generated: its code {found}. "
-                    "Exclude them, or change forward"
+                    f"Exclude them, or change forward{never_called if asks else ''}"
                 )
 
 
@@ -66,17 +71,21 @@ def _reads_in_train(module: nn.Module, names: Collection[str]) -> str | None:
     return None
 
 
-def asks_for_parameters(module: nn.Module, names: Collection[str]) -> str | None:
+def asks_for_parameters(
+    module: nn.Module, names: Collection[str], called: Container[CodeType] | None = None
+) -> str | None:
     """What the code of a module, or of one nested in it, asks of its weights that is another of a generated one.
 
     Args:
         module: the module.
         names: names of the weights in the modules that hold them, such as `"weight"`.
+        called: the code that counts; by default, all that the module may call.
 
     Returns:
         Such as `"asks for grad of weight (in forward)"`; None if nothing was found.
     """
-    found = (_found_in(code, frozenset(names)) for code in functions_called_by(module))
+    codes = (code for code in functions_called_by(module) if called is None or code in called)
+    found = (_found_in(code, frozenset(names)) for code in codes)
     return next((what for what in found if what is not None), None)
 
 

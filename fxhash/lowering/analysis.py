@@ -35,6 +35,7 @@ def plan_lowering(
     requested: Mapping[str, Method] | None = None,
     budget: int = 0,
     device: DeviceProfile | None = None,
+    replaces_watched_layers: bool = False,
 ) -> LoweringPlan:
     """Decide how each weight of a transformed model is computed when it is lowered.
 
@@ -46,6 +47,8 @@ def plan_lowering(
         requested: methods for parameters by their names; the cost model chooses for all others.
         budget: bytes for weights, scratch included, within which weights are cached; with 0, only those requested are.
         device: what the model is to run on; the device that it is on if omitted.
+        replaces_watched_layers: whether to put other layers also into opaque submodules whose code looks at theirs,
+            as far as its source shows: only where their outputs are compared afterwards.
 
     Raises:
         TransformError: if `gm` is not a transformed model.
@@ -59,7 +62,7 @@ def plan_lowering(
     generator = gm.get_submodule(str(calls[0].target))
     assert isinstance(generator, SMHGenerator)
     device = device or DeviceProfile.of(generator.right.device)
-    analysis = _Analysis(gm, generator, calls, device)
+    analysis = _Analysis(gm, generator, calls, device, replaces_watched_layers)
     plan = analysis.plan(requested)
     if budget:
         candidates = {str(call.args[0]) for call in calls} - requested.keys()
@@ -82,13 +85,19 @@ class _Analysis:
     """What is known of a transformed graph whatever the methods."""
 
     def __init__(
-        self, gm: fx.GraphModule, generator: SMHGenerator, calls: Sequence[fx.Node], device: DeviceProfile
+        self,
+        gm: fx.GraphModule,
+        generator: SMHGenerator,
+        calls: Sequence[fx.Node],
+        device: DeviceProfile,
+        replaces_watched_layers: bool,
     ) -> None:
         self.gm = gm
         self.generator = generator
         self.device = device
         self.flow = Dataflow(gm.graph)
         self.right_bytes = generator.right.nbytes
+        self.replaces_watched_layers = replaces_watched_layers
         self.noticing: dict[OpaqueModule, bool] = {}
         self.weights = {call: self._weight(generator, call) for call in calls}
 
@@ -168,7 +177,8 @@ class _Analysis:
     def _must_stay(self, called: OpaqueModule) -> bool:
         """Whether an opaque submodule would notice that other layers stand for its own."""
         if called not in self.noticing:
-            self.noticing[called] = called.is_reached_otherwise or called.looks_at_weights()
+            looks = not self.replaces_watched_layers and called.looks_at_weights()
+            self.noticing[called] = called.is_reached_otherwise or looks
         return self.noticing[called]
 
     def _factored_use(self, call: fx.Node, node: fx.Node, requested: Method | None) -> WeightUse | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 
 import pytest
 import torch
@@ -36,6 +37,27 @@ def test_one_untraceable_block_does_not_make_the_model_opaque():
 def test_reasons(name, reason):
     (found, *_) = reasons(fxhash.trace(MODELS[name][0]().eval())).values()
     assert reason in found
+
+
+def any_arguments(forward):
+    @wraps(forward)
+    def wrapper(self, *args, **kwargs):
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+def test_a_decorator_that_takes_other_arguments():
+    class Decorated(nn.Linear):
+        @any_arguments
+        def forward(self, x, scale=2.0, **more):
+            return super().forward(x) * scale
+
+    model = Decorated(8, 8)
+    traced = fxhash.trace(model)
+    (reason,) = reasons(traced).values()
+    assert reason == "a decorator of its forward takes other arguments than the forward"
+    assert_same_outputs(model, traced, torch.randn(2, 8))
 
 
 def test_hooks_run():
