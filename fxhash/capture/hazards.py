@@ -44,6 +44,7 @@ class Hazard:
         what: what the function does there, for the reason.
         of_weights: whether a parameter or buffer of the model would give another answer, too.
         about_none: whether it is only asked whether the operands are None, which some values can't be.
+        owner: of what the function that asks is an attribute: `x.type(y)` of a tensor is no question.
     """
 
     first: int
@@ -53,11 +54,14 @@ class Hazard:
     what: str
     of_weights: bool = False
     about_none: bool = False
+    owner: ast.expr | None = None
 
     def applies(self, frame: FrameType) -> bool:
         """Whether, in a frame that is about to run these lines, a value of the graph is asked about."""
         if not self.operands:
             return True
+        if self.owner is not None and isinstance(_peek(self.owner, frame, self.bound), (fx.Proxy, Tensor)):
+            return False
         if self.of_weights and any(isinstance(_peek(each, frame, self.bound), Tensor) for each in self.operands):
             return True
         if self.about_none:
@@ -158,7 +162,8 @@ def _hazards_in(function: ast.AST) -> Iterator[Hazard]:
                 isinstance(each, ast.Constant) and each.value is None for each in operands
             )
             bound, is_call = _bound_on(body, first, last), isinstance(statement, ast.Call)
-            yield Hazard(first, last, operands, bound, what, is_call, about_none)
+            owner = getattr(getattr(statement, "func", None), "value", None)
+            yield Hazard(first, last, operands, bound, what, is_call, about_none, owner)
 
 
 def _own_nodes(body: Sequence[ast.AST]) -> Iterator[ast.AST]:

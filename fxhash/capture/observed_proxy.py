@@ -6,10 +6,8 @@ for the proxy itself, `x += 1` makes a new value. Each of these is refused here,
 
 from __future__ import annotations
 
-import dis
 import sys
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -17,7 +15,10 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
 from fxhash.capture.hazards import calls_on_line, is_message
+from fxhash.capture.known_lengths import is_chunk, known_length, taken_from
+from fxhash.capture.known_values import is_never_none
 from fxhash.capture.user_code import is_recording_code
+from fxhash.graph.guards import of_length
 from fxhash.graph.in_place import IN_PLACE_OPERATORS
 
 # What reads a property of a tensor at once; all other attributes are methods, called later or never.
@@ -74,31 +75,35 @@ class ObservedProxy(fx.Proxy):
     def is_never_none(self) -> bool:
         """Whether this value is certain not to be None."""
         node = self.node
-        if node.op == "call_method":
-            name = str(node.target)
-            return hasattr(Tensor, name) and not any(hasattr(kind, name) for kind in (dict, list, str))
-        if node.op == "call_function":
-            module = getattr(node.target, "__module__", None) or ""
-            name = getattr(node.target, "__name__", "_")
-            arithmetic = module in ("_operator", "fxhash.graph.in_place") and name != "getitem"
-            return arithmetic or (module.startswith("torch") and not name.startswith("_"))
-        return node.op == "get_attr" or (node.op == "call_module" and self.tracer.returns_something(str(node.target)))
+        if node.op == "call_module":
+            return bool(self.tracer.returns_something(str(node.target)))
+        return node.op == "get_attr" or is_never_none(node)
 
     def _refuse(self, what: str) -> NoReturn:
         tracer: ObservingTracer = self.tracer
         tracer.refuse(f"its forward {what} {self.origin}")
 
     def __iter__(self) -> Iterator[fx.Proxy]:
-        count = _number_of_names(sys._getframe(1))
+        taken = taken_from(sys._getframe(1))
+        if taken is None:
+            return iter(self._parts("iterates over a value"))
+        return iter([self[index] for index in taken])  # type: ignore[index]
+
+    def _parts(self, what: str) -> list[fx.Proxy]:
+        count = known_length(self.node)
         if count is None:
-            self._refuse("iterates over a value")
-        return iter([self[index] for index in range(count)])  # type: ignore[index]
+            self._refuse(what)
+        source: Any = self
+        if is_chunk(self.node):
+            source = self.tracer.create_proxy("call_function", of_length, (self, count), {})
+        return [source[index] for index in range(count)]
 
     def __bool__(self) -> bool:
         self._refuse("branches on a value")
 
     def __len__(self) -> int:
-        self._refuse("asks for the length of a value")
+        taken = taken_from(sys._getframe(1))
+        return len(self._parts("asks for the length of a value") if taken is None else taken)
 
     def __float__(self) -> float:
         self._refuse("makes a number of a value")
@@ -154,12 +159,6 @@ class ObservedProxy(fx.Proxy):
         self._refuse("prints a value")
 
 
-def _number_of_names(frame: FrameType) -> int | None:
-    """How many names a frame is about to unpack a value into; None if it is about to do something else."""
-    operation, argument = frame.f_code.co_code[frame.f_lasti : frame.f_lasti + 2]
-    return argument if dis.opname[operation] == "UNPACK_SEQUENCE" else None
-
-
 def _recording(operator: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
     def record(self: fx.Proxy, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operator, (self, other), {})
@@ -212,6 +211,9 @@ class ObservedTensor(ObservedProxy):
 
     def __len__(self) -> int:
         return self._shape[0]
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        return iter([self[index] for index in range(len(self))])  # type: ignore[index]
 
 
 class ObservedFlag(ObservedProxy):

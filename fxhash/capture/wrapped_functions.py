@@ -1,4 +1,4 @@
-"""Functions that `torch.fx.wrap` names: calls with a value of the graph are recorded, not followed.
+"""Functions that `torch.fx.wrap` names, of `math` and of einops: calls with a value of the graph are recorded.
 
 Each is replaced where its module has it, as `torch.fx` does. The replacement asks for the thread: in all others it is
 the function itself.
@@ -10,9 +10,10 @@ import builtins
 import functools
 import math
 import os
+import sys
 from collections.abc import Callable
 from threading import get_ident
-from types import BuiltinFunctionType
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch.fx._symbolic_trace as symbolic_trace
@@ -20,6 +21,7 @@ from torch import fx
 from torch.utils._pytree import tree_leaves
 
 _MISSING = object()
+_EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack")
 # What is replaced now: the variables of a module, a name in them, and what it had before.
 _replaced: list[tuple[dict[str, Any], str, Any]] = []
 
@@ -27,7 +29,8 @@ _replaced: list[tuple[dict[str, Any], str, Any]] = []
 class RecordedFunctions:
     """Replaces functions by such that record their calls with a value of the graph, in this thread alone.
 
-    No two threads may use one at a time. Functions of `math` are replaced, too: torch's own tracer records these.
+    No two threads may use one at a time. Functions of `math` are replaced, too: torch's own tracer records these. Those
+    of einops ask for the type of what they are given, and do the same to any tensor.
     """
 
     def __init__(self) -> None:
@@ -40,12 +43,15 @@ class RecordedFunctions:
             if callable(function):
                 self._replace(variables, name, before, function)
         self.replace_in(vars(math))
+        if "einops" in sys.modules:
+            self.replace_in(vars(sys.modules["einops"]))
         return self
 
     def replace_in(self, variables: dict[str, Any]) -> None:
-        """Replace functions of `math` among the variables of a module."""
+        """Replace functions of `math` and of einops among the variables of a module."""
         for name, value in list(variables.items()):
-            if type(value) is BuiltinFunctionType and value.__module__ == "math":
+            of_math = type(value) is BuiltinFunctionType and value.__module__ == "math"
+            if of_math or (type(value) is FunctionType and _is_of_einops(value)):
                 self._replace(variables, name, value, value)
 
     def _replace(self, variables: dict[str, Any], name: str, before: Any, function: Callable[..., Any]) -> None:
@@ -54,6 +60,10 @@ class RecordedFunctions:
 
     def __exit__(self, *error: object) -> None:
         _put_back()
+
+
+def _is_of_einops(function: FunctionType) -> bool:
+    return (function.__module__ or "").startswith("einops.") and function.__name__ in _EINOPS
 
 
 def _put_back() -> None:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import ParamSpec, TypeVar
 
-from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
-def recorded(function: Callable[Arguments, Tensor]) -> Callable[Arguments, Tensor]:
+def recorded(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Let `torch.fx` record a call of `function` as one node.
 
     Unpickling a graph module traces its code; without this, it would trace into the function.
     """
 
     @wraps(function)
-    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if has_torch_function(args):
             return handle_torch_function(run, args, *args, **kwargs)
         return function(*args, **kwargs)
