@@ -10,10 +10,10 @@ import ast
 import dis
 import inspect
 import linecache
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -87,6 +87,19 @@ def functions_of(code: CodeType) -> list[ast.AST]:
     """The source of a function: several where several begin on its line, none where it can't be read."""
     functions = _functions_in(code.co_filename, _checksum(code.co_filename))
     return functions.get((code.co_name, code.co_firstlineno), [])
+
+
+def with_lines_of(function: Callable[..., Any], changed: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that torch.fx made of another, with other arguments, gets the numbers of the other's lines.
+
+    On Python 3.10, and in old versions of torch on any, its own are in a form that Python misreads: its frames name
+    lines at random.
+    """
+    if isinstance(function, FunctionType) and isinstance(changed, FunctionType):
+        code, other = function.__code__, changed.__code__
+        if other is not code and other.co_code == code.co_code:
+            changed.__code__ = other.replace(co_linetable=code.co_linetable)
+    return changed
 
 
 def calls_on_line(frame: FrameType, names: frozenset[str]) -> bool:

@@ -6,7 +6,6 @@ numpy. Each is remembered by the objects in it, so that a later look shows wheth
 
 from __future__ import annotations
 
-import inspect
 import pickle
 import random
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from operator import is_, length_hint
+from operator import is_
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxhash.capture.iterators import is_written_in_python, position_of
 from fxhash.capture.observed_proxy import MISSING, UnknownAttribute
 from fxhash.capture.real_tensors import storage_of
 from fxhash.capture.references import attributes_of, is_filled
@@ -270,23 +270,16 @@ def _content(value: Any) -> Any:
         attributes = attributes_of(value)
         if attributes or hasattr(value, "__dict__"):
             return [*attributes.keys(), *attributes.values()]
-    if inspect.isbuiltin(value) or not hasattr(value, "__next__"):
-        return None
-    return _position_of(value)
+    return position_of(value) if hasattr(type(value), "__next__") else None
 
 
 def _is_kept_by_attributes(value: Any) -> bool:
     """Whether what an object holds is its attributes, and nothing else that is known."""
-    if isinstance(value, (tuple, FunctionType, MethodType, partial)) or hasattr(type(value), "__next__"):
+    if isinstance(value, (tuple, FunctionType, MethodType, partial)):
+        return False
+    if hasattr(type(value), "__next__") and not is_written_in_python(type(value)):
         return False
     return isinstance(value, nn.Module) or not _is_of_library(type(value))
-
-
-def _position_of(iterator: Any) -> Any:
-    try:
-        return iterator.__reduce__()
-    except TypeError:
-        return repr(iterator), length_hint(iterator)
 
 
 def _is_of_library(kind: type) -> bool:

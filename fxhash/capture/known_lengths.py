@@ -48,8 +48,11 @@ def taken_from(frame: FrameType) -> list[int] | None:
     The first two in `a, b = value`, the first three in `a, b, c, d = *value, last`, the last two in `*_, a, b = value`
     where nothing reads `_`.
     """
-    operation, argument = frame.f_code.co_code[frame.f_lasti : frame.f_lasti + 2]
-    name = dis.opname[operation]
+    code, position = frame.f_code.co_code, frame.f_lasti
+    # Up to Python 3.10 a frame is at the first of these, which belong to the operation after them.
+    while code[position] == dis.EXTENDED_ARG:
+        position += 2
+    name, argument = dis.opname[code[position]], code[position + 1]
     if name == "UNPACK_SEQUENCE":
         return list(range(argument))
     if name not in ("UNPACK_EX", "LIST_EXTEND"):

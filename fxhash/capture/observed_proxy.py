@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -154,9 +155,25 @@ class ObservedProxy(fx.Proxy):
         return object.__repr__(self)
 
     def __format__(self, format_spec: str) -> str:
-        if is_message(sys._getframe(1)):
+        caller = sys._getframe(1)
+        if is_message(caller):
             return "?"
+        assigned = _name_of_assigned(caller)
+        if assigned is not None:
+            self.tracer.refuse(f"its forward changes {assigned!r}")
         self._refuse("prints a value")
+
+
+def _name_of_assigned(frame: FrameType) -> str | None:
+    """The attribute that torch refuses to assign a value to, where it makes the error, which tells the value's type."""
+    caller = frame.f_back
+    if (
+        frame.f_code is torch.typename.__code__
+        and caller is not None
+        and caller.f_code is nn.Module.__setattr__.__code__
+    ):
+        return str(caller.f_locals["name"])
+    return None
 
 
 def _recording(operator: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,9 @@ def _parts(reference: Reference) -> Iterator[Reference]:
     elif isinstance(target, partial):
         for index, value in enumerate((target.func, *target.args, *target.keywords.values())):
             yield Reference(f"{path}.args[{index}]", value)
+    elif isinstance(target, FrameType):
+        # That of a generator.
+        yield from (Reference(path, each) for each in held_by_frame(target))
     elif isinstance(target, (staticmethod, classmethod)):
         yield Reference(path, target.__func__)
     elif isinstance(target, property):
@@ -120,6 +123,15 @@ def _parts(reference: Reference) -> Iterator[Reference]:
             yield Reference(f"{path}.{name}", value)
         if hasattr(type(target), "__next__"):
             yield from (Reference(f"next({path})", each) for each in gc.get_referents(target))
+
+
+def held_by_frame(frame: FrameType) -> list[Any]:
+    """What the frame of a generator that stands still refers to, without what lies around it.
+
+    From Python 3.11 on it is the generator itself that refers to all this.
+    """
+    around = {id(each) for each in (frame.f_back, frame.f_globals, frame.f_builtins)}
+    return [each for each in gc.get_referents(frame) if id(each) not in around]
 
 
 def attributes_of(value: Any) -> dict[str, Any]:

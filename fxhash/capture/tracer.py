@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from fxhash.capture.attachment import attached
 from fxhash.capture.called_code import fixed_attributes
 from fxhash.capture.exposure import Exposure
+from fxhash.capture.hazards import with_lines_of
 from fxhash.capture.kept_state import KeptState, is_immutable, is_plain
 from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
 from fxhash.capture.observed_proxy import MISSING, ObservedFlag, ObservedProxy, ObservedTensor, UnknownAttribute
@@ -111,10 +112,11 @@ class ExposingTracer(fx.Tracer):
 
     def _create_inputs(self, model: nn.Module) -> tuple[Callable[..., Any], list[Any]]:
         try:
-            return self.create_args_for_root(type(model).forward, True, None)
+            forward, arguments = self.create_args_for_root(type(model).forward, True, None)
         except ValueError as error:
             # Of torch.fx, which replaces the arguments of the decorator by those of the function under it.
             raise UntraceableError("a decorator of its forward takes other arguments than the forward") from error
+        return with_lines_of(type(model).forward, forward), arguments
 
     def refuse(self, reason: str) -> NoReturn:
         """Give up the module at hand, even if its forward catches the error."""

@@ -103,13 +103,12 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    content = buffer.getbuffer()
-    trailer = _trailer(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
-        with open(temporary, "wb") as file:
+        # Released even by an error, whose traceback keeps the buffer: Python can't clear one that is still looked at.
+        with buffer.getbuffer() as content, open(temporary, "wb") as file:
             file.write(content)
-            file.write(trailer)
+            file.write(_trailer(content))
             file.flush()
             os.fsync(file.fileno())
         if not _has_digest(temporary.read_bytes()):

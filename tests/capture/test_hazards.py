@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from types import FunctionType
 
 import pytest
 import torch
 from torch import fx, nn
 
-from fxhash.capture.hazards import hazards_of
+import fxhash
+from fxhash.capture.hazards import hazards_of, with_lines_of
+from tests.capture.reasons import reasons
 
 PROXY = fx.Proxy(fx.Graph().placeholder("x"))
 
@@ -164,3 +167,53 @@ def test_a_parameter_is_no_value_of_the_graph_where_it_is_compared_with_none():
 
     assert not asked(forward, nn.Linear(2, 2))
     assert torch.is_tensor(nn.Linear(2, 2).weight)
+
+
+class AsksWithKeywordOnly(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x, *, scale=None):
+        y = self.linear(x)
+        y = y + 1
+        factor = 2 if scale is None else 3
+        return y * factor
+
+
+def lines_run(function, *args):
+    """The lines that a function runs, relative to its first."""
+    lines = []
+
+    def on_event(frame, event, argument):
+        if event == "line" and frame.f_code is function.__code__:
+            lines.append(frame.f_lineno - frame.f_code.co_firstlineno)
+        return on_event
+
+    before = sys.gettrace()
+    sys.settrace(on_event)
+    try:
+        function(*args)
+    finally:
+        sys.settrace(before)
+    return lines
+
+
+def test_lines_of_a_function_with_other_arguments():
+    """As torch.fx makes it, up to some version without the lines."""
+    forward = AsksWithKeywordOnly.forward
+    code = forward.__code__.replace(co_argcount=3, co_kwonlyargcount=0, co_linetable=b"")
+    changed = with_lines_of(forward, FunctionType(code, forward.__globals__))
+    assert lines_run(changed, AsksWithKeywordOnly(), torch.ones(1, 4), None) == [1, 2, 3, 4]
+
+
+def test_other_functions_keep_their_lines():
+    before = is_none.__code__
+    assert with_lines_of(AsksWithKeywordOnly.forward, is_none) is is_none
+    assert is_none.__code__ is before
+
+
+def test_the_question_of_a_forward_with_keyword_only_arguments_is_on_its_line():
+    (reason,) = reasons(fxhash.trace(AsksWithKeywordOnly())).values()
+    line = AsksWithKeywordOnly.forward.__code__.co_firstlineno + 3
+    assert reason.endswith(f"(line {line} of forward)")

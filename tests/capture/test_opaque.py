@@ -199,3 +199,23 @@ def test_a_constant_that_code_can_not_spell():
     traced = fxhash.trace(model)
     assert "SyntaxError" in reasons(traced)["opaque_part"]
     assert_same_outputs(model, traced, torch.randn(2, 16))
+
+
+@pytest.mark.parametrize("name", ["calls", "weight", "linear"])
+def test_the_attribute_that_a_value_is_assigned_to_is_named(name):
+    """On some versions of torch a buffer takes no value of a graph; parameters and layers never do."""
+
+    class Assigns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+            self.weight = nn.Parameter(torch.ones(()))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            y = self.linear(x) * self.weight
+            setattr(self, name, y)
+            return y
+
+    (reason,) = reasons(fxhash.trace(Assigns())).values()
+    assert reason == f"its forward changes {name!r}"

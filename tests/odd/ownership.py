@@ -89,6 +89,8 @@ def _next_to(value: Any) -> Iterator[tuple[str, Any]]:
         yield ".keywords", value.keywords
     elif isinstance(value, weakref.ref):
         yield "()", value()
+    elif isinstance(value, types.FrameType):
+        yield from _of_frame(value)
     elif type(value).__module__ in ("builtins", "itertools", "functools", "operator"):
         # Iterators, generators, method callers: Python knows what they hold, but has no name for it.
         for index, each in enumerate(gc.get_referents(value)):
@@ -126,6 +128,14 @@ def _of_class(kind: type) -> Iterator[tuple[str, Any]]:
             yield f".{name}", each
         for base in kind.__bases__:
             yield f".{base.__name__}", base
+
+
+def _of_frame(frame: types.FrameType) -> Iterator[tuple[str, Any]]:
+    """The variables of a generator that stands still, without those around it: up to Python 3.10 it has a frame."""
+    around = {id(each) for each in (frame.f_back, frame.f_globals, frame.f_builtins)}
+    for index, each in enumerate(gc.get_referents(frame)):
+        if id(each) not in around:
+            yield f".<{index}>", each
 
 
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:

@@ -691,6 +691,92 @@ class CountsInGenerator(Two):
         return self.a(x) * next(self.factors)
 
 
+def _all_factors():
+    n = 0.0
+    while True:
+        n += 1
+        yield n
+
+
+class _SlottedFactors:
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n = 0.0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> float:
+        self.n += 1
+        return self.n
+
+
+class _CountsFromTwo(itertools.count):  # type: ignore[type-arg]
+    def __init__(self) -> None:
+        self.n = 1.0
+
+    def __next__(self) -> float:
+        self.n += 1
+        return self.n
+
+
+FACTORS = FACTORS_OF_RANGE = FACTORS_IN_TURN = PAIRS = _all_factors()
+
+
+def _reset_factors() -> None:
+    global FACTORS, FACTORS_OF_RANGE, FACTORS_IN_TURN, PAIRS
+    FACTORS = _all_factors()
+    FACTORS_OF_RANGE = (float(n) for n in range(1, 100))
+    FACTORS_IN_TURN = itertools.cycle([2.0, 3.0])
+    PAIRS = itertools.product([2.0, 3.0, 5.0, 7.0, 11.0], repeat=2)
+
+
+@odd(reset=_reset_factors)
+class StepsGlobalGenerator(Two):
+    def forward(self, x):
+        return self.a(x) * next(FACTORS)
+
+
+@odd(reset=_reset_factors)
+class StepsGlobalGeneratorExpression(Two):
+    def forward(self, x):
+        return self.a(x) * next(FACTORS_OF_RANGE)
+
+
+@odd(reset=_reset_factors)
+class StepsGlobalCycle(Two):
+    def forward(self, x):
+        return self.a(x) * next(FACTORS_IN_TURN)
+
+
+@odd(reset=_reset_factors)
+class StepsGlobalProduct(Two):
+    def forward(self, x):
+        first, second = next(PAIRS)
+        return self.a(x) * first + second
+
+
+@odd()
+class StepsSlottedIterator(Two):
+    def __init__(self):
+        super().__init__()
+        self.factors = _SlottedFactors()
+
+    def forward(self, x):
+        return self.a(x) * next(self.factors)
+
+
+@odd()
+class StepsSubclassOfCount(Two):
+    def __init__(self):
+        super().__init__()
+        self.factors = _CountsFromTwo()
+
+    def forward(self, x):
+        return self.a(x) * next(self.factors)
+
+
 CALLED: list[int] = []
 
 
