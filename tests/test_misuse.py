@@ -144,6 +144,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "path": folder / "saved.safetensors",
             "dtype": torch.int8,
             "allow_nan": False,
+            "factory": "torch.nn:Linear",
+            "arguments": {"in_features": 32, "out_features": 32},
         },
     ),
     "load": (
@@ -154,6 +156,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "allow_nan": False,
             "example_inputs": (torch.ones(1, 32),),
             "capture": "trace",
+            "trust": ["torch.nn"],
         },
     ),
     "export_onnx": (
@@ -165,7 +168,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "dynamic_shapes": None,
         },
     ),
-    "summary": (fxhash.summary, lambda folder: {"gm": _transformed()}),
+    "summary": (fxhash.summary, lambda folder: {"gm": _transformed(), "verbose": False}),
     "SMHGenerator": (
         fxhash.SMHGenerator,
         lambda folder: {"plan": _transformed().smh_generator.plan, "device": "cpu"},
