@@ -33,7 +33,7 @@ from fxhash.storage.contents import (
     fill_others,
     trained_otherwise,
 )
-from fxhash.storage.factory import Factory, check_trust
+from fxhash.storage.factory import Factory, check_trust, stated_factory
 from fxhash.storage.fit import check_parameters, check_submodules, check_tensors
 from fxhash.storage.model_file import StoredModel, pack, unpack
 from fxhash.storage.paths import read_path
@@ -85,8 +85,18 @@ def save(
         CheckpointError: if it has no values yet, they are NaN or infinite, the type can't hold them, or the file can't
             be written.
     """
+    content = file_of(gm, dtype, allow_nan, stated_factory(factory, arguments))
+    target = read_path(path)
+    try:
+        with replacing(target) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise CheckpointError(f"{target} can't be written: {error}") from error
+
+
+def file_of(gm: nn.Module, dtype: torch.dtype | None, allow_nan: bool, factory: Factory | None) -> bytes:
+    """The bytes of the file that `save` writes; its arguments are those of `save`."""
     check_flag("allow_nan", allow_nan)
-    text_of_factory = _factory_text(factory, arguments)
     gm = unwrapped(gm)
     if find_factor_store(gm) is not None:
         raise TransformError("this model is lowered already: save the transformed model that it was made of")
@@ -107,13 +117,7 @@ def save(
             )
     if dtype is not None:
         tensors = quantized(tensors, factors(parts), dtype)
-    content = pack(text, tensors, text_of_factory)
-    target = read_path(path)
-    try:
-        with replacing(target) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise CheckpointError(f"{target} can't be written: {error}") from error
+    return pack(text, tensors, "" if factory is None else factory.to_json())
 
 
 def load(
@@ -212,16 +216,6 @@ def read_factory(path: PathLike) -> Factory | None:
         CheckpointError: if the file can't be read or is damaged.
     """
     return _factory_of(unpack(read_path(path)), path)
-
-
-def _factory_text(factory: str | None, arguments: Mapping[str, Any] | None) -> str:
-    if factory is None:
-        if arguments is not None:
-            raise PlanError("arguments are those of a factory: give factory='package.module:function' with them")
-        return ""
-    named = Factory(factory, {} if arguments is None else arguments)
-    named.check()
-    return named.to_json()
 
 
 def _factory_of(stored: StoredModel, path: PathLike) -> Factory | None:

@@ -154,6 +154,21 @@ class Factory:
         return found
 
 
+def stated_factory(factory: str | None, arguments: Mapping[str, Any] | None) -> Factory | None:
+    """What a user says builds a model, looked for; None if nothing is said.
+
+    Raises:
+        PlanError: if there is no such function, it doesn't take the arguments, or a file can't hold them.
+    """
+    if factory is None:
+        if arguments is not None:
+            raise PlanError("arguments are those of a factory: give factory='package.module:function' with them")
+        return None
+    named = Factory(factory, {} if arguments is None else arguments)
+    named.check()
+    return named
+
+
 def check_trust(trust: object) -> list[str]:
     """The names that are trusted.
 
