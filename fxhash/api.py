@@ -19,6 +19,7 @@ from fxhash.graph.names import OPAQUE_PART, joined, original_name
 from fxhash.lowering.method import Method
 from fxhash.lowering.options import read_bytes, read_methods
 from fxhash.lowering.shared_budget import plan_lowerings
+from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, lower, restore_parameters
 from fxhash.smh.checks import check_aspect, check_device, check_dtype, check_flag, check_fraction, check_range
 from fxhash.smh.generator import SMHGenerator
@@ -145,7 +146,8 @@ def transform(
         initialize_(generator, originals, random)
         if init == "pretrained":
             fit_(generator, originals)
-    gm = hash_parameters(traced, generator).graph_module
+    generator.original = Original.of(traced_model)
+    gm = pass_on(hash_parameters(traced, generator).graph_module)
     if target.type != "meta" and isinstance(originals, InitialValues):
         materialize_(gm, originals)
     return gm if device is None else gm.to(target)
@@ -235,7 +237,7 @@ def _lowered(
     """
     parts = transformed_parts(model)
     plans = plan_lowerings([(part, requested[path]) for path, part in parts.items()], budget, replaces_watched_layers)
-    lowered = {path: lower(part, plan) for (path, part), plan in zip(parts.items(), plans, strict=True)}
+    lowered = {path: pass_on(lower(part, plan)) for (path, part), plan in zip(parts.items(), plans, strict=True)}
     if "" in lowered:
         return with_parts(model, {model: lowered[""]})
     everything = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))

@@ -15,6 +15,7 @@ from fxhash.capture.ownership import refuse_originals, refuse_shared_memory
 from fxhash.errors import TransformError
 from fxhash.graph.names import CAPTURED, original_name
 from fxhash.lowering.factor_store import FactorStore, find_factor_store
+from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, restore_training_flags
 from fxhash.smh.checks import check_module
 from fxhash.smh.generator import SMHGenerator, find_generator
@@ -113,7 +114,9 @@ def rebuild(
     model = as_module(model)
     refuse_transformed(model)
     traced = expose(model, {parameter.fqn for parameter in plan.hashed}, capture, example_inputs)
-    return hash_parameters(traced, SMHGenerator(plan, "meta")).graph_module
+    generator = SMHGenerator(plan, "meta")
+    generator.original = Original.of(model)
+    return pass_on(hash_parameters(traced, generator).graph_module)
 
 
 def expose(
