@@ -14,7 +14,9 @@ from fxhash.lowering.plan import LoweringPlan
 
 
 def plan_lowerings(
-    models: Sequence[tuple[fx.GraphModule, Mapping[str, Method]]], budget: int = 0, replaces_watched_layers: bool = False
+    models: Sequence[tuple[fx.GraphModule, Mapping[str, Method]]],
+    budget: int = 0,
+    replaces_watched_layers: bool = False,
 ) -> list[LoweringPlan]:
     """The plans of several transformed models that share a memory budget: the first may use what the others don't need.
 
