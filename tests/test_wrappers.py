@@ -12,6 +12,7 @@ import fxhash
 from fxhash.storage.checkpoint import read_plan, read_plans
 from tests.helpers import assert_same_outputs, smallest_transform
 from tests.models import ResidualConvNet
+from tests.storage.forgery import forge, opened
 from tests.strategies import random_models
 
 image = torch.randn(2, 3, 6, 6)
@@ -62,6 +63,17 @@ def test_every_function_takes_a_wrapped_model(wrap, request, tmp_path, capsys):
     assert_same_outputs(gm.eval(), lowered, image)
     assert fxhash.materialize(wrapped).state_dict().keys() == dense.state_dict().keys()
     assert fxhash.summary(wrap(lowered) if wrap is compiled else lowered).deployment is not None
+
+
+def test_an_older_file_of_a_compiled_model(tmp_path):
+    gm, path = fxhash.transform(ResidualConvNet(), 0.3, seed=0), tmp_path / "model.safetensors"
+    fxhash.save(gm, path)
+    plan, tensors = opened(path)
+    for parameter in plan["parameters"]:
+        parameter["fqn"] = f"_orig_mod.{parameter['fqn']}"
+    renamed = {name if name.startswith("smh_") else f"_orig_mod.{name}": each for name, each in tensors.items()}
+    forge(path, plan, renamed)
+    assert_same_outputs(gm, fxhash.load(path, compiled(ResidualConvNet())), image)
 
 
 def test_what_is_compiled_in_place():

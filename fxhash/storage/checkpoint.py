@@ -158,12 +158,14 @@ def load(
     """
     check_flag("allow_nan", allow_nan)
     trusted = check_trust(trust)
-    given = None if model is None else unwrapped(as_module(model))
+    given = None if model is None else as_module(model)
     if given is not None:
         refuse_transformed(given)
     stored = _with_original_names(unpack(read_path(path)))
     plans = _plans_of(stored, path)
-    dense = unwrapped(_build(stored, path, trusted)) if given is None else given
+    dense = _build(stored, path, trusted) if given is None else given
+    # Older files of what torch.compile returned have its names.
+    dense = dense if _has_names_of_compiled(plans) else unwrapped(dense)
     refuse_transformed(dense)
     gm = _rebuild(dense, plans, path, capture, example_inputs)
     parts = transformed_parts(gm)
@@ -260,6 +262,10 @@ def _rebuild(
     everything = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     copied = copy_model(model, shared={name for name, _ in everything if name.startswith(prefixes)})
     return with_parts(copied, {copied.get_submodule(name): part for name, part in built.items()})
+
+
+def _has_names_of_compiled(plans: Mapping[str, CompressionPlan]) -> bool:
+    return "" in plans and all(parameter.fqn.startswith("_orig_mod.") for parameter in plans[""].parameters)
 
 
 def _device_of(model: nn.Module, plan: CompressionPlan) -> torch.device | str:
