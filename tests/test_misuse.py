@@ -138,6 +138,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "memory_budget": 0,
             "dtype": torch.float32,
             "methods": {"weight": "generate"},
+            "example_inputs": (torch.ones(1, 32),),
         },
     ),
     "materialize": (fxhash.materialize, lambda folder: {"gm": _transformed()}),

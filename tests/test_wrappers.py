@@ -144,7 +144,11 @@ def test_a_model_that_holds_transformed_ones(parts, tmp_path, capsys):
     assert_same_outputs(net, loaded, image, rtol=0)
 
     net.eval()
-    for lowered in (fxhash.lower_for_deploy(net), fxhash.lower_for_deploy(nn.DataParallel(net), memory_budget="1MB")):
+    for lowered in (
+        fxhash.lower_for_deploy(net),
+        fxhash.lower_for_deploy(net, example_inputs=(image,)),
+        fxhash.lower_for_deploy(nn.DataParallel(net), memory_budget="1MB"),
+    ):
         assert type(lowered) is Detector
         assert not any(parameter.requires_grad for parameter in lowered.parameters())
         assert_same_outputs(net, lowered, image)
