@@ -11,7 +11,7 @@ def main() -> None:
 
     # The first and the last layer are small and sensitive: keep them dense, at the same total budget.
     gm = fxhash.transform(model, compress=0.1, exclude=[r"^conv1\.", r"^fc\."])
-    fxhash.summary(gm)
+    fxhash.summary(gm, verbose=True)
 
     def large_convolution(fqn: str, parameter: nn.Parameter) -> bool:
         return parameter.dim() == 4 and parameter.numel() > 10_000

@@ -23,7 +23,7 @@ def main() -> None:
 
     # Names are regular expressions; "factored", "generate" and "cache" are the methods.
     deployed = fxhash.lower_for_deploy(gm, methods={r"^fc\.": "cache", r"^stage3\.": "generate"})
-    fxhash.summary(deployed)
+    fxhash.summary(deployed, verbose=True)
     with torch.inference_mode():
         print(deployed(image).shape)
 

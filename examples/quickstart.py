@@ -28,7 +28,7 @@ def main() -> None:
     deployed = fxhash.lower_for_deploy(received)
     difference = (deployed(images) - model.eval()(images)).abs().max().item()
     print(f"largest difference between the trained and the deployed model: {difference:.1e}")
-    fxhash.summary(deployed)
+    fxhash.summary(deployed, verbose=True)
 
 
 if __name__ == "__main__":

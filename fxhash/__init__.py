@@ -15,6 +15,7 @@ from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.plan import CompressionPlan
 from fxhash.storage.checkpoint import load, save
 from fxhash.storage.onnx import export_onnx
+from fxhash.storage.pretrained import from_pretrained, save_pretrained
 from fxhash.summary import Summary, summary
 from fxhash.version import __version__
 
@@ -30,10 +31,12 @@ __all__ = [
     "TransformError",
     "__version__",
     "export_onnx",
+    "from_pretrained",
     "load",
     "lower_for_deploy",
     "materialize",
     "save",
+    "save_pretrained",
     "summary",
     "trace",
     "transform",

@@ -15,9 +15,11 @@ from fxhash.capture.meta_values import InitialValues, materialize_
 from fxhash.capture.opaque import OpaqueModule
 from fxhash.errors import PlanError, TransformError, shown
 from fxhash.graph.layers import convolution_weights
-from fxhash.graph.names import OPAQUE_PART, original_name
-from fxhash.lowering.analysis import plan_lowering
+from fxhash.graph.names import OPAQUE_PART, joined, original_name
+from fxhash.lowering.method import Method
 from fxhash.lowering.options import read_bytes, read_methods
+from fxhash.lowering.shared_budget import plan_lowerings
+from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, lower, restore_parameters
 from fxhash.smh.checks import check_aspect, check_device, check_dtype, check_flag, check_fraction, check_range
 from fxhash.smh.generator import SMHGenerator
@@ -27,7 +29,16 @@ from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import DEFAULT_ASPECT
 from fxhash.smh.planning import plan_parameters
 from fxhash.smh.selection import Selector, describe_parameters
-from fxhash.transformed import current_plan, expose, refuse_transformed, require_transformed
+from fxhash.transformed import (
+    AnyModule,
+    current_plan,
+    expose,
+    refuse_transformed,
+    require_transformed,
+    transformed_parts,
+    unwrapped,
+    with_parts,
+)
 
 INITS = ("random", "pretrained")
 
@@ -55,7 +66,8 @@ def transform(
 
     Args:
         traced_model: a `GraphModule` of `torch.fx.symbolic_trace`, an `ExportedProgram` of `torch.export`, or, better,
-            the plain module: the others freeze what depends on `self.training`. It is left untouched.
+            the plain module: the others freeze what depends on `self.training`. It is left untouched. What
+            `torch.compile`, `DataParallel` or `DistributedDataParallel` made of a model is unwrapped: wrap the result.
         compress: trainable parameters after over before, everything counted, in (0, 1].
         include: which parameters to hash: regular expressions found in the fully qualified name, or a predicate
             `(fqn, parameter) -> bool`; those of two or more dimensions if omitted.
@@ -105,7 +117,7 @@ def transform(
     check_flag("separable", separable)
     random = _random_generator(seed)
     device = None if device is None else check_device(device)
-    traced_model = as_module(traced_model)
+    traced_model = unwrapped(as_module(traced_model))
     refuse_transformed(traced_model)
     described = describe_parameters(traced_model, include, exclude)
     traced = expose(
@@ -134,20 +146,21 @@ def transform(
         initialize_(generator, originals, random)
         if init == "pretrained":
             fit_(generator, originals)
-    gm = hash_parameters(traced, generator).graph_module
+    generator.original = Original.of(traced_model)
+    gm = pass_on(hash_parameters(traced, generator).graph_module)
     if target.type != "meta" and isinstance(originals, InitialValues):
         materialize_(gm, originals)
     return gm if device is None else gm.to(target)
 
 
 def lower_for_deploy(
-    gm: fx.GraphModule,
+    gm: AnyModule,
     *,
     memory_budget: int | str = 0,
     dtype: torch.dtype | None = None,
     methods: Mapping[str, str] | None = None,
     example_inputs: ExampleInputs | None = None,
-) -> fx.GraphModule:
+) -> AnyModule:
     """Lay a trained model out for inference, layer by layer, with as little work and memory as can be.
 
     A linear layer, convolution or embedding is factored where that is less work than the dense layer: it applies the
@@ -159,7 +172,8 @@ def lower_for_deploy(
     while gradients are recorded, each generated weight takes memory of its own.
 
     Args:
-        gm: a transformed model; it is left untouched and nothing is shared with it.
+        gm: a transformed model, or one that holds some; it is left untouched and nothing is shared with it. What
+            `torch.compile`, `DataParallel` or `DistributedDataParallel` made of it is unwrapped: wrap the result.
         memory_budget: bytes for weights, scratch included, or a string such as `"8MB"`. Within it, weights are
             generated once and cached, those first that save most work a byte. By default nothing is cached, unless
             `methods` says so.
@@ -171,8 +185,9 @@ def lower_for_deploy(
             on these with layers that come by their weights one by one. Models of Hugging Face are such.
 
     Returns:
-        A graph module in eval mode whose parameters require no gradient. Its outputs equal those of `gm` in eval mode
-        up to rounding. `fxhash.summary` prints how each weight is computed.
+        A graph module in eval mode whose parameters require no gradient; of a model that holds transformed ones, a copy
+        that holds lowered ones. Its outputs equal those of `gm` in eval mode up to
+        rounding. `fxhash.summary(..., verbose=True)` prints how each weight is computed.
 
     Raises:
         TransformError: if `gm` is not a transformed model.
@@ -180,40 +195,79 @@ def lower_for_deploy(
         PlanError: for a method that is unknown or impossible for a parameter, an expression found in no name, or a
             `dtype` that can't hold the values of a parameter.
     """
-    require_transformed(gm)
+    gm = unwrapped(gm)
+    parts = require_transformed(gm)
     budget = read_bytes(memory_budget)
     if dtype is not None:
         check_dtype(dtype, HASHABLE_DTYPES)
-    hashed = [parameter.fqn for parameter in current_plan(gm).hashed]
-    requested = {} if methods is None else read_methods(methods, hashed)
+    hashed = {
+        joined(path, parameter.fqn): (path, parameter.fqn)
+        for path, part in parts.items()
+        for parameter in current_plan(part).hashed
+    }
+    requested: dict[str, dict[str, Method]] = {path: {} for path in parts}
+    for name, method in ({} if methods is None else read_methods(methods, list(hashed))).items():
+        path, fqn = hashed[name]
+        requested[path][fqn] = method
     evaluated = copy_model(gm).eval().requires_grad_(False)
     if dtype is not None:
         check_range(evaluated, dtype)
         evaluated = evaluated.to(dtype)
     if example_inputs is not None:
         calls = read_examples(evaluated, example_inputs)
-        lowered = lower(evaluated, plan_lowering(evaluated, requested, budget, replaces_watched_layers=True))
+        lowered = _lowered(evaluated, requested, budget, replaces_watched_layers=True)
         if difference(evaluated, lowered, calls, modes=(False,)) is None:
             return lowered
-    return lower(evaluated, plan_lowering(evaluated, requested, budget))
+    return _lowered(evaluated, requested, budget)
 
 
-def materialize(gm: fx.GraphModule) -> nn.Module:
+def _lowered(
+    model: AnyModule,
+    requested: Mapping[str, Mapping[str, Method]],
+    budget: int,
+    replaces_watched_layers: bool = False,
+) -> AnyModule:
+    """A model with its transformed models lowered; it is left untouched, and shares what is not lowered.
+
+    Args:
+        model: a transformed model or one that holds some, in eval mode.
+        requested: for the path of each transformed model, the methods that were asked for.
+        budget: bytes for the weights of all of them.
+        replaces_watched_layers: as of `plan_lowering`.
+    """
+    parts = transformed_parts(model)
+    plans = plan_lowerings([(part, requested[path]) for path, part in parts.items()], budget, replaces_watched_layers)
+    lowered = {path: pass_on(lower(part, plan)) for (path, part), plan in zip(parts.items(), plans, strict=True)}
+    if "" in lowered:
+        return with_parts(model, {model: lowered[""]})
+    everything = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    copied = copy_model(model, shared={name for name, _ in everything})
+    return with_parts(copied, {part: lowered[path] for path, part in transformed_parts(copied).items()})
+
+
+def materialize(gm: nn.Module) -> nn.Module:
     """Turn a transformed model back into a plain dense one with the same outputs.
 
     Args:
-        gm: a transformed model; it is left untouched and nothing is shared with it.
+        gm: a transformed model, or one that holds some; it is left untouched and nothing is shared with it. What
+            `torch.compile`, `DataParallel` or `DistributedDataParallel` made of it is unwrapped.
 
     Returns:
         A module with the original parameters under their original names, so that its state dict fits the original
         model (of tied parameters, it has the first name). It is a graph module, or of the original's own class
-        where that was opaque as a whole.
+        where that was opaque as a whole; of a model that holds transformed ones, a copy that holds plain ones.
 
     Raises:
         TransformError: if `gm` is not a transformed model.
     """
+    gm = unwrapped(gm)
     require_transformed(gm)
-    dense = restore_parameters(copy_model(gm)).graph_module
+    copied = copy_model(gm)
+    return with_parts(copied, {part: _dense(part) for part in transformed_parts(copied).values()})
+
+
+def _dense(gm: fx.GraphModule) -> nn.Module:
+    dense = restore_parameters(gm).graph_module
     whole_model = dict(dense.named_children()).get(OPAQUE_PART, dense)
     if isinstance(whole_model, OpaqueModule):
         (call,) = [node for node in dense.graph.nodes if node.target == OPAQUE_PART]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
+from typing import TypeVar
 
 from torch import fx, nn
 
@@ -13,11 +14,80 @@ from fxhash.capture.exported import Model, as_module
 from fxhash.capture.ownership import refuse_originals, refuse_shared_memory
 from fxhash.errors import TransformError
 from fxhash.graph.names import CAPTURED, original_name
-from fxhash.lowering.factor_store import find_factor_store
+from fxhash.lowering.factor_store import FactorStore, find_factor_store
+from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, restore_training_flags
+from fxhash.smh.checks import check_module
 from fxhash.smh.generator import SMHGenerator, find_generator
 from fxhash.smh.parameters import dtype_name
 from fxhash.smh.plan import CompressionPlan
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def unwrapped(model: AnyModule) -> AnyModule:
+    """The model that `torch.compile`, `DataParallel` or `DistributedDataParallel` was given; any other as it is.
+
+    Raises:
+        TransformError: if the wrapper has hooks, which would be lost.
+    """
+    while isinstance(model, nn.Module) and (name := _wrapped_name(model)):
+        if any(vars(model).get(hooks) for hooks in _HOOKS):
+            raise TransformError(
+                f"this {type(model).__name__} has hooks of its own, which the model inside lacks: register them on "
+                f"its .{name} instead"
+            )
+        model = model._modules[name]  # type: ignore[assignment]
+    return model
+
+
+def _wrapped_name(model: nn.Module) -> str:
+    """Where a wrapper holds the model that it was given; an empty string for a module that is no wrapper."""
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return "module"
+    # By name: importing the class would load all of the compiler.
+    kind = type(model)
+    is_compiled = kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo.")
+    return "_orig_mod" if is_compiled else ""
+
+
+def transformed_parts(model: object) -> dict[str, fx.GraphModule]:
+    """The transformed models in a model, by their paths, lowered or not; one that is itself transformed has path `""`.
+
+    Raises:
+        TransformError: if `model` is no initialized module, or one of them is wrapped by itself.
+    """
+    check_module(model)
+    assert isinstance(model, nn.Module)
+    parts: dict[str, fx.GraphModule] = {}
+    for path, module in model.named_modules():
+        if _wrapped_name(module) and transformed_parts(unwrapped(module)):
+            raise TransformError(
+                f"{path} is a {type(module).__name__} around a transformed model: wrap the whole model instead, or put "
+                "what was wrapped in its place first"
+            )
+        holders = [child for child in module.children() if isinstance(child, (SMHGenerator, FactorStore))]
+        if isinstance(module, fx.GraphModule) and holders:
+            parts[path] = module
+    return {"": parts[""]} if "" in parts else parts
+
+
+def with_parts(model: AnyModule, parts: Mapping[nn.Module, nn.Module]) -> AnyModule:
+    """A model with others in place of some of its modules, in place; what stands for the model itself, if it is one."""
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is not None and child in parts:
+                module._modules[name] = parts[child]
+    return parts.get(model, model)  # type: ignore[return-value]
+
+
+def generator_of(gm: fx.GraphModule) -> SMHGenerator:
+    """The generator of a transformed model."""
+    generator = find_generator(gm)
+    assert generator is not None
+    return generator
 
 
 def current_plan(gm: nn.Module) -> CompressionPlan:
@@ -44,7 +114,9 @@ def rebuild(
     model = as_module(model)
     refuse_transformed(model)
     traced = expose(model, {parameter.fqn for parameter in plan.hashed}, capture, example_inputs)
-    return hash_parameters(traced, SMHGenerator(plan, "meta")).graph_module
+    generator = SMHGenerator(plan, "meta")
+    generator.original = Original.of(model)
+    return pass_on(hash_parameters(traced, generator).graph_module)
 
 
 def expose(
@@ -74,16 +146,24 @@ def refuse_transformed(model: object) -> None:
         )
 
 
-def require_transformed(gm: object) -> None:
-    """Raise TransformError unless `gm` is a transformed model that has values and is not lowered."""
-    if isinstance(gm, nn.Module) and find_factor_store(gm) is not None:
+def require_transformed(model: object) -> dict[str, fx.GraphModule]:
+    """The transformed models in a model, by their paths.
+
+    Raises:
+        TransformError: unless there is one, all of them have values, and none is lowered.
+    """
+    parts = transformed_parts(model)
+    assert isinstance(model, nn.Module)
+    if find_factor_store(model) is not None:
         raise TransformError("this model is lowered already: use the transformed model that it was made of")
-    if not isinstance(gm, fx.GraphModule) or find_generator(gm) is None:
+    if not parts:
         raise TransformError(
-            f"expected the result of fxhash.transform or fxhash.load, got {type(gm).__name__} without a generator"
+            f"expected the result of fxhash.transform or fxhash.load, or a model that holds some, got "
+            f"{type(model).__name__} without a generator"
         )
-    if any(parameter.is_meta for parameter in gm.parameters()):
+    if any(parameter.is_meta for parameter in model.parameters()):
         raise TransformError(
             "this model is on the meta device and has no values yet: fxhash.load some, or transform the original with "
             "device='cpu' or the like"
         )
+    return parts

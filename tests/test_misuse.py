@@ -108,6 +108,11 @@ def _saved(folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
+def _saved_folder(folder: Path) -> Path:
+    fxhash.save_pretrained(_transformed(), folder / "pretrained")
+    return folder / "pretrained"
+
+
 # Each public function, with arguments that are right.
 FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]] = {
     "transform": (
@@ -145,6 +150,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "path": folder / "saved.safetensors",
             "dtype": torch.int8,
             "allow_nan": False,
+            "factory": "torch.nn:Linear",
+            "arguments": {"in_features": 32, "out_features": 32},
         },
     ),
     "load": (
@@ -155,6 +162,29 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "allow_nan": False,
             "example_inputs": (torch.ones(1, 32),),
             "capture": "trace",
+            "trust": ["torch.nn"],
+        },
+    ),
+    "save_pretrained": (
+        fxhash.save_pretrained,
+        lambda folder: {
+            "gm": _transformed(),
+            "folder": folder / "saved",
+            "dtype": torch.int8,
+            "allow_nan": False,
+            "factory": "torch.nn:Linear",
+            "arguments": {"in_features": 32, "out_features": 32},
+        },
+    ),
+    "from_pretrained": (
+        fxhash.from_pretrained,
+        lambda folder: {
+            "folder": _saved_folder(folder),
+            "model": nn.Linear(32, 32),
+            "allow_nan": False,
+            "example_inputs": (torch.ones(1, 32),),
+            "capture": "trace",
+            "trust": ["torch.nn"],
         },
     ),
     "export_onnx": (
@@ -166,7 +196,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "dynamic_shapes": None,
         },
     ),
-    "summary": (fxhash.summary, lambda folder: {"gm": _transformed()}),
+    "summary": (fxhash.summary, lambda folder: {"gm": _transformed(), "verbose": False}),
     "SMHGenerator": (
         fxhash.SMHGenerator,
         lambda folder: {"plan": _transformed().smh_generator.plan, "device": "cpu"},

@@ -24,6 +24,7 @@ ORDER = [
     "capture",
     "lowering",
     "passes",
+    "original",
     "transformed",
     "api",
     "summary",

@@ -8,6 +8,7 @@ import typer
 
 from fxhash.cli.errors import UsageError
 from fxhash.cli.targets import TARGETS, USUAL_SHAPES, build_model
+from fxhash.printable import printable
 
 
 def inspect(
@@ -60,12 +61,13 @@ def _read_shape(text: str) -> list[int]:
 
 
 def _print_plan(path: str, given: dict[str, Any]) -> None:
-    from fxhash.storage.checkpoint import read_plan
+    from fxhash.storage.checkpoint import read_plans
 
     if given:
         options = ", ".join(f"--{name}" for name in given)
         raise UsageError(f"{options}: a saved file has its plan already; omit this for {path!r}")
-    print(read_plan(Path(path)))
+    for name, plan in read_plans(Path(path)).items():
+        print(f"{printable(name)}:\n{plan}" if name else plan)
 
 
 def _print_summary(target: str, given: dict[str, Any], shape: list[int] | None) -> None:
@@ -82,7 +84,7 @@ def _print_summary(target: str, given: dict[str, Any], shape: list[int] | None) 
         usual = None
     if usual is not None:
         options["example_inputs"] = (torch.rand(usual),)
-    fxhash.summary(fxhash.transform(model, **options))
+    fxhash.summary(fxhash.transform(model, **options), verbose=True)
 
 
 def _takes(model: Any, shape: list[int]) -> bool:

@@ -28,3 +28,13 @@ def original_name(name: str) -> str:
         'encoder.attention.bias'
     """
     return ".".join(atom for atom in name.split(".") if atom not in (OPAQUE_PART, WRAPPED_MODULE))
+
+
+def joined(path: str, name: str) -> str:
+    """The name in a model of what a module at a path names.
+
+    Example:
+        >>> joined("backbone", "conv.weight"), joined("", "conv.weight")
+        ('backbone.conv.weight', 'conv.weight')
+    """
+    return f"{path}.{name}" if path else name

@@ -26,7 +26,12 @@ class FactorStore(nn.Module):
         captured: how the model became a graph, for the summary.
         right: the shared right factor; shape `(rank, cols)`.
         tensors: what is stored, by `WeightUse.key`.
+
+    Attributes:
+        original: that of the transformed model's generator.
     """
+
+    original: object = None
 
     def __init__(
         self, compression: CompressionPlan, plan: LoweringPlan, captured: str, right: Tensor, tensors: dict[str, Tensor]
@@ -63,7 +68,9 @@ def build_factor_store(gm: fx.GraphModule, generator: SMHGenerator, plan: Loweri
             if key not in tensors:
                 tensors[key] = _tensor(generator, use, each.role, norm).detach()
                 assert tensors[key].shape == each.shape, key
-    return FactorStore(generator.plan, plan, generator.captured, generator.right.detach(), tensors)
+    store = FactorStore(generator.plan, plan, generator.captured, generator.right.detach(), tensors)
+    store.original = generator.original
+    return store
 
 
 def _tensor(generator: SMHGenerator, use: WeightUse, role: str, norm: FoundNorm | None) -> Tensor:

@@ -37,9 +37,11 @@ class SMHGenerator(nn.Module):
         log_scales: the logarithm of one trained scale a hashed parameter; shape `(hashed,)`.
         shifts: one constant a hashed parameter; shape `(hashed,)`.
         captured: how the model became a graph, for the summary.
+        original: what is kept of the model that was transformed, an `fxhash.original.Original`; None if nothing.
     """
 
     captured = "given as a graph"
+    original: object = None
     log_scales: nn.Parameter
     shifts: Tensor
 

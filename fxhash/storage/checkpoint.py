@@ -1,77 +1,91 @@
 """Store a transformed model as one `.safetensors` file, and make it again of the file and the original model's code.
 
-The file holds the state dict of the transformed model (factors, scales, whatever stayed dense, and buffers) and the
-plan.
+The file holds the state dict of the transformed model (factors, scales, whatever stayed dense, and buffers), the plan,
+and, if asked for, the name of the function that builds the original model.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from fxhash.capture.checking import ExampleInputs
+from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module
 from fxhash.errors import CheckpointError, PlanError, TransformError
 from fxhash.graph.names import original_name
 from fxhash.lowering.factor_store import find_factor_store
 from fxhash.printable import shortened
 from fxhash.smh.checks import check_flag
-from fxhash.smh.generator import SMHGenerator, find_generator
+from fxhash.smh.generator import find_generator
 from fxhash.smh.plan import CompressionPlan
 from fxhash.storage.atomic import replacing
-from fxhash.storage.fit import check_parameters, check_tensors
+from fxhash.storage.contents import (
+    distinct_tensors,
+    expected_tensors,
+    factors,
+    fill_generators,
+    fill_others,
+    trained_otherwise,
+)
+from fxhash.storage.factory import Factory, check_trust, stated_factory
+from fxhash.storage.fit import check_parameters, check_submodules, check_tensors
 from fxhash.storage.model_file import StoredModel, pack, unpack
 from fxhash.storage.paths import read_path
-from fxhash.storage.quantization import dequantize_, quantized
+from fxhash.storage.plans import plans_from_json, plans_to_json
+from fxhash.storage.quantization import quantized
 from fxhash.storage.values import describe_not_finite, describe_not_finite_weight
-from fxhash.transformed import current_plan, rebuild, refuse_transformed
+from fxhash.transformed import (
+    current_plan,
+    generator_of,
+    rebuild,
+    refuse_transformed,
+    transformed_parts,
+    unwrapped,
+    with_parts,
+)
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-# Of the generator's parameters that may be quantized, the dimension whose entries share a step in 8 bits.
-_SHARES_A_STEP = {"right": 1, "left": 0, "more_left": 0, "kernels": 1}
 
-
-def save(gm: fx.GraphModule, path: PathLike, *, dtype: torch.dtype | None = None, allow_nan: bool = False) -> None:
+def save(
+    gm: nn.Module,
+    path: PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    allow_nan: bool = False,
+    factory: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> None:
     """Write a transformed model to one `.safetensors` file.
 
     The file is complete or not there: it is written under another name in the same folder and then renamed.
 
     Args:
-        gm: a transformed model, on any device.
+        gm: a transformed model, on any device, or a model that holds some; also what `torch.compile`, `DataParallel`
+            or `DistributedDataParallel` made of it, which is unwrapped.
         path: where to write; an existing file is replaced.
         dtype: type to store the factors in: `torch.bfloat16`, `torch.float16`, or `torch.int8` with a step size a rank
             of each; as they are if omitted. `load` gives the type of the model again, with rounded values.
         allow_nan: whether to store a model that holds NaN, or infinity where values are trained, which is refused
             otherwise. Buffers and frozen parameters may hold infinities, as masks do.
+        factory: the function or class that builds the original model, as `"package.module:function"`, so that `load`
+            needs no model if its caller trusts that module. It is imported, to see that it is there, and not called.
+        arguments: keyword arguments of the factory; values that JSON has.
 
     Raises:
-        PlanError: for another type, or if the model has more parameters than a file may hold.
+        PlanError: for another type, a factory that there isn't, arguments that it doesn't take or JSON doesn't have, or
+            if the model has more parameters than a file may hold.
         TransformError: if `gm` is not a transformed model.
         CheckpointError: if it has no values yet, they are NaN or infinite, the type can't hold them, or the file can't
             be written.
     """
-    check_flag("allow_nan", allow_nan)
-    if find_factor_store(gm) is not None:
-        raise TransformError("this model is lowered already: save the transformed model that it was made of")
-    plan = current_plan(gm)
-    text = plan.to_json()
-    # What `load` would refuse is not written.
-    CompressionPlan.from_json(text)
-    tensors = _distinct_tensors(gm)
-    if not allow_nan:
-        wrong = describe_not_finite(tensors, plan) or describe_not_finite_weight(_generator(gm))
-        if wrong:
-            raise CheckpointError(
-                f"{wrong}, so nothing is written: fxhash.save(..., allow_nan=True) stores it as it is"
-            )
-    if dtype is not None:
-        tensors = quantized(tensors, _factors(gm), dtype)
-    content = pack(text, tensors)
+    content = file_of(gm, dtype, allow_nan, stated_factory(factory, arguments))
     target = read_path(path)
     try:
         with replacing(target) as temporary:
@@ -80,14 +94,41 @@ def save(gm: fx.GraphModule, path: PathLike, *, dtype: torch.dtype | None = None
         raise CheckpointError(f"{target} can't be written: {error}") from error
 
 
+def file_of(gm: nn.Module, dtype: torch.dtype | None, allow_nan: bool, factory: Factory | None) -> bytes:
+    """The bytes of the file that `save` writes; its arguments are those of `save`."""
+    check_flag("allow_nan", allow_nan)
+    gm = unwrapped(gm)
+    if find_factor_store(gm) is not None:
+        raise TransformError("this model is lowered already: save the transformed model that it was made of")
+    parts = transformed_parts(gm)
+    if not parts:
+        raise TransformError(f"this {type(gm).__name__} has no generator: it is not the result of fxhash.transform")
+    plans = {path: current_plan(part) for path, part in parts.items()}
+    text = plans_to_json(plans)
+    # What `load` would refuse is not written.
+    plans_from_json(text)
+    tensors = distinct_tensors(gm)
+    if not allow_nan:
+        others = trained_otherwise(gm, parts)
+        wrong = describe_not_finite(tensors, plans, others) or _describe_wrong_weight(parts)
+        if wrong:
+            raise CheckpointError(
+                f"{wrong}, so nothing is written: fxhash.save(..., allow_nan=True) stores it as it is"
+            )
+    if dtype is not None:
+        tensors = quantized(tensors, factors(parts), dtype)
+    return pack(text, tensors, "" if factory is None else factory.to_json())
+
+
 def load(
     path: PathLike,
-    model: Model,
+    model: Model | None = None,
     *,
     allow_nan: bool = False,
     example_inputs: ExampleInputs | None = None,
     capture: str = "trace",
-) -> fx.GraphModule:
+    trust: Collection[str] = (),
+) -> nn.Module:
     """Rebuild a transformed model from a file and the code of the model that it was made of.
 
     The file may come from anybody: what it says is checked against itself and the model before memory is taken for it.
@@ -95,35 +136,43 @@ def load(
     Args:
         path: a file that `save` wrote.
         model: the original model, freshly built or exported; its values don't matter and it is left untouched. It may
-            be on the meta device, which saves allocating its dense weights: the result is then on the CPU.
+            be on the meta device, which saves allocating its dense weights: the result is then on the CPU. If omitted,
+            the factory that the file names builds it, if `trust` has its module.
         allow_nan: whether to take a file that holds NaN, or infinity where values are trained, which is refused
             otherwise.
-        example_inputs: arguments of forward to check the captured model on, as in `transform`.
+        example_inputs: arguments of forward to check the captured model on, as in `transform`; not for a model that
+            holds transformed ones.
         capture: how to capture the model, as in `transform`; it need not be as it was when the file was written.
+        trust: names of modules and packages that the file's factory may be in, such as `["package.module"]`, or its
+            own, such as `["package.module:function"]`. Importing a module runs its code, and the file chooses the
+            arguments, so name what you know. Nothing is trusted by default.
 
     Returns:
-        The transformed model, on the device and in the mode of `model`.
+        The transformed model (a `GraphModule`), or the model that holds some, on the device and in the mode of `model`.
 
     Raises:
         CheckpointError: if the file can't be read, is damaged, doesn't fit the model, or holds NaN; the message names
-            the first parameter that differs.
+            the first parameter that differs. If `model` is omitted, also if the file names no factory, or one that is
+            not trusted or fails.
+        PlanError: if `trust` is no list of names.
     """
     check_flag("allow_nan", allow_nan)
-    model = as_module(model)
-    refuse_transformed(model)
+    trusted = check_trust(trust)
+    given = None if model is None else as_module(model)
+    if given is not None:
+        refuse_transformed(given)
     stored = _with_original_names(unpack(read_path(path)))
-    plan = _plan_of(stored, path)
-    check_parameters(plan, model, path)
-    gm = rebuild(model, plan, capture, example_inputs)
-    if find_generator(gm) is None:
-        raise CheckpointError(f"{path} does not fit this model, whose forward reads none of the generated parameters")
-    first_names = _first_names(gm)
-    state = gm.state_dict()
-    expected = {original_name(name): tensor for name, tensor in state.items() if first_names[name] == name}
-    check_tensors(expected, stored.tensors, _factors(gm), path)
-    device = model.get_parameter(plan.hashed[0].fqn).device
-    _fill_generator(gm, stored, "cpu" if device.type == "meta" else device)
-    _fill_others(gm, stored)
+    plans = _plans_of(stored, path)
+    dense = _build(stored, path, trusted) if given is None else given
+    # Older files of what torch.compile returned have its names.
+    dense = dense if _has_names_of_compiled(plans) else unwrapped(dense)
+    refuse_transformed(dense)
+    gm = _rebuild(dense, plans, path, capture, example_inputs)
+    parts = transformed_parts(gm)
+    check_tensors(expected_tensors(gm), stored.tensors, factors(parts), path)
+    devices = {name: _device_of(dense.get_submodule(name), plans[name]) for name in parts}
+    fill_generators(parts, stored.tensors, devices)
+    fill_others(gm, parts, stored.tensors)
     for name, buffer in gm.named_buffers():
         if buffer.is_meta and buffer.numel():
             raise CheckpointError(
@@ -131,20 +180,101 @@ def load(
                 "on a real device"
             )
     if not allow_nan:
-        _refuse(describe_not_finite(gm.state_dict(), plan) or describe_not_finite_weight(_generator(gm)), path)
+        others = trained_otherwise(gm, parts)
+        _refuse(describe_not_finite(gm.state_dict(), plans, others) or _describe_wrong_weight(parts), path)
     return gm
 
 
 def read_plan(path: PathLike) -> CompressionPlan:
-    """The plan of a file that `save` wrote, after checking the whole file as far as that is possible without a model.
+    """The plan of a file that `save` wrote of a transformed model, checked as by `read_plans`.
+
+    Raises:
+        CheckpointError: as of `read_plans`, or if the file is of a model that holds transformed ones.
+    """
+    plans = read_plans(path)
+    if "" not in plans:
+        raise CheckpointError(f"{path} holds {len(plans)} plans of submodules, not one of a whole model")
+    return plans[""]
+
+
+def read_plans(path: PathLike) -> dict[str, CompressionPlan]:
+    """The plans of a file that `save` wrote, by the path of what they are for, which is empty for a whole model.
+
+    The whole file is checked, as far as that is possible without a model.
 
     Raises:
         CheckpointError: if the file can't be read, is damaged, or holds NaN, or infinity where values are trained.
     """
     stored = unpack(read_path(path))
-    plan = _plan_of(stored, path)
-    _refuse(describe_not_finite(stored.tensors, plan), path)
-    return plan
+    plans = _plans_of(stored, path)
+    _refuse(describe_not_finite(stored.tensors, plans), path)
+    return plans
+
+
+def read_factory(path: PathLike) -> Factory | None:
+    """What builds the model of a file, as the file says; nothing is imported. None if it doesn't say.
+
+    Raises:
+        CheckpointError: if the file can't be read or is damaged.
+    """
+    return _factory_of(unpack(read_path(path)), path)
+
+
+def _factory_of(stored: StoredModel, path: PathLike) -> Factory | None:
+    try:
+        return Factory.from_json(stored.factory) if stored.factory else None
+    except PlanError as error:
+        raise CheckpointError(f"{path} names a factory that can't be used: {shortened(str(error))}") from error
+
+
+def _build(stored: StoredModel, path: PathLike, trust: Collection[str]) -> nn.Module:
+    """The model that the file's own factory builds, if that is trusted."""
+    factory = _factory_of(stored, path)
+    if factory is None:
+        raise CheckpointError(
+            f"{path} doesn't say what builds its model: give the original model, as in fxhash.load(path, build())"
+        )
+    return factory.build(trust)
+
+
+def _rebuild(
+    model: nn.Module,
+    plans: Mapping[str, CompressionPlan],
+    path: PathLike,
+    capture: str,
+    example_inputs: ExampleInputs | None,
+) -> nn.Module:
+    """The model with what was transformed in it, without values there."""
+    if "" not in plans and example_inputs is not None:
+        raise CheckpointError("example_inputs check a whole model, but the file is of one with transformed submodules")
+    submodules = check_submodules(plans, model, path)
+    built = {}
+    for name, plan in plans.items():
+        check_parameters(plan, submodules[name], path)
+        built[name] = rebuild(submodules[name], plan, capture, example_inputs)
+        if find_generator(built[name]) is None:
+            raise CheckpointError(
+                f"{path} does not fit this model, whose forward reads none of the generated parameters"
+            )
+    if "" in built:
+        return built[""]
+    prefixes = tuple(f"{name}." for name in plans)
+    everything = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    copied = copy_model(model, shared={name for name, _ in everything if name.startswith(prefixes)})
+    return with_parts(copied, {copied.get_submodule(name): part for name, part in built.items()})
+
+
+def _has_names_of_compiled(plans: Mapping[str, CompressionPlan]) -> bool:
+    return "" in plans and all(parameter.fqn.startswith("_orig_mod.") for parameter in plans[""].parameters)
+
+
+def _device_of(model: nn.Module, plan: CompressionPlan) -> torch.device | str:
+    device = model.get_parameter(plan.hashed[0].fqn).device
+    return "cpu" if device.type == "meta" else device
+
+
+def _describe_wrong_weight(parts: Mapping[str, fx.GraphModule]) -> str:
+    return next(filter(None, (describe_not_finite_weight(generator_of(part)) for part in parts.values())), "")
 
 
 def _with_original_names(stored: StoredModel) -> StoredModel:
@@ -152,9 +282,9 @@ def _with_original_names(stored: StoredModel) -> StoredModel:
     return replace(stored, tensors={original_name(name): tensor for name, tensor in stored.tensors.items()})
 
 
-def _plan_of(stored: StoredModel, path: PathLike) -> CompressionPlan:
+def _plans_of(stored: StoredModel, path: PathLike) -> dict[str, CompressionPlan]:
     try:
-        return CompressionPlan.from_json(stored.plan)
+        return plans_from_json(stored.plan)
     except PlanError as error:
         raise CheckpointError(f"{path} holds a plan that can't be used: {shortened(str(error))}") from error
 
@@ -164,82 +294,3 @@ def _refuse(wrong: str, path: PathLike) -> None:
         raise CheckpointError(
             f"{path} would give wrong outputs: {wrong}. fxhash.load(..., allow_nan=True) takes it as it is"
         )
-
-
-@torch.no_grad()
-def _fill_generator(gm: fx.GraphModule, stored: StoredModel, device: torch.device | str) -> None:
-    """Take memory for the generator, which is on the meta device, and set it to what was stored."""
-    _generator(gm).to_empty(device=device)
-    state = gm.state_dict()
-    for name in _names_of_generator(gm):
-        dequantize_(state[name], name, stored.tensors)
-
-
-def _fill_others(gm: fx.GraphModule, stored: StoredModel) -> None:
-    """Set all tensors but the generator's to what was stored, in new memory where they are on the meta device."""
-    state, first_names = gm.state_dict(), _first_names(gm)
-    for name in _names_of_generator(gm):
-        del state[name]
-    on_meta = any(tensor.is_meta for tensor in state.values())
-    parameters = dict(gm.named_parameters(remove_duplicate=False))
-    values: dict[str, Tensor] = {}
-    for name in state:
-        first = first_names[name]
-        if first not in values:
-            value = stored.tensors[original_name(first)]
-            # A copy, since what was stored is a view of the file; one parameter for all of its names.
-            value = value.clone() if on_meta else value
-            is_parameter = on_meta and first in parameters
-            values[first] = nn.Parameter(value, requires_grad=False) if is_parameter else value
-    # Updated, not made anew: a state dict also carries the versions of the modules' formats.
-    state.update({name: values[first_names[name]] for name in state})
-    gm.load_state_dict(state, strict=False, assign=on_meta)
-
-
-def _generator(gm: fx.GraphModule) -> SMHGenerator:
-    generator = find_generator(gm)
-    assert generator is not None
-    return generator
-
-
-def _names_of_generator(gm: fx.GraphModule) -> list[str]:
-    """Names of the generator's tensors in the state dict."""
-    generator = _generator(gm)
-    (prefix,) = (path for path, module in gm.named_modules() if module is generator)
-    return [f"{prefix}.{name}" for name in generator.state_dict()]
-
-
-def _distinct_tensors(gm: fx.GraphModule) -> dict[str, Tensor]:
-    """The state dict on the CPU, each tensor under the first of its names."""
-    state: dict[str, Any] = gm.state_dict()
-    for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(
-                f"{name!r} in the state dict is a {type(tensor).__name__}, not a tensor: it can't be stored"
-            )
-        if hasattr(tensor, "full_tensor"):
-            raise CheckpointError(
-                f"{name!r} is sharded over several processes: gather the state dict into an unsharded model and save "
-                "that (torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True)"
-            )
-        if tensor.is_meta:
-            raise CheckpointError(f"{name!r} is on the meta device: there are no values to save")
-    first_names = _first_names(gm)
-    # By the names that they had in the original, however it was captured.
-    return {
-        original_name(name): tensor.detach().cpu().contiguous()
-        for name, tensor in state.items()
-        if first_names[name] == name
-    }
-
-
-def _factors(gm: fx.GraphModule) -> dict[str, int]:
-    """Names of factors and kernels in the state dict, and the dimension whose entries share a step in 8 bits."""
-    named = [(name, name.split(".")[1]) for name in _names_of_generator(gm)]
-    return {name: _SHARES_A_STEP[kind] for name, kind in named if kind in _SHARES_A_STEP}
-
-
-def _first_names(gm: fx.GraphModule) -> dict[str, str]:
-    """For each name in the state dict, the first name of the same tensor."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(tensor), name) for name, tensor in gm.state_dict(keep_vars=True).items()}

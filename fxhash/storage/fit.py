@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,15 @@ from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.plan import CompressionPlan
 from fxhash.smh.selection import describe_parameters
 from fxhash.storage.quantization import STORAGE_DTYPES, steps_shapes
+
+
+def check_submodules(paths: Iterable[str], model: nn.Module, path: object) -> dict[str, nn.Module]:
+    """The submodules at these paths; raises CheckpointError where there is none."""
+    modules = dict(model.named_modules())
+    for name in paths:
+        if name not in modules:
+            raise CheckpointError(f"{path} does not fit this model, which has no submodule {_quoted(name)}")
+    return modules
 
 
 def check_parameters(plan: CompressionPlan, model: nn.Module, path: object) -> None:

@@ -39,24 +39,28 @@ class StoredModel:
     Attributes:
         plan: the plan, as JSON.
         tensors: by name. They are views of the file, whose content they have while nobody writes to it: copy them.
+        factory: what builds the model, as JSON; empty if the file doesn't say.
     """
 
     plan: str
     tensors: dict[str, Tensor]
+    factory: str = ""
 
 
-def pack(plan: str, tensors: Mapping[str, Tensor]) -> bytes:
+def pack(plan: str, tensors: Mapping[str, Tensor], factory: str = "") -> bytes:
     """The bytes of a file that `unpack` takes.
 
     Args:
         plan: as JSON.
         tensors: by name; contiguous and on the CPU.
+        factory: as JSON; empty for none.
 
     Raises:
         CheckpointError: if there are too many tensors for a file.
     """
     # One key, since safetensors writes several in an order that changes from process to process.
-    metadata = {_KEY: json.dumps({"sha256": _digest(plan, tensors), "plan": plan})}
+    stored = {"sha256": _digest(plan, tensors, factory), "plan": plan, **({"factory": factory} if factory else {})}
+    metadata = {_KEY: json.dumps(stored)}
     content = to_safetensors(dict(tensors), metadata)
     (size,) = struct.unpack_from("<Q", content)
     excess = _excess(size, content[8 : 8 + min(size, _MOST_HEADER_BYTES)])
@@ -85,14 +89,16 @@ def unpack(path: Path) -> StoredModel:
         raise CheckpointError(f"{path} was not written by fxhash.save: it has no plan in its metadata")
     try:
         stored = read_json(metadata[_KEY])
-        plan, digest = stored["plan"], stored["sha256"]
+        plan, digest, factory = stored["plan"], stored["sha256"], stored.get("factory", "")
         if not isinstance(plan, str):
             raise TypeError("the plan is no text")
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        if not isinstance(factory, str):
+            raise TypeError("the factory is no text")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: its metadata can't be read ({shortened(str(error))})") from error
-    if not plan.isascii() or _digest(plan, tensors) != digest:
+    if not (plan.isascii() and factory.isascii()) or _digest(plan, tensors, factory) != digest:
         raise CheckpointError(f"{path} is damaged: its content does not have the digest that was stored with it")
-    return StoredModel(plan, tensors)
+    return StoredModel(plan, tensors, factory)
 
 
 def _check_header(path: Path) -> None:
@@ -128,9 +134,11 @@ def _excess(size: int, header: bytes) -> str:
     return ""
 
 
-def _digest(plan: str, tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the plan and of each tensor's name, type, shape and bytes."""
+def _digest(plan: str, tensors: Mapping[str, Tensor], factory: str) -> str:
+    """SHA-256 of the plan, of the factory if there is one, and of each tensor's name, type, shape and bytes."""
     digest = hashlib.sha256(plan.encode())
+    if factory:
+        digest.update(json.dumps(["factory", factory]).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from fxhash.graph.names import original_name
+from fxhash.graph.names import joined, original_name
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.plan import CompressionPlan
 
@@ -18,18 +18,31 @@ _OF_THE_GENERATOR = re.compile(r"smh_generator_*\.")
 _PIECE = 2**18
 
 
-def describe_not_finite(tensors: Mapping[str, Tensor], plan: CompressionPlan) -> str:
+def describe_not_finite(
+    tensors: Mapping[str, Tensor], plans: Mapping[str, CompressionPlan], trained_otherwise: Collection[str] = ()
+) -> str:
     """Which tensor holds NaN, or, if it is trained, infinity; an empty string if none.
 
     Buffers and frozen parameters may hold infinities, as the masks of attention do.
 
     Args:
-        tensors: the state dict of a transformed model, or part of it.
-        plan: its plan.
+        tensors: the state dict of a transformed model or one that holds some, or part of it.
+        plans: the plan of each transformed model, by its path.
+        trained_otherwise: names of the trained parameters that are in no plan.
     """
-    trained = {name for parameter in plan.dense if parameter.trainable for name in (parameter.fqn, *parameter.aliases)}
+    trained = {
+        joined(path, name)
+        for path, plan in plans.items()
+        for parameter in plan.dense
+        if parameter.trainable
+        for name in (parameter.fqn, *parameter.aliases)
+    } | {*trained_otherwise}
+    prefixes = tuple(joined(path, "") for path in plans)
     for name, tensor in tensors.items():
-        may_be_infinite = not _OF_THE_GENERATOR.match(name) and original_name(name) not in trained
+        of_generator = any(
+            name.startswith(prefix) and _OF_THE_GENERATOR.match(name, len(prefix)) for prefix in prefixes
+        )
+        may_be_infinite = not of_generator and original_name(name) not in trained
         for piece in _pieces(tensor):
             if bool(piece.isnan().any()):
                 return f"{name!r} holds NaN"

@@ -1,5 +1,7 @@
 """Training of image classifiers, dense or compressed: data sets, recipes, resumable runs, reports on them.
 
+`Compress` is a callback for LightningModules of your own.
+
 Needs the extra `train`: PyTorch Lightning runs the loop. Each name is imported when it is first asked for, so that the
 command can read the fields of a recipe, which are its options, without importing torch and Lightning.
 """
@@ -8,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxhash.training.compress import Compress
     from fxhash.training.data import ImageData, load_data
     from fxhash.training.finished import evaluate, export, measure_latency
     from fxhash.training.options import RunOptions, RunResult
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from fxhash.training.run import resume, train
 
 __all__ = [
+    "Compress",
     "ImageData",
     "Recipe",
     "RunOptions",
@@ -32,6 +36,7 @@ __all__ = [
 ]
 
 _NAMES_BY_FILE = {
+    "compress": ("Compress",),
     "data": ("ImageData", "load_data"),
     "finished": ("evaluate", "export", "measure_latency"),
     "options": ("RunOptions", "RunResult"),

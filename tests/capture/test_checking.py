@@ -48,11 +48,11 @@ class Scales(nn.Module):
 
 def test_the_summary_says_whether_it_was_checked(capsys):
     model = nn.Sequential(nn.Linear(16, 16), nn.Dropout())
-    fxhash.summary(fxhash.transform(model, 0.9))
+    fxhash.summary(fxhash.transform(model, 0.9), verbose=True)
     assert "captured: traced, not checked\n" in capsys.readouterr().out
-    fxhash.summary(fxhash.transform(model, 0.9, example_inputs=(x,)))
+    fxhash.summary(fxhash.transform(model, 0.9, example_inputs=(x,)), verbose=True)
     assert "captured: traced, checked on 1 input\n" in capsys.readouterr().out
-    fxhash.summary(fxhash.transform(model, 0.9, example_inputs=[(x,), {"input": x}]))
+    fxhash.summary(fxhash.transform(model, 0.9, example_inputs=[(x,), {"input": x}]), verbose=True)
     assert "captured: traced, checked on 2 inputs\n" in capsys.readouterr().out
 
 

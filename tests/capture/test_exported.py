@@ -206,5 +206,5 @@ def test_gradients_reach_every_factor():
 
 
 def test_the_summary_says_so(capsys):
-    fxhash.summary(fxhash.transform(export(ResidualConvNet(), (torch.randn(2, 3, 6, 6),)), 0.5))
+    fxhash.summary(fxhash.transform(export(ResidualConvNet(), (torch.randn(2, 3, 6, 6),)), 0.5), verbose=True)
     assert "captured: taken over from an exported program" in capsys.readouterr().out

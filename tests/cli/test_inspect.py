@@ -29,13 +29,13 @@ class TestModel:
             "exclude": ["stage1", "bn"],
         }
         example = (torch.rand(2, 3, 32, 32),)
-        expected = str(fxhash.summary(fxhash.transform(zoo.create("resnet8"), **options, example_inputs=example)))
+        expected = fxhash.summary(fxhash.transform(zoo.create("resnet8"), **options, example_inputs=example))
         capsys.readouterr()
         result = run(
             *("inspect", "zoo:resnet8", "--compress", "0.2", "--aspect", "4", "--whole"),
             *("--include", r"stage\d", "--exclude", "stage1", "--exclude", "bn"),
         )
-        assert result.stdout == f"{expected}\n"
+        assert result.stdout == f"{expected}\n\n{expected.table}\n"
 
     def test_compresses_to_a_tenth_by_default(self) -> None:
         assert run("inspect", "zoo:resnet8").stdout == run("inspect", "zoo:resnet8", "--compress=0.1").stdout

@@ -258,3 +258,25 @@ def test_a_model_with_low_rank_adapters():
     assert all("lora_" in parameter.fqn for parameter in plan.hashed)
     assert plan.frozen == sum(p.numel() for p in model.parameters() if not p.requires_grad)
     assert_carried_through(model, compress=0.9, is_checked=True, **text())
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+@pytest.mark.parametrize(
+    ("name", "config", "options"),
+    [
+        ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100}),
+        ("LlamaForCausalLM", "LlamaConfig", DECODER),
+    ],
+)
+def test_generates_what_the_materialized_model_does(name, config, options, use_cache):
+    torch.manual_seed(0)
+    identifiers = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    model = getattr(transformers, name)(getattr(transformers, config)(**{**options, **identifiers})).eval()
+    gm = fxhash.transform(model, 0.5, seed=0, capture="modules")
+    assert gm.config.vocab_size == 100
+    prompt = tokens(5)
+    arguments = {"max_new_tokens": 8, "do_sample": False, "use_cache": use_cache}
+    arguments["attention_mask"] = torch.ones_like(prompt)
+    expected = fxhash.materialize(gm).generate(prompt, **arguments)
+    for each in (gm, fxhash.lower_for_deploy(gm)):
+        assert torch.equal(each.generate(prompt, **arguments), expected)

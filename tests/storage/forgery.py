@@ -22,10 +22,12 @@ def opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return plan, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
 
 
-def forge(path: Path, plan: str | Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Write a file with a plan, as a value or as text, and tensors."""
+def forge(path: Path, plan: str | Mapping[str, Any], tensors: Mapping[str, Tensor], factory: Any = None) -> None:
+    """Write a file with a plan, as a value or as text, tensors, and maybe a factory, as a value or as text."""
     text = plan if isinstance(plan, str) else json.dumps(plan)
-    metadata = {"fxhash": json.dumps({"sha256": digest(text, tensors), "plan": text})}
+    named = factory if isinstance(factory, str) else json.dumps(factory) if factory is not None else ""
+    stored = {"sha256": digest(text, tensors, named), "plan": text} | ({"factory": named} if named else {})
+    metadata = {"fxhash": json.dumps(stored)}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
 
 
@@ -34,9 +36,9 @@ def forge_header(path: Path, header: bytes, data: bytes = b"") -> None:
     path.write_bytes(struct.pack("<Q", len(header)) + header + data)
 
 
-def digest(plan: str, tensors: Mapping[str, Tensor]) -> str:
-    """What the format says: SHA-256 of the plan and of each tensor's name, type, shape and bytes."""
-    result = hashlib.sha256(plan.encode())
+def digest(plan: str, tensors: Mapping[str, Tensor], factory: str = "") -> str:
+    """What the format says: SHA-256 of the plan, a factory, and of each tensor's name, type, shape and bytes."""
+    result = hashlib.sha256(plan.encode() + (json.dumps(["factory", factory]).encode() if factory else b""))
     for name in sorted(tensors):
         tensor = tensors[name]
         result.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

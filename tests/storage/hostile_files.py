@@ -7,6 +7,7 @@ bits of `network()`.
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -286,6 +287,72 @@ def brackets_written_as_escapes(path, plan, tensors):
     content = '{"sha256": "", "plan": [' + "\\u005b\\u005d\\u002c" * 400_000 + "0]}"
     header = '{"__metadata__": {"fxhash": "' + content.replace('"', '\\"') + '"}}'
     forge_header(path, header.encode())
+
+
+def of_submodules(**plans: Any) -> str:
+    return '{"format":2,"submodules":' + json.dumps(plans) + "}"
+
+
+@hostile
+def submodules_by_the_ten_thousand(path, plan, tensors):
+    forge(path, of_submodules(**{f"s{n}": 0 for n in range(60_000)}), tensors)
+
+
+@hostile
+def as_many_plans_as_a_file_may_have(path, plan, tensors):
+    forge(path, of_submodules(**{f"s{n}": {**plan, "compress": 1.0} for n in range(1_000)}), tensors)
+
+
+@hostile
+def a_submodule_in_a_submodule(path, plan, tensors):
+    forge(path, of_submodules(**{"a": plan, "a.b": plan}), tensors)
+
+
+@hostile
+def a_submodule_without_a_name(path, plan, tensors):
+    forge(path, of_submodules(**{"": plan}), tensors)
+
+
+@hostile
+def a_submodule_with_a_long_name(path, plan, tensors):
+    forge(path, of_submodules(**{"\x1b[31m" * 10**5: plan}), tensors)
+
+
+@hostile
+def no_submodules(path, plan, tensors):
+    forge(path, of_submodules(), tensors)
+
+
+@hostile
+def submodules_in_a_list(path, plan, tensors):
+    forge(path, '{"format":2,"submodules":' + json.dumps([plan]) + "}", tensors)
+
+
+@hostile
+def submodules_that_the_model_has_not(path, plan, tensors):
+    forge(path, of_submodules(**{"__class__": plan, "stem": plan}), tensors)
+
+
+@hostile
+def submodules_that_are_no_modules(path, plan, tensors):
+    forge(path, of_submodules(forward=plan), tensors)
+
+
+@hostile
+def a_factory_that_is_no_text(path, plan, tensors):
+    header = {"__metadata__": {"fxhash": json.dumps({"sha256": "", "plan": "{}", "factory": [1]})}}
+    forge_header(path, json.dumps(header).encode())
+
+
+@hostile
+def a_factory_with_another_digest(path, plan, tensors):
+    forge(path, plan, tensors)
+    content = path.read_bytes()
+    (size,) = struct.unpack_from("<Q", content)
+    header = json.loads(content[8 : 8 + size])
+    stored = json.loads(header["__metadata__"]["fxhash"])
+    header["__metadata__"]["fxhash"] = json.dumps({**stored, "factory": '{"name":"os:getcwd","arguments":{}}'})
+    forge_header(path, json.dumps(header).encode(), content[8 + size :])
 
 
 @hostile

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fxhash
-from fxhash.storage.checkpoint import read_plan
+from fxhash.storage.checkpoint import read_plans
 from tests.helpers import assert_same_outputs
 from tests.storage.forgery import forge, opened
 from tests.storage.hostile_files import HOSTILE, NOT_FINITE, RIGHT, STEPS, network, write_honest
@@ -23,7 +23,7 @@ UNDER_A_LIMIT = """
 import json, os, sys, time, traceback
 import torch
 import fxhash
-from fxhash.storage.checkpoint import read_plan
+from fxhash.storage.checkpoint import read_plans
 from tests.storage.hostile_files import network
 from tests.storage.limits import limited_memory
 
@@ -32,9 +32,9 @@ honest, *paths = sys.argv[1:]
 model = network()
 model_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
 fxhash.load(honest, model)
-read_plan(honest)
+read_plans(honest)
 for path in paths:
-    for open_file in (lambda: fxhash.load(path, model), lambda: read_plan(path)):
+    for open_file in (lambda: fxhash.load(path, model), lambda: read_plans(path)):
         start, error = time.process_time(), None
         with limited_memory(os.path.getsize(path) + model_bytes + 100_000_000):
             try:
@@ -43,9 +43,12 @@ for path in paths:
                 error = [isinstance(caught, fxhash.FxhashError), str(caught), traceback.format_exc()[-2000:]]
         print(json.dumps([path, time.process_time() - start, error]), flush=True)
 """
-# What `read_plan` can't know: what of a file a model asks for.
+# What `read_plans` can't know: what of a file a model asks for.
 ONLY_A_MODEL_SHOWS = {name for name in HOSTILE if name.startswith(("steps_", "scales_"))} | {
     "a_tensor_that_the_model_has_no_place_for",
+    "as_many_plans_as_a_file_may_have",
+    "submodules_that_the_model_has_not",
+    "submodules_that_are_no_modules",
     "a_scalar_where_a_matrix_belongs",
     "as_many_parameters_as_a_plan_may_have",
 }
@@ -80,7 +83,7 @@ def test_hostile_files_take_little_memory_and_time(honest, tmp_path):
     assert [path for path, _, _ in reported[::2]] == list(map(str, paths)), result.stderr
     wrong = {}
     for index, (path, seconds, error) in enumerate(reported):
-        name, what = Path(path).stem, ["load", "read_plan"][index % 2]
+        name, what = Path(path).stem, ["load", "read_plans"][index % 2]
         if error is None:
             if what == "load" or name not in ONLY_A_MODEL_SHOWS:
                 wrong[name, what] = "accepted"
@@ -100,7 +103,7 @@ def test_what_is_not_finite_is_refused_unless_asked_for(honest, name):
     assert is_plain_line(str(caught.value))
     if "overflow" not in name:
         with pytest.raises(fxhash.CheckpointError, match="allow_nan=True"):
-            read_plan(honest)
+            read_plans(honest)
     fxhash.load(honest, network(), allow_nan=True)
 
 
