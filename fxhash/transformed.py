@@ -152,8 +152,9 @@ def require_transformed(model: object) -> dict[str, fx.GraphModule]:
     Raises:
         TransformError: unless there is one, all of them have values, and none is lowered.
     """
+    if not isinstance(model, nn.Module):
+        raise TransformError(f"expected the result of fxhash.transform or fxhash.load, got {type(model).__name__}")
     parts = transformed_parts(model)
-    assert isinstance(model, nn.Module)
     if find_factor_store(model) is not None:
         raise TransformError("this model is lowered already: use the transformed model that it was made of")
     if not parts:
