@@ -29,6 +29,7 @@ ORDER = [
     "summary",
     "storage",
     "zoo",
+    "targets",
     "training",
     "cli",
     "__main__",

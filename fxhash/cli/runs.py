@@ -18,7 +18,10 @@ def evaluate(
         typer.Option(help="An exported .safetensors file of its model; that of the run if omitted.", dir_okay=False),
     ] = None,
 ) -> None:
-    """Test the model of a run, as trained and as deployed from its file."""
+    """Test the model of a run, as trained and as deployed from its file.
+
+    Example: fxhash eval runs/digits
+    """
     with needs_extra("train"):
         from fxhash.training import evaluate
     for name, accuracy in evaluate(run, file=file).items():
@@ -32,7 +35,10 @@ def export(
         str | None, typer.Option(help="Store factors as bfloat16, float16 or int8; as they are if omitted.")
     ] = None,
 ) -> None:
-    """Write the model of a run to a file: its factors, or an ONNX model of its deployed form."""
+    """Write the model of a run to a file: its factors, or an ONNX model of its deployed form.
+
+    Example: fxhash export runs/digits model.safetensors --dtype int8
+    """
     with needs_extra("train"):
         from fxhash.training import export
     export(run, output, None if dtype is None else _read_dtype(dtype))
@@ -57,7 +63,10 @@ def bench(
         int | None, typer.Option(metavar="N", min=1, help="Number of threads; PyTorch's choice if omitted.")
     ] = None,
 ) -> None:
-    """Time the deployed model of a run beside the dense one."""
+    """Time the deployed model of a run beside the dense one.
+
+    Example: fxhash bench runs/digits --batch 1 --threads 2
+    """
     import torch
 
     with needs_extra("train"):
@@ -72,7 +81,10 @@ def bench(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
     output: Annotated[
-        Path, typer.Option(help="The file to write; its file extension is .html, .md or .png.", dir_okay=False)
+        Path,
+        typer.Option(
+            "--output", "-o", help="The file to write; its file extension is .html, .md or .png.", dir_okay=False
+        ),
     ] = Path("report.html"),
 ) -> None:
     """Compare runs in one page.
@@ -80,6 +92,8 @@ def report(
     Writes a table with means over seeds, test accuracy over trainable parameters, the curves, and the layers of
     the compressed models: as HTML that needs no other file, as Markdown with a .png beside it, or the figure of
     accuracy alone as .png.
+
+    Example: fxhash report runs/one runs/two -o report.html
     """
     with needs_extra("train"):
         import matplotlib  # noqa: F401

@@ -22,7 +22,8 @@ def train(
         str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, cifar100 or imagefolder:DIR.")
     ] = "digits",
     compress: Annotated[
-        float | None, typer.Option(help="Trainable parameters after over before; the dense model if omitted.")
+        float | None,
+        typer.Option("--compress", "-c", help="Trainable parameters after over before; the dense model if omitted."),
     ] = None,
     start: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Start from the weights of this run of the dense model.")
@@ -30,7 +31,9 @@ def train(
     teacher: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Learn from this run's model too (distillation).")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the run.", file_okay=False)] = Path("fxhash-run"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.", file_okay=False)] = Path(
+        "fxhash-run"
+    ),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     recipe: Annotated[
         str | None, typer.Option(help="How to train; if omitted, digits or small-images, depending on the data.")
@@ -54,6 +57,8 @@ def train(
     Writes its configuration, a checkpoint after each epoch, the curves and the trained model to a folder. A run
     that was interrupted continues with --resume and reaches the same weights. It trains on all GPUs of the machine;
     on several machines, start it with torchrun on each.
+
+    Example: fxhash train --model resnet20 -c 0.25 -o runs/digits
     """
     with needs_extra("train"):
         from fxhash.training import RunOptions, load_recipe
