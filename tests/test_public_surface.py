@@ -31,6 +31,7 @@ ORDER = [
     "zoo",
     "targets",
     "training",
+    "compare",
     "cli",
     "__main__",
 ]

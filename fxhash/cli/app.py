@@ -1,4 +1,4 @@
-"""The command line: `fxhash demo`, `zoo`, `inspect TARGET`, `train`, and `eval`, `bench`, `export`, `report` of runs.
+"""The command line: `fxhash demo`, `zoo`, `inspect`, `compare`, `train`, and `eval`, `bench`, `export`, `report`.
 
 Each command is a function in a file of this folder. What only some commands need (Lightning, torchvision, matplotlib)
 they import when they run, so that `fxhash --help` loads none of it.
@@ -32,6 +32,7 @@ def create_app() -> "typer.Typer":
     """Gather the commands in one application."""
     import typer
 
+    from fxhash.cli.compare import compare
     from fxhash.cli.demo import demo
     from fxhash.cli.inspect import inspect
     from fxhash.cli.runs import bench, evaluate, export, report
@@ -61,7 +62,7 @@ def create_app() -> "typer.Typer":
     ) -> None:
         """Shrink any PyTorch model to a chosen size with Structured Multi-Hashing.
 
-        Example: fxhash inspect torchvision:resnet18 -c 0.1
+        Example: fxhash compare torchvision:resnet18 -c 0.1
         """
 
     # In the order in which `fxhash --help` lists them.
@@ -69,6 +70,7 @@ def create_app() -> "typer.Typer":
         "demo": demo,
         "zoo": zoo,
         "inspect": inspect,
+        "compare": compare,
         "train": train,
         "eval": evaluate,
         "export": export,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fxhash.cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 _TYPES = ("float32", "int64", "bool")
 
@@ -42,15 +41,3 @@ def read_input(text: str) -> Tensor:
     if kind in ("", "float32"):
         return torch.rand(sizes)
     return torch.zeros(sizes, dtype=getattr(torch, kind))
-
-
-def takes(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Whether a model can be called with these inputs, in eval mode; it is left untouched."""
-    import torch
-
-    try:
-        with torch.no_grad():
-            copy.deepcopy(model).eval()(*inputs)
-    except Exception:
-        return False
-    return True

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from fxhash.cli.errors import UsageError
-from fxhash.cli.inputs import read_sizes, takes
+from fxhash.cli.inputs import read_sizes
 from fxhash.targets import TARGETS, Target, build_model
 
 
@@ -67,6 +67,7 @@ def _print_summary(text: str, given: dict[str, Any], shape: list[int] | None) ->
     import torch
 
     import fxhash
+    from fxhash.compare.calling import failure
 
     target = Target.parse(text)
     with_values = shape is not None or target.source in ("torchvision", "timm", "zoo")
@@ -75,7 +76,7 @@ def _print_summary(text: str, given: dict[str, Any], shape: list[int] | None) ->
     if shape is None:
         sizes = target.input_sizes(model)
         # Not every model of torchvision takes one image of this size.
-        if sizes is not None and takes(model, (torch.rand(2, *sizes),)):
+        if sizes is not None and not failure(model, (torch.rand(2, *sizes),)):
             shape = [2, *sizes]
     if shape is not None:
         options["example_inputs"] = (torch.rand(shape),)

@@ -24,7 +24,7 @@ create_app()([*command, "--help"], prog_name="fxhash")
 """
 
 
-COMMANDS = ["", "demo", "zoo", "inspect", "train", "eval", "export", "bench", "report"]
+COMMANDS = ["", "demo", "zoo", "inspect", "compare", "train", "eval", "export", "bench", "report"]
 
 
 class TestHelp:
@@ -60,9 +60,9 @@ class TestHelp:
         assert result.exit_code == 0
         assert result.stdout == run(*command.split(), "--help").stdout
         (example,) = [line.strip() for line in result.stdout.splitlines() if line.strip().startswith("Example: ")]
-        assert example.startswith(f"Example: fxhash {command or 'inspect'} ")
+        assert example.startswith(f"Example: fxhash {command or 'compare'} ")
         # The rest of the line: every option in it is one that the command lists.
-        listed = run(*(command or "inspect").split(), "-h").stdout
+        listed = run(*(command or "compare").split(), "-h").stdout
         assert all(word in listed for word in example.split()[3:] if word.startswith("-"))
 
     @pytest.mark.parametrize("command", COMMANDS)
