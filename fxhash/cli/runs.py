@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fxhash.cli.errors import UsageError, needs_extra
+from fxhash.cli.trust import TrustOption
+from fxhash.targets import trusting
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +19,7 @@ def evaluate(
         Path | None,
         typer.Option(help="An exported .safetensors file of its model; that of the run if omitted.", dir_okay=False),
     ] = None,
+    trust: TrustOption = None,
 ) -> None:
     """Test the model of a run, as trained and as deployed from its file.
 
@@ -24,7 +27,9 @@ def evaluate(
     """
     with needs_extra("train"):
         from fxhash.training import evaluate
-    for name, accuracy in evaluate(run, file=file).items():
+    with trusting(trust or ()):
+        accuracies = evaluate(run, file=file)
+    for name, accuracy in accuracies.items():
         print(f"{name}: {accuracy:.2%}")
 
 
@@ -34,6 +39,7 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="Store factors as bfloat16, float16 or int8; as they are if omitted.")
     ] = None,
+    trust: TrustOption = None,
 ) -> None:
     """Write the model of a run to a file: its factors, or an ONNX model of its deployed form.
 
@@ -41,7 +47,8 @@ def export(
     """
     with needs_extra("train"):
         from fxhash.training import export
-    export(run, output, None if dtype is None else _read_dtype(dtype))
+    with trusting(trust or ()):
+        export(run, output, None if dtype is None else _read_dtype(dtype))
     print(f"{output}: {output.stat().st_size:,} bytes")
 
 
@@ -62,6 +69,7 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Number of threads; PyTorch's choice if omitted.")
     ] = None,
+    trust: TrustOption = None,
 ) -> None:
     """Time the deployed model of a run beside the dense one.
 
@@ -72,7 +80,8 @@ def bench(
     with needs_extra("train"):
         from fxhash.training import measure_latency
     torch.set_num_threads(threads or torch.get_num_threads())
-    measured = measure_latency(run, batch or [1, 8, 100])
+    with trusting(trust or ()):
+        measured = measure_latency(run, batch or [1, 8, 100])
     print(f"{'batch':>6}  {'deployed, ms':>12}  {'dense, ms':>10}  {'ratio':>5}   {torch.get_num_threads()} threads")
     for each in measured:
         print(f"{each.batch:>6}  {each.deployed:>12.3f}  {each.dense:>10.3f}  {each.deployed / each.dense:>5.2f}")
