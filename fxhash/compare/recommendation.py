@@ -34,7 +34,7 @@ def recommend(rows: Sequence[Row], opaque_parts: Sequence[OpaquePart], is_separa
     elif int8 is not None:
         sentences.append(
             f"If {dense / _smallest_file(int8):.1f} times fewer bytes are enough, take int8, which needs no "
-            f"training and here takes {relative_latency(int8, rows):.2f} of the dense latency{_in(int8)}."
+            f"training and here takes {relative_latency(int8, rows):.2f} times the dense latency{_in(int8)}."
         )
     best = _best(compressed, rows)
     smallest = _files_of(best, compressed)
@@ -46,7 +46,7 @@ def recommend(rows: Sequence[Row], opaque_parts: Sequence[OpaquePart], is_separa
             f"{'For less' if saves else 'With fxhash'}, train with {options}: "
             f"{dense / smallest['float32']:.1f} times fewer bytes than float32, "
             f"{dense / smallest['int8']:.1f} times with factors stored in 8 bits, at "
-            f"{relative_latency(best, rows):.2f} of the dense latency{_in(best)}."
+            f"{relative_latency(best, rows):.2f} times the dense latency{_in(best)}."
         )
     if relative_latency(best, rows) > 1 + _NOISE:
         ways = "memory_budget=... of lower_for_deploy caches weights"

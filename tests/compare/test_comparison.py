@@ -20,6 +20,7 @@ import fxhash
 from fxhash.compare import comparison as comparing
 from fxhash.compare.comparison import compare
 from fxhash.compare.documents import forms_table, lines_below, print_comparison, write_comparison
+from fxhash.compare.onnx_candidates import write_dense
 from fxhash.compare.recommendation import recommend, relative_latency
 from fxhash.compare.rows import EAGER, ONNX_RUNTIME, Comparison, OpaquePart, Row
 
@@ -155,6 +156,24 @@ class TestNumbers:
             assert row.file_bytes["float32"] == pytest.approx((tmp_path / "file.safetensors").stat().st_size, abs=200)
             assert row.file_bytes["int8"] < row.file_bytes["bfloat16"] < row.file_bytes["float32"]
 
+    def test_resident_bytes_are_stored_tensors_and_scratch(self, eager: Comparison) -> None:
+        for row in eager.rows[2:]:
+            gm = fxhash.transform(Tiny(), row.compress, seed=0).eval()
+            deployed = fxhash.lower_for_deploy(gm)
+            stored = sum(each.nbytes for each in (*deployed.parameters(), *deployed.buffers()))
+            peak = deployed.smh_factors.plan.peak_bytes
+            assert peak > 0
+            assert row.resident_bytes == stored + peak
+
+    def test_a_dense_onnx_file_has_its_batch_norm_folded(self, tmp_path: Path) -> None:
+        for package in ("onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+        onnx = pytest.importorskip("onnx")
+        write_dense(Tiny().eval(), INPUTS, tmp_path / "dense.onnx")
+        operators = [node.op_type for node in onnx.load(tmp_path / "dense.onnx").graph.node]
+        assert "Conv" in operators
+        assert "BatchNormalization" not in operators
+
     def test_multiply_adds(self, eager: Comparison) -> None:
         dense, _, *small = eager.rows
         assert dense.multiply_adds == MULTIPLY_ADDS
@@ -200,10 +219,21 @@ class TestRecommendation:
             row("fxhash", EAGER, 0.02, files, 0.8),
         )
         assert recommend(rows, (), True) == (
-            "If 4.0 times fewer bytes are enough, take int8, which needs no training and here takes 0.50 of the dense "
-            "latency (eager). For less, train with compress=0.1: 20.0 times fewer bytes than float32, 80.0 times with "
-            "factors stored in 8 bits, at 0.90 of the dense latency (eager)."
+            "If 4.0 times fewer bytes are enough, take int8, which needs no training and here takes 0.50 times the "
+            "dense latency (eager). For less, train with compress=0.1: 20.0 times fewer bytes than float32, 80.0 times "
+            "with factors stored in 8 bits, at 0.90 times the dense latency (eager)."
         )
+
+    def test_a_latency_is_compared_with_dense_in_the_same_runtime(self) -> None:
+        files = {"float32": 200, "bfloat16": 100, "int8": 50}
+        rows = (
+            row("dense", EAGER, None, {"float32": 4000}, 1.0),
+            row("dense", ONNX_RUNTIME, None, {"float32": 4000}, 0.1),
+            row("fxhash", EAGER, 0.1, files, 1.2),
+            row("fxhash", ONNX_RUNTIME, 0.1, {"float32": 300}, 0.2),
+        )
+        assert [relative_latency(each, rows) for each in rows] == [1, 1, 1.2, 2]
+        assert "Warning" in recommend(rows, (), False)
 
     def test_int8_that_is_as_small(self) -> None:
         files = {"float32": 2000, "bfloat16": 1500, "int8": 1100}
