@@ -59,6 +59,10 @@ class CheckpointError(FxhashError, ValueError):
     """A file can't be written or read, is damaged, or doesn't fit the model."""
 
 
+class TargetError(FxhashError, ValueError):
+    """A target such as `torchvision:resnet18` names no model, or none that can be built."""
+
+
 class TrainingError(FxhashError, ValueError):
     """A run can't be started or go on: an impossible setting, data that can't be read, or a loss that is not finite."""
 
@@ -93,3 +97,13 @@ def close_matches(name: object, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, known) if isinstance(name, str) and len(name) < _LONGEST_NAME else []
     return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def described(error: Exception) -> str:
+    """The type of an error, and its message if it has one.
+
+    Example:
+        >>> described(ValueError("no number")), described(KeyError())
+        ('ValueError: no number', 'KeyError')
+    """
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

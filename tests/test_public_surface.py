@@ -30,7 +30,9 @@ ORDER = [
     "summary",
     "storage",
     "zoo",
+    "targets",
     "training",
+    "compare",
     "cli",
     "__main__",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `fxhash demo`, `inspect TARGET`, `train`, and `eval`, `bench`, `export`, `report` of runs.
+"""The command line: `fxhash demo`, `zoo`, `inspect`, `compare`, `train`, and `eval`, `bench`, `export`, `report`.
 
 Each command is a function in a file of this folder. What only some commands need (Lightning, torchvision, matplotlib)
 they import when they run, so that `fxhash --help` loads none of it.
@@ -32,13 +32,16 @@ def create_app() -> "typer.Typer":
     """Gather the commands in one application."""
     import typer
 
+    from fxhash.cli.compare import compare
     from fxhash.cli.demo import demo
     from fxhash.cli.inspect import inspect
     from fxhash.cli.runs import bench, evaluate, export, report
     from fxhash.cli.train import train
+    from fxhash.cli.zoo import zoo
 
     app = typer.Typer(
         no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
         add_completion=False,
         # Plain text, so that every usage error ends in one line and reads the same in a log file.
         rich_markup_mode=None,
@@ -57,12 +60,17 @@ def create_app() -> "typer.Typer":
             typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit."),
         ] = False,
     ) -> None:
-        """Shrink any PyTorch model to a chosen size with Structured Multi-Hashing."""
+        """Shrink any PyTorch model to a chosen size with Structured Multi-Hashing.
+
+        Example: fxhash compare torchvision:resnet18 -c 0.1
+        """
 
     # In the order in which `fxhash --help` lists them.
     commands: dict[str, Callable[..., None]] = {
         "demo": demo,
+        "zoo": zoo,
         "inspect": inspect,
+        "compare": compare,
         "train": train,
         "eval": evaluate,
         "export": export,

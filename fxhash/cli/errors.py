@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fxhash.errors import FxhashError
+from fxhash.errors import FxhashError, TargetError, described
 from fxhash.printable import printable
 
 
@@ -14,13 +14,13 @@ class UsageError(Exception):
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print a mistake as one line and exit: with status 2 for a `UsageError`, 1 for an `FxhashError`.
+    """Print a mistake as one line and exit: with status 2 for a `UsageError` or `TargetError`, otherwise 1.
 
     Works as a decorator of a command too.
     """
     try:
         yield
-    except UsageError as error:
+    except (UsageError, TargetError) as error:
         _exit(error, status=2)
     except FxhashError as error:
         _exit(error, status=1)
@@ -42,12 +42,7 @@ def needs_extra(extra: str) -> Iterator[None]:
         package = str(error.name).partition(".")[0]
         raise UsageError(f'{package} is not installed; to get it: pip install "fxhash[{extra}]"') from error
     except Exception as error:
-        raise UsageError(f"can't import a package of fxhash[{extra}]: {describe(error)}") from error
-
-
-def describe(error: Exception) -> str:
-    """The type of an error, and its message if it has one."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise UsageError(f"can't import a package of fxhash[{extra}]: {described(error)}") from error
 
 
 def _exit(error: Exception, status: int) -> None:

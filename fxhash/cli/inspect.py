@@ -1,21 +1,21 @@
 """`fxhash inspect`: the plan of a model, or of a saved file."""
 
-import copy
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from fxhash.cli.errors import UsageError
-from fxhash.cli.targets import TARGETS, USUAL_SHAPES, build_model
+from fxhash.cli.inputs import read_sizes
 from fxhash.printable import printable
+from fxhash.targets import TARGETS, Target, build_model
 
 
 def inspect(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help=f"One of {TARGETS}.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help=f"{TARGETS}, or the path of a .safetensors file.")],
     compress: Annotated[
         float | None,
-        typer.Option(help="Trainable parameters after over before; 0.1 if omitted."),
+        typer.Option("--compress", "-c", help="Trainable parameters after over before; 0.1 if omitted."),
     ] = None,
     aspect: Annotated[
         float | None,
@@ -41,23 +41,18 @@ def inspect(
     """Show a model's parameters once compressed.
 
     Prints which parameters would be hashed, which stay dense, and the totals before and after; for a
-    saved file, the plan that it holds. Models of torchvision and of the zoo are checked on an image of
+    saved file, the plan that it holds. Models of torchvision, timm and the zoo are checked on an image of
     their usual size: that the captured model computes what the original does.
+
+    Example: fxhash inspect torchvision:resnet18 -c 0.05
     """
     options = {"compress": compress, "aspect": aspect, "separable": separable, "include": include, "exclude": exclude}
     given = {name: value for name, value in options.items() if value not in (None, [])}
-    shape = None if input_shape is None else _read_shape(input_shape)
+    shape = None if input_shape is None else read_sizes(input_shape)
     if target.endswith(".safetensors"):
         _print_plan(target, given | ({} if shape is None else {"input": shape}))
     else:
         _print_summary(target, given, shape)
-
-
-def _read_shape(text: str) -> list[int]:
-    sizes = text.split("x")
-    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise UsageError(f"--input {text!r}: give sizes with an x between them, such as 1x3x224x224")
-    return [int(size) for size in sizes]
 
 
 def _print_plan(path: str, given: dict[str, Any]) -> None:
@@ -70,29 +65,21 @@ def _print_plan(path: str, given: dict[str, Any]) -> None:
         print(f"{printable(name)}:\n{plan}" if name else plan)
 
 
-def _print_summary(target: str, given: dict[str, Any], shape: list[int] | None) -> None:
+def _print_summary(text: str, given: dict[str, Any], shape: list[int] | None) -> None:
     import torch
 
     import fxhash
+    from fxhash.compare.calling import failure
 
-    usual = shape or USUAL_SHAPES.get(target.partition(":")[0])
-    with_values = usual is not None
+    target = Target.parse(text)
+    with_values = shape is not None or target.source in ("torchvision", "timm", "zoo")
     model = build_model(target, with_values)
     options: dict[str, Any] = {"compress": 0.1, **given}
-    if shape is None and usual is not None and not _takes(model, usual):
+    if shape is None:
+        sizes = target.input_sizes(model)
         # Not every model of torchvision takes one image of this size.
-        usual = None
-    if usual is not None:
-        options["example_inputs"] = (torch.rand(usual),)
+        if sizes is not None and not failure(model, (torch.rand(2, *sizes),)):
+            shape = [2, *sizes]
+    if shape is not None:
+        options["example_inputs"] = (torch.rand(shape),)
     fxhash.summary(fxhash.transform(model, **options), verbose=True)
-
-
-def _takes(model: Any, shape: list[int]) -> bool:
-    import torch
-
-    try:
-        with torch.no_grad():
-            copy.deepcopy(model).eval()(torch.rand(shape))
-    except Exception:
-        return False
-    return True

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fxhash.cli.errors import UsageError, needs_extra
+from fxhash.cli.trust import TrustOption
+from fxhash.targets import trusting
 
 if TYPE_CHECKING:
     import torch
@@ -17,11 +19,17 @@ def evaluate(
         Path | None,
         typer.Option(help="An exported .safetensors file of its model; that of the run if omitted.", dir_okay=False),
     ] = None,
+    trust: TrustOption = None,
 ) -> None:
-    """Test the model of a run, as trained and as deployed from its file."""
+    """Test the model of a run, as trained and as deployed from its file.
+
+    Example: fxhash eval runs/digits
+    """
     with needs_extra("train"):
         from fxhash.training import evaluate
-    for name, accuracy in evaluate(run, file=file).items():
+    with trusting(trust or ()):
+        accuracies = evaluate(run, file=file)
+    for name, accuracy in accuracies.items():
         print(f"{name}: {accuracy:.2%}")
 
 
@@ -31,11 +39,16 @@ def export(
     dtype: Annotated[
         str | None, typer.Option(help="Store factors as bfloat16, float16 or int8; as they are if omitted.")
     ] = None,
+    trust: TrustOption = None,
 ) -> None:
-    """Write the model of a run to a file: its factors, or an ONNX model of its deployed form."""
+    """Write the model of a run to a file: its factors, or an ONNX model of its deployed form.
+
+    Example: fxhash export runs/digits model.safetensors --dtype int8
+    """
     with needs_extra("train"):
         from fxhash.training import export
-    export(run, output, None if dtype is None else _read_dtype(dtype))
+    with trusting(trust or ()):
+        export(run, output, None if dtype is None else _read_dtype(dtype))
     print(f"{output}: {output.stat().st_size:,} bytes")
 
 
@@ -56,14 +69,19 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Number of threads; PyTorch's choice if omitted.")
     ] = None,
+    trust: TrustOption = None,
 ) -> None:
-    """Time the deployed model of a run beside the dense one."""
+    """Time the deployed model of a run beside the dense one.
+
+    Example: fxhash bench runs/digits --batch 1 --threads 2
+    """
     import torch
 
     with needs_extra("train"):
         from fxhash.training import measure_latency
     torch.set_num_threads(threads or torch.get_num_threads())
-    measured = measure_latency(run, batch or [1, 8, 100])
+    with trusting(trust or ()):
+        measured = measure_latency(run, batch or [1, 8, 100])
     print(f"{'batch':>6}  {'deployed, ms':>12}  {'dense, ms':>10}  {'ratio':>5}   {torch.get_num_threads()} threads")
     for each in measured:
         print(f"{each.batch:>6}  {each.deployed:>12.3f}  {each.dense:>10.3f}  {each.deployed / each.dense:>5.2f}")
@@ -72,7 +90,10 @@ def bench(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
     output: Annotated[
-        Path, typer.Option(help="The file to write; its file extension is .html, .md or .png.", dir_okay=False)
+        Path,
+        typer.Option(
+            "--output", "-o", help="The file to write; its file extension is .html, .md or .png.", dir_okay=False
+        ),
     ] = Path("report.html"),
 ) -> None:
     """Compare runs in one page.
@@ -80,6 +101,8 @@ def report(
     Writes a table with means over seeds, test accuracy over trainable parameters, the curves, and the layers of
     the compressed models: as HTML that needs no other file, as Markdown with a .png beside it, or the figure of
     accuracy alone as .png.
+
+    Example: fxhash report runs/one runs/two -o report.html
     """
     with needs_extra("train"):
         import matplotlib  # noqa: F401

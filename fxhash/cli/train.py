@@ -9,7 +9,9 @@ import typer
 
 from fxhash.cli.errors import UsageError, needs_extra
 from fxhash.cli.recipe_options import with_recipe_options
+from fxhash.cli.trust import TrustOption
 from fxhash.errors import TrainingError
+from fxhash.targets import TARGETS, trusting
 
 if TYPE_CHECKING:
     from fxhash.training import RunResult
@@ -17,12 +19,15 @@ if TYPE_CHECKING:
 
 @with_recipe_options(after="recipe")
 def train(
-    model: Annotated[str | None, typer.Option(help="A model of the zoo, such as resnet20.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"A model of the zoo, such as resnet20, or one of {TARGETS}.")
+    ] = None,
     data: Annotated[
         str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, cifar100 or imagefolder:DIR.")
     ] = "digits",
     compress: Annotated[
-        float | None, typer.Option(help="Trainable parameters after over before; the dense model if omitted.")
+        float | None,
+        typer.Option("--compress", "-c", help="Trainable parameters after over before; the dense model if omitted."),
     ] = None,
     start: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Start from the weights of this run of the dense model.")
@@ -30,7 +35,9 @@ def train(
     teacher: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Learn from this run's model too (distillation).")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder of the run.", file_okay=False)] = Path("fxhash-run"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run.", file_okay=False)] = Path(
+        "fxhash-run"
+    ),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     recipe: Annotated[
         str | None, typer.Option(help="How to train; if omitted, digits or small-images, depending on the data.")
@@ -47,13 +54,16 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write curves for TensorBoard too (extra: tensorboard).")
     ] = False,
+    trust: TrustOption = None,
     **changes: Any,
 ) -> None:
-    """Train a model of the zoo, dense or compressed.
+    """Train an image classifier, dense or compressed.
 
     Writes its configuration, a checkpoint after each epoch, the curves and the trained model to a folder. A run
     that was interrupted continues with --resume and reaches the same weights. It trains on all GPUs of the machine;
     on several machines, start it with torchrun on each.
+
+    Example: fxhash train --model resnet20 -c 0.25 -o runs/digits
     """
     with needs_extra("train"):
         from fxhash.training import RunOptions, load_recipe
@@ -69,7 +79,7 @@ def train(
     else:
         named = load_recipe(recipe or ("digits" if data == "digits" else "small-images"))
         options = RunOptions(
-            model=model,
+            model=model.removeprefix("zoo:"),
             data=data,
             recipe=named.with_changes(changes),
             compress=compress,
@@ -85,7 +95,8 @@ def train(
     if _run_in_processes(processes, device):
         return
     try:
-        _print_result(begin(), output)
+        with trusting(trust or ()):
+            _print_result(begin(), output)
     except FolderError as error:
         raise UsageError(str(error)) from error
     except KeyboardInterrupt:

@@ -17,6 +17,7 @@ import fxhash
 from fxhash import zoo
 from fxhash.errors import CheckpointError, TrainingError
 from fxhash.storage.atomic import replacing
+from fxhash.targets import Target, build_model, require_trust
 from fxhash.training.data import ImageData
 from fxhash.training.options import RunOptions
 from fxhash.training.preprocessing import ReadsBytes
@@ -45,8 +46,10 @@ def load_model(folder: Path, file: Path | None = None) -> nn.Module:
     Raises:
         TrainingError: if the run is not finished.
         CheckpointError: if the file of the model is damaged.
+        TargetError: if its model is of a factory that is not trusted, or can't be built.
     """
     options, configuration = read_configuration(folder)
+    require_trust(network_target(options), folder / CONFIGURATION)
     if not (folder / MODEL).exists():
         raise TrainingError(f"the run in {str(folder)!r} is not finished: go on with --resume")
     size = (len(configuration["classes"]), configuration["channels"], configuration["size"])
@@ -57,7 +60,8 @@ def load_model(folder: Path, file: Path | None = None) -> nn.Module:
     if options.compress is not None:
         return fxhash.load(path, dense)
     try:
-        dense.load_state_dict(safetensors.torch.load_file(path))
+        # Tied weights are stored once.
+        safetensors.torch.load_model(dense, str(path))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"{path} can't be read: {error}") from error
     return dense
@@ -122,7 +126,7 @@ def _describe(classes: Sequence[str], channels: int, size: Sequence[int]) -> str
 
 
 def build_dense(options: RunOptions, classes: int, channels: int, size: Sequence[int]) -> nn.Module:
-    """The dense model of a run, with the zoo's random weights.
+    """The dense model of a run, with random weights.
 
     Args:
         options: name the model.
@@ -132,18 +136,34 @@ def build_dense(options: RunOptions, classes: int, channels: int, size: Sequence
 
     Raises:
         UnknownModelError: if the zoo has no such model.
-        TrainingError: if the model has no such options, or none for images of this size.
+        TargetError: if there is no such model elsewhere, or it can't be built.
+        TrainingError: if the model has no such options, or none for images of this size; or if it is a graph.
     """
+    target = network_target(options)
+    shape = {"num_classes": classes, "in_channels": channels, "image_size": size[0]}
+    if target.source != "zoo":
+        dense = build_model(target, options=shape)
+        if isinstance(dense, fx.GraphModule):
+            raise TrainingError(f"{options.model} is a graph: give what makes the module that it was traced from")
+        return dense
     # Of all models, transformers alone are made for one size of image.
-    sized = {"image_size": size[0]} if options.model in zoo.list("vit") else {}
+    if target.name not in zoo.list("vit"):
+        del shape["image_size"]
     try:
-        return zoo.create(
-            options.model, **{"num_classes": classes, "in_channels": channels, **sized, **options.model_options}
-        )
+        return zoo.create(target.name, **{**shape, **options.model_options})
     except (TypeError, ValueError) as error:
         raise TrainingError(
             f"can't build {options.network} for images of {size[1]} x {size[0]} pixels: {error}"
         ) from error
+
+
+def network_target(options: RunOptions) -> Target:
+    """What names the model of a run: a name without a colon is one of the zoo.
+
+    Raises:
+        TargetError: if it is no target.
+    """
+    return Target.parse(options.model) if ":" in options.model else Target("zoo", options.model)
 
 
 def save_model(model: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:

@@ -28,12 +28,20 @@ def build_model(options: RunOptions, data: ImageData) -> nn.Module:
         dense = build_dense(options, len(data.classes), channels, size)
         try:
             with torch.no_grad():
-                dense.eval()(torch.zeros(2, channels, *size))
-        except (RuntimeError, ValueError, AssertionError) as error:
+                logits = dense.eval()(torch.zeros(2, channels, *size))
+        except Exception as error:  # Whatever the model raises.
             raise TrainingError(
                 f"{options.model} can't take images of {size[1]} x {size[0]} pixels: choose another model, or give "
                 f"--image-size for a folder of images ({error})"
             ) from error
+        if not isinstance(logits, torch.Tensor) or logits.shape != (2, len(data.classes)):
+            given = (
+                f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else f"type {type(logits).__name__}"
+            )
+            raise TrainingError(
+                f"{options.model} must give one logit for each of the {len(data.classes)} classes, shape "
+                f"(2, {len(data.classes)}) for two images, not {given}: its factory may have a parameter num_classes"
+            )
         dense.train()
         if options.start is not None:
             _initialize_from_run_(dense, options, Path(options.start))

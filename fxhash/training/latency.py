@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,24 @@ def median_latencies(models: Sequence[nn.Module], images: Tensor, calls: int) ->
         images: one batch.
         calls: how often to call each.
     """
-    seconds: list[list[float]] = [[] for _ in models]
     with torch.inference_mode():
-        for model in models:
-            model(images)
-        for _ in range(calls):
-            for model, times in zip(models, seconds, strict=True):
-                started = time.perf_counter()
-                model(images)
-                times.append(time.perf_counter() - started)
+        seconds = alternating_seconds([partial(model, images) for model in models], calls)
     return [statistics.median(times) for times in seconds]
+
+
+def alternating_seconds(calls: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Seconds of each call in each round, in which all are called one after the other; once before, untimed.
+
+    Args:
+        calls: what to time.
+        rounds: how often.
+    """
+    seconds: list[list[float]] = [[] for _ in calls]
+    for call in calls:
+        call()
+    for _ in range(rounds):
+        for call, times in zip(calls, seconds, strict=True):
+            started = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - started)
+    return seconds

@@ -14,7 +14,7 @@ class RunOptions:
     """What to train, on what, and how.
 
     Attributes:
-        model: a name of `fxhash.zoo`.
+        model: a name of `fxhash.zoo`, or a target as of `fxhash.targets`, such as `torchvision:resnet18`.
         data: a name of `fxhash.training.load_data`.
         recipe: how to train.
         compress: the fraction to compress to; None for the dense model.

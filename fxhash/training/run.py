@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
 from fxhash.errors import TrainingError
+from fxhash.targets import require_trust, trusting
 from fxhash.training.checkpoints import RunCheckpoints
 from fxhash.training.classifier import Classifier
 from fxhash.training.data import ImageData, load_data
@@ -20,6 +21,7 @@ from fxhash.training.folder import (
     RESULT,
     configuration_digest,
     load_teacher,
+    network_target,
     read_configuration,
     write_configuration,
 )
@@ -54,6 +56,7 @@ def train(
             or the package for TensorBoard is missing where its curves are asked for.
         FolderError: if the folder can't be written to; the run can be resumed, or started again, as the message says.
         UnknownModelError: if the zoo has no such model.
+        TargetError: if there is no such model elsewhere, or it can't be built.
         BudgetError: if the model can't be made that small.
         CheckpointError: if the file of a model to start from, or of a teacher, is damaged.
     """
@@ -63,7 +66,9 @@ def train(
         require_tensorboard()
     data = load_data(options.data, Path(options.data_folder), download, options.image_size)
     mean, std = data.statistics()
-    classifier = _build_classifier(options, data, mean, std)
+    # Who trains a factory's model trusts its module, also where a run to start from or to learn from names it.
+    with trusting([network_target(options).source]):
+        classifier = _build_classifier(options, data, mean, std)
     configuration = {
         "options": options.to_dict(),
         "classes": list(data.classes),
@@ -91,9 +96,11 @@ def resume(folder: Path, console: Console | None = None) -> RunResult:
         TrainingError: if the folder holds no run, one that is finished, or one that another process trains now; for
             TensorBoard as in `train`.
         FolderError: as in `train`.
+        TargetError: if its model is of a factory that is not trusted: see `fxhash.targets.trusting`.
         CheckpointError: if its checkpoints are damaged, or of another run.
     """
     options, configuration = read_configuration(folder)
+    require_trust(network_target(options), folder / CONFIGURATION)
     console = console or Console()
     with claimed(folder, console):
         # The first process alone: it may have finished the run before another one looks.

@@ -24,6 +24,9 @@ create_app()([*command, "--help"], prog_name="fxhash")
 """
 
 
+COMMANDS = ["", "demo", "zoo", "inspect", "compare", "train", "eval", "export", "bench", "report"]
+
+
 class TestHelp:
     def test_lists_the_commands(self) -> None:
         result = run("--help")
@@ -40,7 +43,7 @@ class TestHelp:
         process = run_process("--version")
         assert (process.returncode, process.stdout, process.stderr) == (0, f"fxhash {__version__}\n", "")
 
-    @pytest.mark.parametrize("command", ["", "demo", "inspect", "train", "eval", "export", "bench", "report"])
+    @pytest.mark.parametrize("command", COMMANDS)
     def test_help_needs_nothing_heavy(self, command: str) -> None:
         process = subprocess.run(
             [sys.executable, "-c", HELP_WITHOUT, str(Path(fxhash.__file__).parent), *command.split()],
@@ -50,6 +53,23 @@ class TestHelp:
         )
         assert (process.returncode, process.stderr) == (0, "")
         assert process.stdout.startswith(f"Usage: fxhash {command}")
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_short_option_and_an_example(self, command: str) -> None:
+        result = run(*command.split(), "-h")
+        assert result.exit_code == 0
+        assert result.stdout == run(*command.split(), "--help").stdout
+        (example,) = [line.strip() for line in result.stdout.splitlines() if line.strip().startswith("Example: ")]
+        assert example.startswith(f"Example: fxhash {command or 'compare'} ")
+        # The rest of the line: every option in it is one that the command lists.
+        listed = run(*(command or "compare").split(), "-h").stdout
+        assert all(word in listed for word in example.split()[3:] if word.startswith("-"))
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_short_options_of_what_most_commands_have(self, command: str) -> None:
+        listed = run(*command.split(), "-h").stdout
+        assert ("--output" in listed) == ("-o, --output" in listed)
+        assert ("--compress" in listed) == ("-c, --compress" in listed)
 
 
 class TestUsageErrors:

@@ -9,7 +9,7 @@ import torch
 from fxhash import zoo
 from tests.cli.helpers import assert_one_line, run, run_process
 
-TARGETS = "torchvision:NAME, zoo:NAME, package.module:factory or the path of a .safetensors file"
+TARGETS = "torchvision:NAME, timm:NAME, zoo:NAME or package.module:factory"
 # A module with factories that work and factories that don't.
 FACTORIES = """
 from torch import nn
@@ -91,7 +91,7 @@ class TestTargets:
 class TestMistakes:
     @pytest.mark.parametrize("target", ["resnet18", "zoo:", ":model", "model.pt"])
     def test_target_of_no_known_form(self, target: str) -> None:
-        assert_one_line(run("inspect", target), f"can't inspect {target!r}: expected {TARGETS}", status=2)
+        assert_one_line(run("inspect", target), f"{target!r} names no model: give {TARGETS}", status=2)
 
     def test_unknown_zoo_model(self) -> None:
         with pytest.raises(zoo.UnknownModelError) as caught:

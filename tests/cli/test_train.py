@@ -87,6 +87,13 @@ def test_a_run_that_goes_on(monkeypatch: pytest.MonkeyPatch, calls: list[tuple[A
     assert calls == [(tmp_path,)]
 
 
+def test_a_target(calls: list[tuple[Any, ...]]) -> None:
+    """A name of the zoo is the same with and without its prefix, so that runs of both go together."""
+    assert run("train", "--model", "zoo:resnet8").exit_code == 0
+    assert run("train", "--model", "torchvision:resnet18").exit_code == 0
+    assert [options.model for options, *_ in calls] == ["resnet8", "torchvision:resnet18"]
+
+
 def test_without_a_model(calls: list[tuple[Any, ...]]) -> None:
     line = "give --model, such as --model resnet20; `fxhash.zoo.list()` has the names"
     assert_one_line(run("train"), line, status=2)

@@ -23,7 +23,7 @@ from fxhash.training.report.contents import (
 )
 from fxhash.version import __version__
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 2em auto; padding: 0 1em }
 div { overflow-x: auto }
 table { border-collapse: collapse; font-size: 13px }
@@ -39,10 +39,10 @@ def html_page(groups: Sequence[Group]) -> str:
     escape = html.escape
     lines = [
         "<!DOCTYPE html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{TITLE}</title><style>{_STYLE}</style></head><body>',
+        f'<html lang="en"><head><meta charset="utf-8"><title>{TITLE}</title><style>{STYLE}</style></head><body>',
         f"<h1>{TITLE}</h1>",
         f"<p>{ABOUT_RUNS}</p>",
-        _table(runs_table(groups)),
+        html_table(runs_table(groups)),
         "<h2>Accuracy over size</h2>",
         *(
             [
@@ -63,12 +63,14 @@ def html_page(groups: Sequence[Group]) -> str:
     if layers:
         lines.append("<h2>Layers of the compressed models</h2>")
     for title, table in layers:
-        lines.append(f"<details><summary>{escape(title)}</summary>{_table(table)}</details>")
+        lines.append(f"<details><summary>{escape(title)}</summary>{html_table(table)}</details>")
     lines.append(f"<p>fxhash {__version__}</p></body></html>")
     return "\n".join(lines) + "\n"
 
 
-def _table(table: Table) -> str:
+def html_table(table: Table) -> str:
+    """The table, in a box that scrolls where it is too wide."""
+
     def line(cells: Iterable[str], tag: str, kind: str = "") -> str:
         return f"<tr{kind}>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 

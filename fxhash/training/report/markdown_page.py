@@ -28,7 +28,7 @@ def markdown_page(groups: Sequence[Group], figure: str | None) -> str:
         groups: the runs.
         figure: name of the file of the figures; None if there are none.
     """
-    lines = [f"# {TITLE}", "", ABOUT_RUNS, "", *_table(runs_table(groups)), ""]
+    lines = [f"# {TITLE}", "", ABOUT_RUNS, "", *markdown_table(runs_table(groups)), ""]
     if figure is not None:
         # In angle brackets a target may hold spaces, but none of these.
         target = re.sub(r"([\\<>])", r"\\\1", figure)
@@ -38,21 +38,23 @@ def markdown_page(groups: Sequence[Group], figure: str | None) -> str:
     if layers:
         lines += ["## Layers of the compressed models", ""]
     for title, table in layers:
-        lines += [f"### {_escaped(title)}", "", *_table(table), ""]
+        lines += [f"### {escaped(title)}", "", *markdown_table(table), ""]
     return "\n".join([*lines, f"fxhash {__version__}", ""])
 
 
-def _table(table: Table) -> list[str]:
+def markdown_table(table: Table) -> list[str]:
+    """The lines of the table."""
+
     def line(cells: Iterable[str]) -> str:
         return f"| {' | '.join(cells)} |"
 
     lines = [line(table.heading), line("---" for _ in table.heading)]
     for index, row in enumerate(table.rows):
-        cells = [_escaped(cell) for cell in row]
+        cells = [escaped(cell) for cell in row]
         lines.append(line(f"**{cell}**" if cell and index in table.strong else cell for cell in cells))
     return lines
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown, and the HTML that it allows, take as it is; in one line."""
     return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
