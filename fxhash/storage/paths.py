@@ -40,7 +40,7 @@ def read_target(path: object, extension: str = ".safetensors") -> Path:
     assert isinstance(path, (str, os.PathLike))
     if target.suffix.lower() in _OF_OTHER_FORMATS - {extension}:
         raise CheckpointError(
-            f"path={shown(os.fspath(path))} is named as a file of another format, but a {extension} file would be written: "
-            f"give {target.with_suffix(extension).name!r}"
+            f"path={shown(os.fspath(path))} is named as a file of another format, but a {extension} file would be "
+            f"written: give {target.with_suffix(extension).name!r}"
         )
     return target

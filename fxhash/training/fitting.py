@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
@@ -26,6 +26,7 @@ from fxhash.training.gradient_bytes import GradientBytes
 from fxhash.training.options import RunOptions, RunResult
 from fxhash.training.parameter_counts import trainable_parameters, trainable_parameters_before
 from fxhash.training.processes import is_first_process, process_count, process_count_here, rank
+from fxhash.training.progress import EpochBar
 from fxhash.training.quiet import quiet_lightning
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -136,8 +137,7 @@ def _trainer(
     callbacks.append(
         ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False, save_on_train_epoch_end=True)
     )
-    if console.is_terminal:
-        callbacks.append(RichProgressBar(leave=False))
+    callbacks.append(EpochBar(console))
     processes = process_count()
     return Trainer(
         accelerator={"cuda": "gpu"}.get(options.device, options.device),
@@ -153,7 +153,7 @@ def _trainer(
         num_sanity_val_steps=0,
         check_val_every_n_epoch=1 if options.test_each_epoch else recipe.epochs,
         use_distributed_sampler=False,
-        enable_progress_bar=console.is_terminal,
+        enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=10,
     )
