@@ -1,14 +1,11 @@
 """`fxhash eval`, `export`, `bench` and `report`: what can be done with the folder of a run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from fxhash.cli.errors import UsageError, needs_extra
-
-if TYPE_CHECKING:
-    import torch
+from fxhash.cli.errors import needs_extra
 
 
 def evaluate(
@@ -35,17 +32,8 @@ def export(
     """Write the model of a run to a file: its factors, or an ONNX model of its deployed form."""
     with needs_extra("train"):
         from fxhash.training import export
-    export(run, output, None if dtype is None else _read_dtype(dtype))
+    export(run, output, dtype)
     print(f"{output}: {output.stat().st_size:,} bytes")
-
-
-def _read_dtype(name: str) -> "torch.dtype":
-    from fxhash.storage.quantization import STORAGE_DTYPES
-
-    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in STORAGE_DTYPES}
-    if name not in dtypes:
-        raise UsageError(f"--dtype {name} is unknown: give one of {', '.join(dtypes)}")
-    return dtypes[name]
 
 
 def bench(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from fxhash.training.batches import load_batches
@@ -60,6 +61,7 @@ def fit(
     Raises:
         TrainingError: if the loss is not finite.
         OSError: if a file can't be written.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; the checkpoint of the last epoch is complete.
     """
     model, processes = classifier.model.model, process_count()
     curves, counter = Curves(console, model, folder / CURVES), GradientBytes()
@@ -86,6 +88,12 @@ def fit(
     return result
 
 
+def tested_epochs(content: Mapping[str, Any]) -> int:
+    """After how many epochs the last test of a checkpoint was; 0 if there was none yet."""
+    rows = content["callbacks"].get(Curves.__qualname__, {}).get("rows")
+    return int(rows[-1]["epoch"]) if rows else 0
+
+
 def _restore_trained(
     classifier: Classifier, options: RunOptions, content: dict[str, Any], curves: Curves, counter: GradientBytes
 ) -> bool:
@@ -95,8 +103,7 @@ def _restore_trained(
     a checkpoint has as its state dict.
     """
     states = content["callbacks"]
-    rows = states.get(curves.state_key, {}).get("rows")
-    if not rows or rows[-1]["epoch"] < options.recipe.epochs:
+    if tested_epochs(content) < options.recipe.epochs:
         return False
     classifier.load_state_dict(content["state_dict"])
     curves.load_state_dict(states[curves.state_key])
@@ -121,7 +128,9 @@ def _train(
             weights_only=True,
         )
     except SystemExit as stopped:
-        # Lightning exits on Ctrl-C, in silence, and ignores all further ones.
+        # Lightning exits in silence: with status 0 after SIGTERM; after Ctrl-C, of which it ignores all further ones.
+        if isinstance(stopped, SIGTERMException):
+            raise KeyboardInterrupt from None
         if isinstance(stopped.__context__, KeyboardInterrupt):
             signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt from None
