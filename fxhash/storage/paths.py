@@ -11,6 +11,7 @@ _LONGEST = 4096
 # Of files that other programs would take for something else than it is.
 _OF_OTHER_FORMATS = {
     *(".pt", ".pth", ".pt2", ".ckpt", ".bin", ".pkl", ".pickle", ".onnx", ".npz", ".h5", ".gguf", ".tflite", ".json"),
+    ".safetensors",
 }
 
 
