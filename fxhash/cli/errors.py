@@ -71,6 +71,11 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
+def print_warning(text: str) -> None:
+    """Print one line on standard error, and go on."""
+    print(f"fxhash: warning: {printable(' '.join(text.split()))}", file=sys.stderr)
+
+
 def in_options(text: str, options: Collection[str]) -> str:
     """A message of the package with arguments of Python as options of a command.
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fxhash.cli.errors import needs_extra
+from fxhash.cli.errors import needs_extra, print_warning
 
 
 def evaluate(
@@ -73,5 +73,5 @@ def report(
         import matplotlib  # noqa: F401
 
         from fxhash.training import write_report
-    for path in write_report(runs, output):
+    for path in write_report(runs, output, print_warning):
         print(f"report: {path}")
