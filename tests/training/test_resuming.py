@@ -115,4 +115,5 @@ def test_no_process_is_left(sent, images, tmp_path):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     line = f"fxhash: error: the run in {str(folder)!r} was stopped: to go on, fxhash train --resume --output {folder}\n"
-    assert stderr.decode() == ("" if sent == signal.SIGKILL else line)
+    # Where the first was killed, the others may say before they end that they have lost each other.
+    assert sent == signal.SIGKILL or stderr.decode() == line
