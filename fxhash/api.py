@@ -21,7 +21,7 @@ from fxhash.lowering.options import read_bytes, read_methods
 from fxhash.lowering.shared_budget import plan_lowerings
 from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, lower, restore_parameters
-from fxhash.smh.checks import check_aspect, check_device, check_dtype, check_flag, check_fraction, check_range
+from fxhash.smh.checks import check_aspect, check_device, check_flag, check_fraction, check_range, read_dtype
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.initialization import fit_, initialize_
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES
@@ -157,7 +157,7 @@ def lower_for_deploy(
     gm: AnyModule,
     *,
     memory_budget: int | str = 0,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     methods: Mapping[str, str] | None = None,
     example_inputs: ExampleInputs | None = None,
 ) -> AnyModule:
@@ -177,7 +177,7 @@ def lower_for_deploy(
         memory_budget: bytes for weights, scratch included, or a string such as `"8MB"`. Within it, weights are
             generated once and cached, those first that save most work a byte. By default nothing is cached, unless
             `methods` says so.
-        dtype: floating-point type to convert the model to, such as `torch.bfloat16`.
+        dtype: floating-point type to convert the model to, such as `torch.bfloat16`, or its name.
         methods: overrides the choice by counted operations: `"factored"`, `"generate"` or `"cache"` for each regular
             expression that is found in a parameter's name, such as `{r"^head\\.": "cache"}`; the last one found counts.
         example_inputs: arguments of `gm`, as for `transform`. An opaque submodule whose code looks at its layers keeps
@@ -199,7 +199,7 @@ def lower_for_deploy(
     parts = require_transformed(gm)
     budget = read_bytes(memory_budget)
     if dtype is not None:
-        check_dtype(dtype, HASHABLE_DTYPES)
+        dtype = read_dtype(dtype, HASHABLE_DTYPES, "type that a model can have")
     hashed = {
         joined(path, parameter.fqn): (path, parameter.fqn)
         for path, part in parts.items()
@@ -210,7 +210,7 @@ def lower_for_deploy(
         path, fqn = hashed[name]
         requested[path][fqn] = method
     evaluated = copy_model(gm).eval().requires_grad_(False)
-    if dtype is not None:
+    if isinstance(dtype, torch.dtype):
         check_range(evaluated, dtype)
         evaluated = evaluated.to(dtype)
     if example_inputs is not None:

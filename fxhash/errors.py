@@ -55,6 +55,10 @@ class TransformError(FxhashError, ValueError):
     """A model can't be transformed, or a pass was given a graph module that it can't work on."""
 
 
+class InputError(FxhashError, ValueError, RuntimeError):
+    """A lowered model was called with an input that doesn't fit one of its layers, or to be trained."""
+
+
 class CheckpointError(FxhashError, ValueError):
     """A file can't be written or read, is damaged, or doesn't fit the model."""
 

@@ -303,6 +303,75 @@ def test_messages_say_what_to_do(call, message):
         call()
 
 
+def build_small():
+    return nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda path: fxhash.save(path, _transformed()), "in fxhash.save the model comes first"),
+        (lambda path: fxhash.save(str(path), _transformed()), "in fxhash.save the model comes first"),
+        (lambda path: fxhash.load(nn.Linear(32, 32), path), "in fxhash.load the path|can't be a file"),
+        (lambda path: fxhash.save(_transformed(), path.with_suffix(".pt")), r"give 'x\.safetensors'"),
+        (lambda path: fxhash.save(_transformed(), path.with_suffix(".ONNX")), r"give 'x\.safetensors'"),
+        (lambda path: fxhash.save(_transformed(), path, dtype="int9"), r"torch\.int8 \(did you mean int8"),
+        (lambda path: fxhash.load(_saved(path.parent), build_small), r"give the model that it builds, build_small\(\)"),
+        (lambda path: fxhash.load(_saved(path.parent), lambda: None), r"give the model that it builds, it\(\)"),
+        (lambda path: fxhash.transform(build_small), r"give the model that it builds, build_small\(\)"),
+        (lambda path: fxhash.transform(nn.Linear), r"the class Linear: give a model of that class, Linear\(\.\.\.\)"),
+        (lambda path: fxhash.lower_for_deploy(_transformed(), dtype="bf61"), "dtype='bf61' is no type that a model"),
+        (lambda path: fxhash.transform(build_small(), 0.9, exclude="wieght"), "exclude='wieght' .*did you mean weight"),
+        (lambda path: fxhash.transform(build_small(), 0.9, include=["0", "^w"]), r"include='\^w' is found in no param"),
+    ],
+)
+def test_a_wrong_step_is_answered_by_the_right_one(call, message, tmp_path):
+    _saved(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(fxhash.FxhashError, match=message) as caught:
+        call(tmp_path / "x.safetensors")
+    assert "\n" not in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["bf16", "bfloat16", "torch.bfloat16"])
+def test_types_by_name(name, tmp_path):
+    lowered = fxhash.lower_for_deploy(_transformed(), dtype=name)
+    assert {parameter.dtype for parameter in lowered.parameters()} == {torch.bfloat16}
+    for dtype, path in ((name, tmp_path / "by_name"), (torch.bfloat16, tmp_path / "by_type")):
+        fxhash.save(_transformed(), path, dtype=dtype)
+    assert (tmp_path / "by_name").read_bytes() == (tmp_path / "by_type").read_bytes()
+
+
+def test_8_bits_by_name(tmp_path):
+    for dtype, path in (("int8", tmp_path / "by_name"), (torch.int8, tmp_path / "by_type")):
+        fxhash.save(_transformed(), path, dtype=dtype)
+    assert (tmp_path / "by_name").read_bytes() == (tmp_path / "by_type").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning", "ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    "call",
+    [
+        fxhash.transform,
+        fxhash.trace,
+        fxhash.lower_for_deploy,
+        fxhash.materialize,
+        fxhash.summary,
+        lambda model: fxhash.save(model, "saved.safetensors"),
+        lambda model: fxhash.load("model.safetensors", model),
+    ],
+)
+@pytest.mark.parametrize("make", [torch.jit.script, lambda model: torch.jit.trace(model, torch.zeros(1, 32))])
+def test_a_script_module_is_refused(call, make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _saved(tmp_path)
+    with pytest.raises(fxhash.FxhashError) as caught:
+        call(make(build_small()))
+    assert raised_by_us(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+
+
 def test_extreme_numbers():
     for budget in (10**400, 8e6):
         assert_same_outputs(

@@ -1,29 +1,50 @@
 """A user's mistake in one line on standard error, with a non-zero exit status."""
 
+import inspect
+import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ContextDecorator, contextmanager
+from typing import Any, TypeVar
 
 from fxhash.errors import FxhashError, TargetError, described
 from fxhash.printable import printable
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class UsageError(Exception):
     """The command can't run as it was called, or lacks a package; the exit status is 2."""
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Print a mistake as one line and exit: with status 2 for a `UsageError` or `TargetError`, otherwise 1.
+class OneLineErrors(ContextDecorator):
+    """Prints a mistake as one line and exits: with status 2 for a `UsageError` or `TargetError`, otherwise 1.
 
-    Works as a decorator of a command too.
+    As the decorator of a command it speaks of the command's options, where a message names arguments of Python.
     """
-    try:
-        yield
-    except (UsageError, TargetError) as error:
-        _exit(error, status=2)
-    except FxhashError as error:
-        _exit(error, status=1)
+
+    def __init__(self) -> None:
+        self.options: tuple[str, ...] | None = None
+
+    def __call__(self, command: _Command) -> _Command:
+        """The command with its mistakes caught."""
+        self.options = tuple(inspect.signature(command).parameters)
+        return super().__call__(command)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, (UsageError, FxhashError)):
+            text = " ".join(str(error).split())
+            text = text if self.options is None else in_options(text, self.options)
+            print(f"fxhash: error: {printable(text)}", file=sys.stderr)
+            raise SystemExit(2 if isinstance(error, (UsageError, TargetError)) else 1) from None
+
+
+def one_line_errors() -> OneLineErrors:
+    """Catch mistakes in a block or a command."""
+    return OneLineErrors()
 
 
 @contextmanager
@@ -45,6 +66,29 @@ def needs_extra(extra: str) -> Iterator[None]:
         raise UsageError(f"can't import a package of fxhash[{extra}]: {described(error)}") from error
 
 
-def _exit(error: Exception, status: int) -> None:
-    print(f"fxhash: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
-    raise SystemExit(status) from None
+def print_warning(text: str) -> None:
+    """Print one line on standard error, and go on."""
+    print(f"fxhash: warning: {printable(' '.join(text.split()))}", file=sys.stderr)
+
+
+def in_options(text: str, options: Collection[str]) -> str:
+    """A message of the package with arguments of Python as options of a command.
+
+    Args:
+        text: a message, such as `"epochs=0 must be at least 1"`.
+        options: names of the command's options, as parameters; what is no option is not suggested.
+
+    Example:
+        >>> in_options("batch_size=0 must be at least 1", ["batch_size"])
+        '--batch-size 0 must be at least 1'
+        >>> in_options("Use compress=0.2 or more, or hash more of it with include=...", ["compress"])
+        'Use --compress 0.2 or more'
+    """
+    if "include" not in options:
+        # The end of what the search for a plan, and the choice of parameters, suggest.
+        text = re.sub(r"(, or hash more of it with|\. Choose some with) include=.*$", "", text)
+    for name in options:
+        option = f"--{name.replace('_', '-')}"
+        text = re.sub(rf"(?<![\w.\-(]){name}=\.\.\.", option, text)
+        text = re.sub(rf"(?<![\w.\-(]){name}=(?=\S)", f"{option} ", text)
+    return text

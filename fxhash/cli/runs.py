@@ -1,16 +1,13 @@
 """`fxhash eval`, `export`, `bench` and `report`: what can be done with the folder of a run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from fxhash.cli.errors import UsageError, needs_extra
+from fxhash.cli.errors import needs_extra, print_warning
 from fxhash.cli.trust import TrustOption
 from fxhash.targets import trusting
-
-if TYPE_CHECKING:
-    import torch
 
 
 def evaluate(
@@ -48,17 +45,8 @@ def export(
     with needs_extra("train"):
         from fxhash.training import export
     with trusting(trust or ()):
-        export(run, output, None if dtype is None else _read_dtype(dtype))
+        export(run, output, dtype)
     print(f"{output}: {output.stat().st_size:,} bytes")
-
-
-def _read_dtype(name: str) -> "torch.dtype":
-    from fxhash.storage.quantization import STORAGE_DTYPES
-
-    dtypes = {str(dtype).removeprefix("torch."): dtype for dtype in STORAGE_DTYPES}
-    if name not in dtypes:
-        raise UsageError(f"--dtype {name} is unknown: give one of {', '.join(dtypes)}")
-    return dtypes[name]
 
 
 def bench(
@@ -108,5 +96,5 @@ def report(
         import matplotlib  # noqa: F401
 
         from fxhash.training import write_report
-    for path in write_report(runs, output):
+    for path in write_report(runs, output, print_warning):
         print(f"report: {path}")

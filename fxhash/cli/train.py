@@ -1,5 +1,6 @@
 """`fxhash train`: start or resume a run, in one process or several."""
 
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,12 @@ from fxhash.errors import TrainingError
 from fxhash.targets import TARGETS, trusting
 
 if TYPE_CHECKING:
-    from fxhash.training import RunResult
+    from fxhash.training import RunOptions, RunResult
 
 
 @with_recipe_options(after="recipe")
 def train(
+    context: typer.Context,
     model: Annotated[
         str | None, typer.Option(help=f"A model of the zoo, such as resnet20, or one of {TARGETS}.")
     ] = None,
@@ -60,8 +62,8 @@ def train(
     """Train an image classifier, dense or compressed.
 
     Writes its configuration, a checkpoint after each epoch, the curves and the trained model to a folder. A run
-    that was interrupted continues with --resume and reaches the same weights. It trains on all GPUs of the machine;
-    on several machines, start it with torchrun on each.
+    that was interrupted continues with --resume and reaches the same weights; a finished one with --resume and
+    more --epochs. It trains on all GPUs of the machine; on several machines, start it with torchrun on each.
 
     Example: fxhash train --model resnet20 -c 0.25 -o runs/digits
     """
@@ -71,9 +73,12 @@ def train(
         from fxhash.training import train as train_run
         from fxhash.training.folder import read_configuration
         from fxhash.training.lock import FolderError
+        from fxhash.training.processes import StoppedError, prints_how_it_ends
     if resume:
-        device = read_configuration(output)[0].device
-        begin = partial(resume_run, output)
+        begun = read_configuration(output)[0]
+        different = _changes_on_resume(context, begun, output)
+        device = different.get("device", begun.device)
+        begin = partial(resume_run, output, changes=different, download=download)
     elif model is None:
         raise UsageError("give --model, such as --model resnet20; `fxhash.zoo.list()` has the names")
     else:
@@ -92,24 +97,71 @@ def train(
             tensorboard=tensorboard,
         )
         begin = partial(train_run, options, output, download)
-    if _run_in_processes(processes, device):
-        return
     try:
         with trusting(trust or ()):
-            _print_result(begin(), output)
+            if not _run_in_processes(processes, device):
+                _print_result(begin(), output)
     except FolderError as error:
         raise UsageError(str(error)) from error
-    except KeyboardInterrupt:
-        raise TrainingError(f"the run in {str(output)!r} was stopped: go on with --resume") from None
+    except (KeyboardInterrupt, StoppedError):
+        if not prints_how_it_ends():
+            raise SystemExit(1) from None
+        raise TrainingError(_how_to_go_on(output)) from None
+
+
+def _changes_on_resume(context: typer.Context, begun: "RunOptions", output: Path) -> dict[str, Any]:
+    """The options that are given on the command line and are not those that the run was begun with.
+
+    Raises:
+        UsageError: if one of them decides what the run is.
+    """
+    from fxhash.training.folder import MAY_CHANGE
+
+    values = {**begun.to_dict(), **begun.recipe.to_dict(), "recipe": begun.recipe.name}
+    changes = {}
+    for name, given in context.params.items():
+        source = context.get_parameter_source(name)
+        if name in values and source is not None and source.name == "COMMANDLINE":
+            given = str(given) if isinstance(given, Path) else given
+            if given != values[name]:
+                changes[name] = given
+    wrong = [f"--{name.replace('_', '-')}" for name in changes if name not in (*MAY_CHANGE, "epochs")]
+    if wrong:
+        raise UsageError(
+            f"the run in {str(output)!r} goes on as it was begun, with another {', '.join(wrong)}: omit "
+            "this, or start a new run in another --output"
+        )
+    return changes
+
+
+def _how_to_go_on(output: Path) -> str:
+    """What to do after a run was told to end."""
+    from fxhash.training.folder import CONFIGURATION
+
+    if not (output / CONFIGURATION).exists():
+        return f"the run in {str(output)!r} was stopped before it began: start it again"
+    return (
+        f"the run in {str(output)!r} was stopped: to go on, fxhash train --resume --output {shlex.quote(str(output))}"
+    )
 
 
 def _run_in_processes(processes: int | None, device: str) -> bool:
     """Run this command in several processes; False if it is to run in this one, maybe one of them already."""
-    from fxhash.training.processes import is_started_together, processes_for, run_together
+    from fxhash.training.processes import (
+        check_device,
+        check_process_count,
+        end_with_starter,
+        is_started_together,
+        processes_for,
+        run_together,
+    )
 
     if is_started_together():
+        end_with_starter()
         return False
+    check_device(device)
     count = processes or processes_for(device)
+    check_process_count(count, device)
     if count > 1:
         run_together(count, ["-m", "fxhash", *sys.argv[1:]])
     return count > 1

@@ -6,6 +6,7 @@ import re
 
 from torch import Tensor, fx, nn
 
+from fxhash.errors import InputError
 from fxhash.graph.names import free_name
 from fxhash.lowering.batch_norm import FoundNorm, foldable_norm
 from fxhash.lowering.functional import scale_channels
@@ -45,9 +46,19 @@ class FactorStore(nn.Module):
         for key, tensor in tensors.items():
             self._attributes[key] = attribute = free_name(self, re.sub(r"\W+", "_", key))
             self.register_parameter(attribute, nn.Parameter(tensor, requires_grad=False))
+        self.eval()
 
     def forward(self, key: str | None = None) -> Tensor:
-        """`right`, or the tensor under `key`."""
+        """`right`, or the tensor under `key`.
+
+        Raises:
+            InputError: if the lowered model is called to be trained.
+        """
+        if self.training or self.right.requires_grad:
+            raise InputError(
+                "this model is lowered, which is for inference alone: train the transformed model that it was made of, "
+                "and lower it again; to call this one, .eval() and .requires_grad_(False) it"
+            )
         return self.right if key is None else getattr(self, self._attributes[key])
 
 

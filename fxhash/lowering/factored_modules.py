@@ -25,6 +25,7 @@ from fxhash.lowering.functional import (
     factored_linear,
 )
 from fxhash.lowering.generated_parameters import GeneratedParameters, given_parameter
+from fxhash.lowering.input_check import checked_input
 from fxhash.lowering.method import Method
 from fxhash.smh.arithmetic import generate
 
@@ -41,6 +42,7 @@ class WeightSource(NamedTuple):
         shift_key: under which it holds a constant to add; empty if there is none.
         dtype: type of the weight; None for that of the factors.
         is_factored: whether the module gets a factored tensor, which it multiplies by.
+        fqn: the parameter's fully qualified name.
     """
 
     factors: FactorStore
@@ -49,11 +51,16 @@ class WeightSource(NamedTuple):
     shift_key: str = ""
     dtype: torch.dtype | None = None
     is_factored: bool = False
+    fqn: str = ""
 
     @property
     def own_factors(self) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """`left`, `right` and the weight's shape."""
         return self.factors(self.key), self.factors(), self.shape
+
+    def checked(self, x: Tensor, is_embedding: bool = False) -> Tensor:
+        """The input of a layer with this weight, if it fits."""
+        return checked_input(x, self.fqn, self.shape, is_embedding)
 
     def generate(self) -> Tensor:
         """The weight, materialized, in memory of its own."""
@@ -118,6 +125,7 @@ class LoweredLinear(LoweredLayer, nn.Linear):  # type: ignore[override]
         """As the layer that it stands for."""
         if not self.applies_factors:
             return super().forward(input)
+        input = self.source.checked(input)
         if self.method is Method.FACTORED:
             return factored_linear(input, *self.source.own_factors, self.bias)
         return adaptive_linear(input, *self.source.own_factors, self.bias, self.max_positions)
@@ -128,6 +136,7 @@ class _LoweredConvolution(LoweredLayer):
         """As the layer that it stands for."""
         if not self.applies_factors:
             return super().forward(input)
+        input = self.source.checked(input)
         given = (self.bias, self.stride, self.padding, self.dilation)
         if self.method is Method.FACTORED:
             return factored_conv(input, *self.source.own_factors, *given)
@@ -153,7 +162,7 @@ class LoweredEmbedding(LoweredLayer, nn.Embedding):  # type: ignore[override]
         """As the layer that it stands for."""
         if not self.applies_factors:
             return super().forward(input)
-        return factored_embedding(input, *self.source.own_factors)
+        return factored_embedding(self.source.checked(input, is_embedding=True), *self.source.own_factors)
 
 
 _LOWERED: dict[type[nn.Module], type[nn.Module]] = {

@@ -75,4 +75,5 @@ def _source(use: WeightUse, store: FactorStore) -> WeightSource:
         shift_key=use.key("shift") if use.stores("shift") else "",
         dtype=use.cast,
         is_factored=use.method is Method.FACTORED and use.reader is Reader.ATTENTION,
+        fqn=use.fqn,
     )

@@ -10,6 +10,7 @@ from fxhash.lowering.analysis import generator_calls
 from fxhash.lowering.factor_store import FactorStore, build_factor_store
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.passes.cache_weights import cache_weights
+from fxhash.passes.check_inputs import check_inputs
 from fxhash.passes.contract import GraphPass, in_sequence
 from fxhash.passes.factor_attention import factor_attention
 from fxhash.passes.factor_layers import factor_layers
@@ -25,6 +26,7 @@ LoweringPass = GraphPass[[LoweringPlan, FactorStore]]
 
 # Any first few of them give a model with the same outputs.
 LOWERING: tuple[LoweringPass, ...] = (
+    check_inputs,
     split_separable,
     fold_batch_norm,
     factor_layers,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
+import os
 from collections.abc import Collection
 
 import torch
@@ -13,6 +15,11 @@ from fxhash.errors import PlanError, TransformError, close_matches, shown
 
 # Of elements of a tensor, and so of anything that is counted here.
 LARGEST_COUNT = 2**63 - 1
+
+_SHORT_DTYPES = {
+    **{"bf16": "bfloat16", "fp16": "float16", "half": "float16", "f16": "float16"},
+    **{"fp32": "float32", "float": "float32", "f32": "float32", "fp64": "float64", "double": "float64"},
+}
 
 
 def check_fraction(compress: float) -> None:
@@ -60,11 +67,29 @@ def check_device(device: object) -> torch.device:
     return found
 
 
-def check_dtype(dtype: object, known: tuple[str, ...]) -> None:
-    """Raise PlanError unless `dtype` is one of the types of these names, without the `torch.` prefix."""
-    if not isinstance(dtype, torch.dtype) or str(dtype).removeprefix("torch.") not in known:
-        names = ", ".join(f"torch.{name}" for name in known)
-        raise PlanError(f"dtype={shown(dtype)} is no type that a model can have: give one of {names}")
+def read_dtype(dtype: object, known: Collection[str], purpose: str) -> torch.dtype:
+    """The type that is meant.
+
+    Args:
+        dtype: a `torch.dtype`, or its name, such as `"bfloat16"`, `"torch.bfloat16"` or `"bf16"`.
+        known: names of the types that are allowed, without the `torch.` prefix.
+        purpose: what it is to be a type for, for the message.
+
+    Raises:
+        PlanError: for any other type.
+
+    Example:
+        >>> read_dtype("bf16", ["bfloat16", "float16"], "type to store factors in")
+        torch.bfloat16
+    """
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, (str, torch.dtype)) else ""
+    name = _SHORT_DTYPES.get(name, name)
+    if name not in known:
+        names = ", ".join(f"torch.{each}" for each in known)
+        raise PlanError(f"dtype={shown(dtype)} is no {purpose}: give one of {names}{close_matches(name, known)}")
+    found = getattr(torch, name)
+    assert isinstance(found, torch.dtype)
+    return found
 
 
 def check_range(model: nn.Module, dtype: torch.dtype) -> None:
@@ -83,7 +108,7 @@ def check_range(model: nn.Module, dtype: torch.dtype) -> None:
 def check_module(model: object) -> None:
     """Raise TransformError unless `model` is an initialized `torch.nn.Module`."""
     if not isinstance(model, nn.Module):
-        raise TransformError(f"expected a torch.nn.Module or GraphModule, got {type(model).__name__}")
+        raise TransformError(f"expected a torch.nn.Module or GraphModule, got {_not_a_module(model)}")
     try:
         for module in model.modules():
             module._parameters, module._buffers  # noqa: B018
@@ -92,6 +117,19 @@ def check_module(model: object) -> None:
             f"{type(model).__name__} has a module that is not initialized: call super().__init__() in its __init__ "
             f"before anything else ({error})"
         ) from error
+
+
+def _not_a_module(value: object) -> str:
+    """What was given in place of a model, and what to do."""
+    if isinstance(value, (str, os.PathLike)):
+        return f"{type(value).__name__} {shown(value)}: in fxhash.save the model comes first, in fxhash.load the path"
+    if isinstance(value, type) and issubclass(value, nn.Module):
+        return f"the class {value.__name__}: give a model of that class, {value.__name__}(...)"
+    if inspect.isroutine(value):
+        name = getattr(value, "__name__", "it")
+        name = name if name.isidentifier() else "it"
+        return f"{type(value).__name__}: give the model that it builds, {name}(), not what builds it"
+    return type(value).__name__
 
 
 def check_names(argument: str, names: Collection[str], known: Collection[str]) -> set[str]:

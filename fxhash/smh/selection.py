@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from fxhash.errors import PlanError, shown
+from fxhash.errors import PlanError, close_matches, shown
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES, ParameterPlan
 from fxhash.smh.parameters import dtype_name, refuse_lazy, scripted_parameters, tied_groups
 
@@ -35,14 +35,19 @@ def describe_parameters(
 
     Raises:
         TransformError: if a parameter is not initialised yet.
-        PlanError: for a malformed selector.
+        PlanError: for a malformed selector, or an expression that is found in no name.
     """
     included = None if include is None else _as_predicate("include", include)
     excluded = None if exclude is None else _as_predicate("exclude", exclude)
     refuse_lazy(model)
     scripted = scripted_parameters(model)
+    groups = tied_groups(model)
+    fqns = [name for names, _ in groups for name in names]
+    for selector in (included, excluded):
+        if isinstance(selector, _Expressions):
+            selector.refuse_unfound(fqns)
     described = []
-    for names, (parameter, *_) in tied_groups(model):
+    for names, (parameter, *_) in groups:
         described.append(
             ParameterPlan(
                 fqn=names[0],
@@ -94,7 +99,33 @@ def _as_predicate(argument: str, selector: Selector) -> Predicate:
         compiled = [re.compile(pattern) for pattern in patterns]
     except (re.error, OverflowError, RecursionError) as error:
         raise PlanError(f"{argument}={shown(selector)} is not a regular expression: {error}") from error
-    return lambda fqn, _: any(pattern.search(fqn) for pattern in compiled)
+    return _Expressions(argument, compiled)
+
+
+class _Expressions:
+    """Regular expressions as a predicate, which accepts a name that any of them is found in."""
+
+    def __init__(self, argument: str, patterns: Sequence[re.Pattern[str]]) -> None:
+        self.argument = argument
+        self.patterns = patterns
+
+    def __call__(self, fqn: str, parameter: nn.Parameter) -> bool:
+        return any(pattern.search(fqn) for pattern in self.patterns)
+
+    def refuse_unfound(self, fqns: Sequence[str]) -> None:
+        """Raise PlanError if one of the expressions is found in none of the names, as one that is misspelled."""
+        for pattern in self.patterns:
+            if fqns and not any(pattern.search(fqn) for fqn in fqns):
+                raise PlanError(
+                    f"{self.argument}={shown(pattern.pattern)} is found in no parameter's name"
+                    f"{close_matches(pattern.pattern, _parts(fqns))}: they are named as in model.named_parameters(), "
+                    f"such as {shown(fqns[0])}"
+                )
+
+
+def _parts(fqns: Sequence[str]) -> list[str]:
+    """Names, and their parts: whatever an expression without special characters may have meant."""
+    return list(dict.fromkeys([*fqns, *(part for fqn in fqns for part in fqn.split("."))]))
 
 
 def _is_pattern(value: object) -> bool:

@@ -36,9 +36,9 @@ from fxhash.storage.contents import (
 from fxhash.storage.factory import Factory, check_trust, stated_factory
 from fxhash.storage.fit import check_parameters, check_submodules, check_tensors
 from fxhash.storage.model_file import StoredModel, pack, unpack
-from fxhash.storage.paths import read_path
+from fxhash.storage.paths import read_path, read_target
 from fxhash.storage.plans import plans_from_json, plans_to_json
-from fxhash.storage.quantization import quantized
+from fxhash.storage.quantization import quantized, read_storage_dtype
 from fxhash.storage.values import describe_not_finite, describe_not_finite_weight
 from fxhash.transformed import (
     current_plan,
@@ -57,7 +57,7 @@ def save(
     gm: nn.Module,
     path: PathLike,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     allow_nan: bool = False,
     factory: str | None = None,
     arguments: Mapping[str, Any] | None = None,
@@ -69,9 +69,10 @@ def save(
     Args:
         gm: a transformed model, on any device, or a model that holds some; also what `torch.compile`, `DataParallel`
             or `DistributedDataParallel` made of it, which is unwrapped.
-        path: where to write; an existing file is replaced.
+        path: where to write, usually `NAME.safetensors`; an existing file is replaced.
         dtype: type to store the factors in: `torch.bfloat16`, `torch.float16`, or `torch.int8` with a step size a rank
-            of each; as they are if omitted. `load` gives the type of the model again, with rounded values.
+            of each, or the name of one, such as `"int8"`; as they are if omitted. `load` gives the type of the model
+            again, with rounded values.
         allow_nan: whether to store a model that holds NaN, or infinity where values are trained, which is refused
             otherwise. Buffers and frozen parameters may hold infinities, as masks do.
         factory: the function or class that builds the original model, as `"package.module:function"`, so that `load`
@@ -86,7 +87,7 @@ def save(
             be written.
     """
     content = file_of(gm, dtype, allow_nan, stated_factory(factory, arguments))
-    target = read_path(path)
+    target = read_target(path)
     try:
         with replacing(target) as temporary:
             temporary.write_bytes(content)
@@ -94,9 +95,10 @@ def save(
         raise CheckpointError(f"{target} can't be written: {error}") from error
 
 
-def file_of(gm: nn.Module, dtype: torch.dtype | None, allow_nan: bool, factory: Factory | None) -> bytes:
+def file_of(gm: nn.Module, dtype: torch.dtype | str | None, allow_nan: bool, factory: Factory | None) -> bytes:
     """The bytes of the file that `save` writes; its arguments are those of `save`."""
     check_flag("allow_nan", allow_nan)
+    dtype = None if dtype is None else read_storage_dtype(dtype)
     gm = unwrapped(gm)
     if find_factor_store(gm) is not None:
         raise TransformError("this model is lowered already: save the transformed model that it was made of")

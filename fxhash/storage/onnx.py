@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fxhash.errors import CheckpointError, TransformError, shown
+from fxhash.printable import shortened
 from fxhash.smh.checks import check_module
 from fxhash.storage.atomic import replacing
 from fxhash.storage.checkpoint import PathLike
-from fxhash.storage.paths import read_path
+from fxhash.storage.paths import read_target
 
 
 def export_onnx(model: nn.Module, inputs: tuple[Any, ...], path: PathLike, *, dynamic_shapes: Any = None) -> None:
@@ -40,19 +42,26 @@ def export_onnx(model: nn.Module, inputs: tuple[Any, ...], path: PathLike, *, dy
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     check_module(model)
+    given: object = inputs
+    if isinstance(given, Tensor):
+        raise TransformError("inputs is a tensor: give a tuple of example arguments, (x,) for a single one")
     if not isinstance(inputs, tuple):
         raise TransformError(f"inputs={shown(inputs)} is no tuple of example arguments, such as (torch.zeros(1, 8),)")
-    target = read_path(path)
+    target = read_target(path, ".onnx")
     modes = {module: module.training for module in model.modules()}
     try:
         with torch.no_grad():
+            _require_inputs(model.eval(), inputs)
             # Without the exporter's optimiser, which multiplies small factors and stores what they give.
             program = torch.onnx.export(
                 model.eval(), inputs, dynamo=True, optimize=False, verbose=False, dynamic_shapes=dynamic_shapes
             )
-    except Exception as error:  # Whatever dynamo, the exporter or the model itself raises for such arguments.
+    except _InputsError:
+        raise
+    except Exception as error:  # Whatever dynamo or the exporter raises for such a model.
         raise TransformError(
-            f"torch.onnx.export can't take this {type(model).__name__} with these arguments: {shown(str(error), 300)}"
+            f"torch.onnx.export can't take this {type(model).__name__} with these arguments: {_reason(error)}. Write "
+            "that part of the model's forward otherwise, or choose other dynamic_shapes"
         ) from error
     finally:
         for module, training in modes.items():
@@ -65,3 +74,26 @@ def export_onnx(model: nn.Module, inputs: tuple[Any, ...], path: PathLike, *, dy
             program.save(str(temporary), external_data=False)
     except OSError as error:
         raise CheckpointError(f"{path} can't be written: {error}") from error
+
+
+class _InputsError(TransformError):
+    """The model itself can't be called with the example inputs."""
+
+
+def _require_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Call the model, whose own error says more than what the exporter makes of it."""
+    try:
+        model(*inputs)
+    except Exception as error:  # Whatever the model raises for such arguments.
+        raise _InputsError(
+            f"this {type(model).__name__} can't be called with inputs={shown(inputs)}: {_reason(error)}. Give "
+            "arguments that its forward takes"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong first, in a line: the exporter wraps an error several times, and tells long stories about it."""
+    while error.__cause__ is not None and str(error.__cause__).strip():
+        error = error.__cause__
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {shortened(lines[0].rstrip('.'), 300)}" if lines else type(error).__name__

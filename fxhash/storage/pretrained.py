@@ -34,7 +34,7 @@ def save_pretrained(
     gm: nn.Module,
     folder: PathLike,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     allow_nan: bool = False,
     factory: str | None = None,
     arguments: Mapping[str, Any] | None = None,

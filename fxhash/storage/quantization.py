@@ -7,14 +7,24 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fxhash.errors import CheckpointError, PlanError, shown
+from fxhash.errors import CheckpointError
+from fxhash.smh.checks import read_dtype
 
 STORAGE_DTYPES = (torch.bfloat16, torch.float16, torch.int8)
 _LARGEST = 127
 _STEPS = ".steps"
 
 
-def quantized(tensors: Mapping[str, Tensor], along: Mapping[str, int], dtype: torch.dtype) -> dict[str, Tensor]:
+def read_storage_dtype(dtype: object) -> torch.dtype:
+    """The type to store factors in that is meant: one of `STORAGE_DTYPES`, or the name of one.
+
+    Raises:
+        PlanError: for any other type.
+    """
+    return read_dtype(dtype, [str(each).removeprefix("torch.") for each in STORAGE_DTYPES], "type to store factors in")
+
+
+def quantized(tensors: Mapping[str, Tensor], along: Mapping[str, int], dtype: torch.dtype | str) -> dict[str, Tensor]:
     """Quantize some of the tensors.
 
     Integers are symmetric: a value is its integer times a step, `max(abs(values)) / 127` over a dimension. The steps
@@ -23,7 +33,7 @@ def quantized(tensors: Mapping[str, Tensor], along: Mapping[str, int], dtype: to
     Args:
         tensors: by name.
         along: names of those to quantize, and the dimension whose entries share a step.
-        dtype: `torch.bfloat16`, `torch.float16` or `torch.int8`.
+        dtype: `torch.bfloat16`, `torch.float16` or `torch.int8`, or the name of one.
 
     Returns:
         All tensors, those in `along` in the new type, and the steps, in float32.
@@ -32,9 +42,7 @@ def quantized(tensors: Mapping[str, Tensor], along: Mapping[str, int], dtype: to
         PlanError: for another type.
         CheckpointError: if one holds values that the type can't hold, which are NaN and infinity for integers.
     """
-    if not isinstance(dtype, torch.dtype) or dtype not in STORAGE_DTYPES:
-        known = ", ".join(map(str, STORAGE_DTYPES))
-        raise PlanError(f"dtype={shown(dtype)} is no type to store factors in: give one of {known}")
+    dtype = read_storage_dtype(dtype)
     result = dict(tensors)
     for name, dim in along.items():
         tensor = tensors[name]

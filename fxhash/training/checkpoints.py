@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ class RunCheckpoints(CheckpointIO):
     Args:
         folder: of the run.
         run: `configuration_digest` of the run, which each checkpoint carries.
+        earlier: what it was before the run was given more epochs.
     """
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: str, earlier: Collection[str] = ()) -> None:
         self.folder = folder
         self.run = run
+        self.earlier = earlier
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint as `write_checkpoint` does."""
@@ -88,7 +91,7 @@ class RunCheckpoints(CheckpointIO):
     def _read_own(self, path: Path) -> dict[str, Any]:
         checkpoint = read_checkpoint(path)
         # Older versions did not store the run.
-        if checkpoint.get(_RUN, self.run) != self.run:
+        if checkpoint.get(_RUN, self.run) not in (self.run, *self.earlier):
             raise CheckpointError(f"{str(path)!r} is a checkpoint of another run")
         return checkpoint
 

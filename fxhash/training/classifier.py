@@ -51,6 +51,12 @@ class Classifier(LightningModule):
         for teacher in self._teachers:
             teacher.to(self.device)
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take from the schedule of a checkpoint where it stood, not how long it was: a run may go on for longer."""
+        for state in checkpoint["lr_schedulers"]:
+            for name in ("total_steps", "_schedule_phases"):
+                state.pop(name, None)
+
     def on_train_epoch_start(self) -> None:
         """Draw the same random numbers in this epoch whatever happened before, others in each process."""
         torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1_000_003 + self.global_rank)

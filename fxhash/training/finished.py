@@ -11,6 +11,7 @@ from torch import fx
 
 import fxhash
 from fxhash.errors import CheckpointError, TrainingError
+from fxhash.storage.quantization import read_storage_dtype
 from fxhash.training.data import ImageData, load_data
 from fxhash.training.folder import load_model, read_configuration, save_model
 from fxhash.training.latency import median_latencies
@@ -47,7 +48,7 @@ def evaluate(folder: Path, data: ImageData | None = None, file: Path | None = No
     return accuracies
 
 
-def export(folder: Path, path: Path, dtype: torch.dtype | None = None) -> None:
+def export(folder: Path, path: Path, dtype: torch.dtype | str | None = None) -> None:
     """Write the model of a finished run to a file: `.safetensors`, or `.onnx` in its deployed form.
 
     The ONNX model takes normalized images, any number at a time.
@@ -60,13 +61,23 @@ def export(folder: Path, path: Path, dtype: torch.dtype | None = None) -> None:
     Raises:
         TrainingError: if the run is not finished, for another kind of file, or for a `dtype` without factors in
             a `.safetensors` file.
+        PlanError: for a `dtype` that factors can't be stored in.
         CheckpointError: if the file can't be written.
     """
     if path.suffix not in (".safetensors", ".onnx"):
         raise TrainingError(f"{str(path)!r} is neither a .safetensors nor an .onnx file: the file extension decides")
     model = load_model(folder)
-    if dtype is not None and not (path.suffix == ".safetensors" and isinstance(model, fx.GraphModule)):
-        raise TrainingError("only factors in a .safetensors file can be stored in another type")
+    if dtype is not None:
+        dtype = read_storage_dtype(dtype)
+        if path.suffix != ".safetensors":
+            raise TrainingError(
+                f"{str(path)!r} can't hold factors in another type: omit dtype=..., or give a .safetensors"
+            )
+        if not isinstance(model, fx.GraphModule):
+            raise TrainingError(
+                f"the run in {str(folder)!r} is of the dense model, which has no factors to store in {dtype}: "
+                "omit dtype=..."
+            )
     if path.suffix == ".safetensors":
         try:
             save_model(model, path, dtype)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from fxhash.training.batches import load_batches
@@ -26,6 +27,7 @@ from fxhash.training.gradient_bytes import GradientBytes
 from fxhash.training.options import RunOptions, RunResult
 from fxhash.training.parameter_counts import trainable_parameters, trainable_parameters_before
 from fxhash.training.processes import is_first_process, process_count, process_count_here, rank
+from fxhash.training.progress import EpochBar
 from fxhash.training.quiet import quiet_lightning
 
 _PRECISIONS: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
@@ -59,6 +61,7 @@ def fit(
     Raises:
         TrainingError: if the loss is not finite.
         OSError: if a file can't be written.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM; the checkpoint of the last epoch is complete.
     """
     model, processes = classifier.model.model, process_count()
     curves, counter = Curves(console, model, folder / CURVES), GradientBytes()
@@ -85,6 +88,12 @@ def fit(
     return result
 
 
+def tested_epochs(content: Mapping[str, Any]) -> int:
+    """After how many epochs the last test of a checkpoint was; 0 if there was none yet."""
+    rows = content["callbacks"].get(Curves.__qualname__, {}).get("rows")
+    return int(rows[-1]["epoch"]) if rows else 0
+
+
 def _restore_trained(
     classifier: Classifier, options: RunOptions, content: dict[str, Any], curves: Curves, counter: GradientBytes
 ) -> bool:
@@ -94,8 +103,7 @@ def _restore_trained(
     a checkpoint has as its state dict.
     """
     states = content["callbacks"]
-    rows = states.get(curves.state_key, {}).get("rows")
-    if not rows or rows[-1]["epoch"] < options.recipe.epochs:
+    if tested_epochs(content) < options.recipe.epochs:
         return False
     classifier.load_state_dict(content["state_dict"])
     curves.load_state_dict(states[curves.state_key])
@@ -120,7 +128,9 @@ def _train(
             weights_only=True,
         )
     except SystemExit as stopped:
-        # Lightning exits on Ctrl-C, in silence, and ignores all further ones.
+        # Lightning exits in silence: with status 0 after SIGTERM; after Ctrl-C, of which it ignores all further ones.
+        if isinstance(stopped, SIGTERMException):
+            raise KeyboardInterrupt from None
         if isinstance(stopped.__context__, KeyboardInterrupt):
             signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt from None
@@ -136,8 +146,7 @@ def _trainer(
     callbacks.append(
         ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False, save_on_train_epoch_end=True)
     )
-    if console.is_terminal:
-        callbacks.append(RichProgressBar(leave=False))
+    callbacks.append(EpochBar(console))
     processes = process_count()
     return Trainer(
         accelerator={"cuda": "gpu"}.get(options.device, options.device),
@@ -153,7 +162,7 @@ def _trainer(
         num_sanity_val_steps=0,
         check_val_every_n_epoch=1 if options.test_each_epoch else recipe.epochs,
         use_distributed_sampler=False,
-        enable_progress_bar=console.is_terminal,
+        enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=10,
     )

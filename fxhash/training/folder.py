@@ -32,8 +32,8 @@ CONFIGURATION, CHECKPOINT, MODEL, RESULT, CURVES, LOCK = (
 )
 PREVIOUS_CHECKPOINT = "previous.ckpt"
 
-# Options that may be edited before a run goes on: where things are, and what is shown. A wrong one is noticed.
-_MAY_CHANGE = ("data", "data_folder", "start", "teacher", "device", "tensorboard")
+# Options that may be others when a run goes on: where things are, and what is shown. A wrong one is noticed.
+MAY_CHANGE = ("data", "data_folder", "start", "teacher", "device", "tensorboard")
 
 
 def load_model(folder: Path, file: Path | None = None) -> nn.Module:
@@ -75,7 +75,7 @@ def write_configuration(folder: Path, configuration: dict[str, Any]) -> None:
 
 def configuration_digest(configuration: Mapping[str, Any]) -> str:
     """SHA-256 of the values that would change a run, or what its model computes, without anybody noticing."""
-    options = {name: value for name, value in configuration["options"].items() if name not in _MAY_CHANGE}
+    options = {name: value for name, value in configuration["options"].items() if name not in MAY_CHANGE}
     values = [options, *(configuration[name] for name in ("classes", "channels", "size", "mean", "std"))]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
@@ -101,6 +101,20 @@ def read_configuration(folder: Path) -> tuple[RunOptions, dict[str, Any]]:
         raise TrainingError(f"there is no run in {str(folder)!r}: it has no {CONFIGURATION}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TrainingError(f"{str(folder / CONFIGURATION)!r} can't be read: {error}") from error
+
+
+def trained_epochs(folder: Path) -> int | None:
+    """How many epochs the finished model of a run was trained for; None if it never was finished.
+
+    Raises:
+        TrainingError: if the file of the result is damaged.
+    """
+    try:
+        return int(json.loads((folder / RESULT).read_text(encoding="utf-8"))["epochs"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(f"{str(folder / RESULT)!r} can't be read: {type(error).__name__}: {error}") from error
 
 
 def load_teacher(folder: Path, data: ImageData) -> nn.Module:

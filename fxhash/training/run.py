@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -15,14 +17,16 @@ from fxhash.targets import require_trust, trusting
 from fxhash.training.checkpoints import RunCheckpoints
 from fxhash.training.classifier import Classifier
 from fxhash.training.data import ImageData, load_data
-from fxhash.training.fitting import fit
+from fxhash.training.fitting import fit, tested_epochs
 from fxhash.training.folder import (
     CONFIGURATION,
+    MAY_CHANGE,
     RESULT,
     configuration_digest,
     load_teacher,
     network_target,
     read_configuration,
+    trained_epochs,
     write_configuration,
 )
 from fxhash.training.initialization import build_model
@@ -89,30 +93,74 @@ def train(
         return fit(classifier, options, data, folder, checkpoints, None, console, callbacks)
 
 
-def resume(folder: Path, console: Console | None = None) -> RunResult:
-    """Go on with a run that was interrupted, to the same weights as if it had not been.
+def resume(
+    folder: Path,
+    console: Console | None = None,
+    changes: Mapping[str, Any] | None = None,
+    download: bool = False,
+) -> RunResult:
+    """Go on with a run that was interrupted, to the same weights as if it had not been, or with a finished one.
+
+    Args:
+        folder: the folder of the run.
+        console: where to print; standard output if omitted.
+        changes: values to replace: `epochs`, which is more than before for a finished run, and of `RunOptions` where
+            things are and what is shown: `data`, `data_folder`, `start`, `teacher`, `device` and `tensorboard`. With
+            other epochs, the learning rate goes on where a run of so many would be by now.
+        download: whether to fetch the data if it is not there.
 
     Raises:
         TrainingError: if the folder holds no run, one that is finished, or one that another process trains now; for
-            TensorBoard as in `train`.
+            other changes; for the device, the data and TensorBoard as in `train`.
         FolderError: as in `train`.
         TargetError: if its model is of a factory that is not trusted: see `fxhash.targets.trusting`.
         CheckpointError: if its checkpoints are damaged, or of another run.
     """
-    options, configuration = read_configuration(folder)
-    require_trust(network_target(options), folder / CONFIGURATION)
+    begun, configuration = read_configuration(folder)
+    require_trust(network_target(begun), folder / CONFIGURATION)
+    options = _with_changes(begun, changes or {})
     console = console or Console()
     with claimed(folder, console):
         # The first process alone: it may have finished the run before another one looks.
-        if (folder / RESULT).exists() and is_first_process():
-            raise TrainingError(f"the run in {str(folder)!r} is finished: its result is in {RESULT}")
+        trained = trained_epochs(folder) if is_first_process() else None
+        if trained is not None and options.recipe.epochs <= trained:
+            raise TrainingError(
+                f"the run in {str(folder)!r} is finished: its result is in {RESULT}. To go on with it, add --epochs "
+                f"with more than {trained}"
+            )
         check_device(options.device)
         if options.tensorboard:
             require_tensorboard()
-        data = load_data(options.data, Path(options.data_folder), False, options.image_size)
+        data = load_data(options.data, Path(options.data_folder), download, options.image_size)
         classifier = _build_classifier(options, data, configuration["mean"], configuration["std"])
-        checkpoints = RunCheckpoints(folder, configuration_digest(configuration))
-        return fit(classifier, options, data, folder, checkpoints, checkpoints.find(console), console)
+        earlier = [*configuration.get("earlier", []), configuration_digest(configuration)]
+        configuration = {**configuration, "options": options.to_dict(), "earlier": list(dict.fromkeys(earlier))}
+        checkpoints = RunCheckpoints(folder, configuration_digest(configuration), earlier)
+        checkpoint = checkpoints.find(console)
+        if checkpoint is not None:
+            _refuse_fewer_epochs(options.recipe.epochs, checkpoint[1], folder)
+        if options != begun and is_first_process():
+            write_configuration(folder, configuration)
+        return fit(classifier, options, data, folder, checkpoints, checkpoint, console)
+
+
+def _with_changes(options: RunOptions, changes: Mapping[str, Any]) -> RunOptions:
+    wrong = [name for name in changes if name not in (*MAY_CHANGE, "epochs")]
+    if wrong:
+        raise TrainingError(
+            f"a run goes on as it was begun, and can't change {', '.join(wrong)}: start a new one in another folder"
+        )
+    recipe = options.recipe.with_changes({"epochs": changes.get("epochs")})
+    return replace(options, recipe=recipe, **{name: changes[name] for name in changes if name != "epochs"})
+
+
+def _refuse_fewer_epochs(epochs: int, content: Mapping[str, Any], folder: Path) -> None:
+    """Refuse to end before where a checkpoint is, or there without a test."""
+    trained, tested = int(content.get("epoch", -1)) + 1, tested_epochs(content)
+    if epochs < trained or tested < epochs == trained:
+        raise TrainingError(
+            f"the run in {str(folder)!r} was trained for {trained} epochs already: give more than that to --epochs"
+        )
 
 
 def _refuse_another_run(folder: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 
 import fxhash
 from fxhash import zoo
+from fxhash.cli.errors import in_options
 from fxhash.storage.checkpoint import read_plan
 from tests.cli.helpers import assert_one_line, run, run_process
 from tests.storage.forgery import forge, opened
@@ -49,7 +50,8 @@ class TestModel:
             fxhash.transform(
                 zoo.create("resnet8"), **{"compress": 0.1, name: [value] if value == "(" else float(value)}
             )
-        line = " ".join(str(caught.value).split())
+        line = in_options(" ".join(str(caught.value).split()), ("compress", "aspect", "include"))
+        assert f"--{name} " in line
         assert_one_line(run("inspect", "zoo:resnet8", *options), line, status=1)
 
 

@@ -213,3 +213,51 @@ def test_what_the_exporter_cannot_take_is_said(tmp_path):
     with pytest.raises(fxhash.TransformError, match=r"torch\.onnx\.export can't take this BranchesOnInput"):
         fxhash.export_onnx(gm, inputs, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+class DecomposesItsOutput(nn.Module):
+    """It calls what ONNX has no operator for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.svd(self.fc(x))[0]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "name", "message"),
+    [
+        (
+            (torch.zeros(2, 65),),
+            "model.onnx",
+            r"this \w+ can't be called with inputs=\(tensor\(.*\.\.\.: InputError: layer 'fc' takes inputs of shape "
+            r"\(\.\.\., 64\), got shape \(2, 65\)\. Give arguments that its forward takes$",
+        ),
+        ((), "model.onnx", r"can't be called with inputs=\(\): TypeError: .*missing 1 required positional argument"),
+        (
+            torch.zeros(2, 64),
+            "model.onnx",
+            r"inputs is a tensor: give a tuple of example arguments, \(x,\) for a single",
+        ),
+        (
+            (torch.zeros(2, 64),),
+            "model.pt",
+            r"path='.*model\.pt' is named as a .* but a \.onnx file .* give 'model\.onnx'$",
+        ),
+        (
+            (torch.zeros(2, 64),),
+            "model.onnx",
+            r"^torch\.onnx\.export can't take this \w+ with these arguments: \w+: .*svd.* Write that part of the",
+        ),
+    ],
+)
+def test_wrong_steps_are_answered_by_the_right_one(inputs, name, message, tmp_path, capfd):
+    gm = fxhash.lower_for_deploy(fxhash.transform(DecomposesItsOutput(), 0.5, seed=0))
+    with pytest.raises(fxhash.FxhashError, match=message) as caught:
+        fxhash.export_onnx(gm, inputs, tmp_path / name)
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr().out == ""

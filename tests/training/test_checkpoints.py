@@ -8,6 +8,7 @@ import json
 import pickle
 import shutil
 import signal
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -179,28 +180,35 @@ def test_a_run_stopped_after_its_last_checkpoint(ema_decay, test_each_epoch, ima
 
 
 class Interrupted(Callback):
-    """Ctrl-C in the second epoch."""
+    """A signal in the second epoch."""
+
+    def __init__(self, sent):
+        self.sent = sent
 
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == 1:
-            raise KeyboardInterrupt
+            signal.raise_signal(self.sent)
 
 
-def test_a_run_stopped_by_its_user(images, finished, tmp_path, monkeypatch):
-    handler, folder = signal.getsignal(signal.SIGINT), tmp_path / "run"
-    quiet = {"console": Console(quiet=True), "callbacks": [Interrupted()]}
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+def test_a_run_stopped_by_its_user(sent, images, finished, tmp_path, monkeypatch):
+    handlers, folder = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)], tmp_path / "run"
+    quiet = {"console": Console(quiet=True), "callbacks": [Interrupted(sent)]}
     with pytest.raises(KeyboardInterrupt):
         training.train(tiny_options(images), folder, **quiet)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     resume(folder)
     assert left_by(folder) == left_by(finished)
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fxhash.training.resume", interrupted)
     result = CliRunner().invoke(cli.create_app(), ["train", "--resume", "--output", str(folder)])
-    assert_one_line(result, f"the run in {str(folder)!r} was stopped: go on with --resume", status=1)
+    assert_one_line(
+        result, f"the run in {str(folder)!r} was stopped: to go on, fxhash train --resume --output {folder}", status=1
+    )
 
 
 def test_a_device_that_is_not_there(images, stopped, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ pytest.importorskip("matplotlib")
 
 from fxhash import training
 from fxhash.training import RunOptions, load_recipe, write_report
+from fxhash.training.report import figures
 from fxhash.training.report.comparison import compare, mean_and_deviation
 
 # Torch's own, about how Lightning calls it.
@@ -203,10 +204,10 @@ def test_text_of_files_stays_text(compressed, tmp_path):
 
 def test_markdown_has_its_figures_beside_it(compressed, tmp_path):
     output = tmp_path / "my report.md"
-    assert write_report([compressed], output) == (tmp_path / "my report.png", output)
+    assert write_report([compressed], output) == (tmp_path / "my report.figures.png", output)
     text = output.read_text()
-    assert "![figures](<my report.png>)" in text
-    assert (tmp_path / "my report.png").read_bytes().startswith(b"\x89PNG")
+    assert "![figures](<my report.figures.png>)" in text
+    assert (tmp_path / "my report.figures.png").read_bytes().startswith(b"\x89PNG")
     result = json.loads((compressed / "result.json").read_text())
     assert f"| {result['test_accuracy']:.2%} | {result['test_loss']:.4f} | 1 | 0 | digits |" in text
     assert "| conv1.weight | 16x1x3x3 | hashed |" in text
@@ -233,10 +234,84 @@ def test_other_file_extensions(name, tmp_path):
 
 def test_folders_that_are_no_run(tmp_path):
     with pytest.raises(TrainingError, match=r"there is no run in .*: it has no run\.json"):
-        write_report([fake_run(tmp_path / "run"), tmp_path], tmp_path / "report.html")
+        write_report([tmp_path], tmp_path / "report.html")
     with pytest.raises(TrainingError, match="give the folder of a run"):
         write_report([], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
+
+
+def test_what_is_no_run_among_runs_is_left_out(tmp_path):
+    """As `fxhash report runs/*` names it: a report of before, the folder of something else."""
+    folder, other, file = fake_run(tmp_path / "run"), tmp_path / "other", tmp_path / "old.html"
+    other.mkdir()
+    file.write_text("")
+    warned = []
+    write_report([folder, other, file], tmp_path / "report.html", warned.append)
+    assert warned == [f"{str(each)!r} is left out: it holds no run, since it has no run.json" for each in (other, file)]
+    assert (tmp_path / "report.html").read_text() == page([folder], tmp_path / "alone.html")
+    with pytest.warns(UserWarning, match="other' is left out"):
+        write_report([folder, other], tmp_path / "report.html")
+
+
+def test_reports_of_one_name_have_files_of_their_own(compressed, tmp_path):
+    """Markdown and a figure, in any order."""
+    names = ["report.md", "report.png", "report.html"]
+    alone = {}
+    for name in names:
+        (tmp_path / name).mkdir()
+        alone |= {path.name: path.read_bytes() for path in write_report([compressed], tmp_path / name / name)}
+    assert len(alone) == 4
+    (tmp_path / "all").mkdir()
+    for name in [*names, *names[::-1]]:
+        write_report([compressed], tmp_path / "all" / name)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()} == alone
+
+
+@pytest.mark.parametrize("count", [2, 12])
+@pytest.mark.parametrize("settings", [0, 3, 9])
+def test_legends_are_not_cropped(count, settings, tmp_path):
+    from matplotlib.figure import Figure
+
+    changes = {
+        **{"optimizer": "sgd", "learning_rate": 0.0123, "weight_decay": 0.00456, "schedule": "cosine"},
+        **{"label_smoothing": 0.123, "clip_gradients": 1.23, "ema_decay": 0.987, "pad": 2, "precision": "bf16"},
+    }
+    changed = dict(list(changes.items())[:settings])
+    folders = [
+        fake_run(tmp_path / str(index), changes=changed if index % 2 else {}, compress=(index + 1) / 100)
+        for index in range(count)
+    ]
+    groups = compare(folders)
+    assert len(groups) == count
+    for draw in (figures.curves, figures.accuracy_over_size):
+        figure = Figure(figsize=figures.size_of(groups), dpi=150, layout="constrained")
+        draw(figure, groups)
+        figure.draw_without_rendering()
+        legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+        (legend,) = legends
+        box, page_box = legend.get_window_extent(), figure.bbox
+        assert page_box.x0 <= box.x0 < box.x1 <= page_box.x1
+        assert page_box.y0 <= box.y0 < box.y1 <= page_box.y1
+        for axes in figure.axes:
+            assert axes.get_position().height > 0.3, "the curves have room"
+
+
+def test_a_page_of_1200_pixels_holds_the_table(tmp_path):
+    """Long names wrap, and numbers don't: at 13 pixels a letter is 7 wide, and a cell has 12 pixels beside it."""
+    folders = [
+        fake_run(tmp_path / ("a-long-name-of-a-run-" * 4 + str(seed)), seed=seed, changes={"learning_rate": 0.123})
+        for seed in range(3)
+    ]
+    text = page(folders, tmp_path / "report.html")
+    heading, *cells = rows(text)
+    wraps = {0, 1, 11}
+    widths = [max(len(row[column]) for row in cells) for column in range(len(heading)) if column not in wraps]
+    words = [max(map(len, heading[column].split())) for column in range(len(heading)) if column not in wraps]
+    numbers = sum(7 * max(pair) + 12 for pair in zip(widths, words, strict=True))
+    assert numbers + 3 * (8 * 13 + 12) <= 1200 - 2 * 15
+    for column in wraps:
+        assert f".runs td:nth-child({column + 1})" in text
+    assert '<div class="runs">' in text
 
 
 @pytest.mark.parametrize(
@@ -308,6 +383,14 @@ class TestCommand:
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr.startswith(f"fxhash: error: {line}")
         assert result.stderr.count("\n") == 1
+
+    def test_what_is_no_run_is_named(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        fake_run(tmp_path / "run")
+        result = self.run("run", "none")
+        line = "'none' is left out: it holds no run, since it has no run.json"
+        assert (result.exit_code, result.stdout) == (0, "report: report.html\n")
+        assert result.stderr == f"fxhash: warning: {line}\n"
 
     def test_without_matplotlib(self, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -36,6 +36,8 @@ from fxhash.training.initialization import build_model
 from fxhash.training.preprocessing import ReadsBytes, mirrored_at_random, shifted
 from fxhash.training.processes import processes_for
 from fxhash.training.report.comparison import compare
+from tests.cli.helpers import assert_one_line
+from tests.cli.helpers import run as run_command
 from tests.helpers import skip_unless_onnx_has_open_sizes
 
 # Torch's own, about how Lightning calls it.
@@ -525,10 +527,21 @@ def test_an_exported_file_in_8_bits(finished, dense_run, tmp_path):
     assert small.stat().st_size < (finished / "model.safetensors").stat().st_size
     accuracies = training.evaluate(finished, file=small)
     assert accuracies["deployed"] == pytest.approx(training.evaluate(finished)["deployed"], abs=0.03)
-    with pytest.raises(TrainingError, match="only factors"):
+    before = small.read_bytes()
+    training.export(finished, small, "int8")
+    assert small.read_bytes() == before
+    with pytest.raises(TrainingError, match=r"model\.onnx' can't hold factors in another type: omit dtype"):
         training.export(finished, tmp_path / "model.onnx", torch.int8)
-    with pytest.raises(TrainingError, match="only factors"):
+    with pytest.raises(TrainingError, match=r"is of the dense model, which has no factors to store in torch\.int8"):
         training.export(dense_run, small, torch.int8)
+    result = run_command("export", str(dense_run), str(tmp_path / "dense.safetensors"), "--dtype", "int8")
+    line = f"the run in {str(dense_run)!r} is of the dense model, which has no factors to store in torch.int8: "
+    assert_one_line(result, f"{line}omit --dtype", status=1)
+    result = run_command("export", str(finished), str(tmp_path / "small.safetensors"), "--dtype", "int9")
+    assert result.stderr.startswith(
+        "fxhash: error: --dtype 'int9' is no type to store factors in: give one of torch.bf"
+    )
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_a_dense_run_whose_files_fail(tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fxhash.errors import TrainingError
 from fxhash.storage.atomic import replacing
+from fxhash.training.folder import CONFIGURATION
 from fxhash.training.report import figures
 from fxhash.training.report.comparison import compare
 from fxhash.training.report.contents import any_curves, any_finished
@@ -18,20 +20,24 @@ FILE_EXTENSIONS = (".html", ".md", ".png")
 _DRAWINGS = {figures.accuracy_over_size: any_finished, figures.curves: any_curves}
 
 
-def write_report(folders: Iterable[Path], output: Path) -> tuple[Path, ...]:
+def write_report(
+    folders: Iterable[Path], output: Path, warn: Callable[[str], object] = warnings.warn
+) -> tuple[Path, ...]:
     """Compare runs in one document.
 
     Args:
-        folders: the folders of one or more runs; what an unfinished one has so far is shown.
+        folders: the folders of one or more runs; what an unfinished one has so far is shown, and what is no run among
+            others, such as a report, is left out.
         output: where to write, replacing what is there. The file extension decides: `.html` is a page that needs no
-            other file; `.md` is Markdown, with its figures in a `.png` of the same name; `.png` is test accuracy over
-            trainable parameters.
+            other file; `.md` is Markdown, with its figures in `NAME.figures.png` beside `NAME.md`; `.png` is test
+            accuracy over trainable parameters.
+        warn: is called with a line for each folder that is left out.
 
     Returns:
         The files that were written; each of them is whole or not there.
 
     Raises:
-        TrainingError: if the file extension is another, a folder holds no run, a file can't be read or written, or a
+        TrainingError: if the file extension is another, no folder holds a run, a file can't be read or written, or a
             figure is asked for and no run is finished.
         CheckpointError: if the file of a trained model is damaged.
     """
@@ -40,8 +46,13 @@ def write_report(folders: Iterable[Path], output: Path) -> tuple[Path, ...]:
     folders = list(folders)
     if not folders:
         raise TrainingError("there is nothing to report: give the folder of a run")
-    groups = compare(folders)
-    figure = output.with_suffix(".png")
+    runs = [folder for folder in folders if (folder / CONFIGURATION).exists()]
+    for folder in folders if runs else ():
+        if folder not in runs:
+            warn(f"{str(folder)!r} is left out: it holds no run, since it has no {CONFIGURATION}")
+    groups = compare(runs or folders)
+    # Not the name of a report that is a figure.
+    figure = output.with_suffix(".figures.png")
     if output.suffix == ".html":
         contents = {output: html_page(groups).encode("utf-8", "backslashreplace")}
     elif output.suffix == ".md":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
     Drawing: TypeAlias = Callable[["Figure | SubFigure", Sequence[Group]], None]
+
+
+# Letters of a line of a legend, in a figure of 8 inches: beside its half, over all of it, in one of two columns.
+_LABEL_IN_AXES, _LABEL_OF_ONE, _LABEL_OF_TWO = 50, 110, 50
 
 
 def accuracy_over_size(figure: Figure | SubFigure, groups: Sequence[Group]) -> None:
@@ -35,7 +40,7 @@ def accuracy_over_size(figure: Figure | SubFigure, groups: Sequence[Group]) -> N
             [100 * accuracy for _, accuracy in points],
             linewidth=1,
             alpha=0.4,
-            label=f"{model} on {data}",
+            label=_wrapped(f"{model} on {data}", _LABEL_IN_AXES),
         )
         for group in members:
             accuracy = group.accuracy()
@@ -65,6 +70,8 @@ def curves(figure: Figure | SubFigure, groups: Sequence[Group]) -> None:
     """Train loss and test accuracy over epochs: a colour a group, a line a run, dashed while it is not finished."""
     loss, accuracy = figure.subplots(1, 2)
     colours = _colours(len(groups))
+    columns = 2 if len(groups) > 1 and all(len(group.label) <= _LABEL_OF_TWO for group in groups) else 1
+    labels = {group.label: _wrapped(group.label, _LABEL_OF_TWO if columns == 2 else _LABEL_OF_ONE) for group in groups}
     for group, colour in zip(groups, colours, strict=True):
         for index, run in enumerate(group.runs):
             epochs = [row.epoch for row in run.curves]
@@ -74,14 +81,16 @@ def curves(figure: Figure | SubFigure, groups: Sequence[Group]) -> None:
                 "linestyle": "--" if run.outcome is None else "-",
                 "marker": "." if len(epochs) == 1 else "",
             }
-            loss.plot(epochs, [row.train_loss for row in run.curves], label="" if index else group.label, **style)
+            loss.plot(
+                epochs, [row.train_loss for row in run.curves], label="" if index else labels[group.label], **style
+            )
             accuracy.plot(epochs, [100 * row.test_accuracy for row in run.curves], **style)
     for axes, name in ((loss, "train loss"), (accuracy, "test accuracy (%)")):
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
         axes.xaxis.get_major_locator().set_params(integer=True)
         _finish(axes)
-    figure.legend(loc="outside lower center", ncols=2 if len(groups) > 1 else 1, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def as_png(*drawings: Drawing, groups: Sequence[Group]) -> bytes:
@@ -89,14 +98,23 @@ def as_png(*drawings: Drawing, groups: Sequence[Group]) -> bytes:
     from matplotlib.figure import Figure
 
     with _names_as_they_are():
-        # Legends grow with the groups.
-        height = 4 + 0.1 * len(groups)
-        figure = Figure(figsize=(8, height * len(drawings)), dpi=150, layout="constrained")
+        width, height = size_of(groups)
+        figure = Figure(figsize=(width, height * len(drawings)), dpi=150, layout="constrained")
         for draw, part in zip(drawings, figure.subfigures(len(drawings), 1, squeeze=False).flat, strict=True):
             draw(part, groups)
         with BytesIO() as file:
             figure.savefig(file, format="png")
             return file.getvalue()
+
+
+def size_of(groups: Sequence[Group]) -> tuple[float, float]:
+    """Width and height of a drawing in inches: legends grow with the groups, and with what these differ in."""
+    return 8, 4 + 0.2 * sum(len(_wrapped(group.label, _LABEL_OF_ONE).splitlines()) for group in groups)
+
+
+def _wrapped(label: str, width: int) -> str:
+    """A label in lines that are no longer than so many letters."""
+    return "\n".join(textwrap.wrap(label, width)) or label
 
 
 def _finish(axes: Any) -> None:

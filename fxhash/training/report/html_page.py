@@ -27,7 +27,9 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1200px; margin: 2em auto; padding: 0 1em }
 div { overflow-x: auto }
 table { border-collapse: collapse; font-size: 13px }
-th, td { padding: 3px 9px; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap }
+th, td { padding: 3px 6px; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap }
+.runs th, .runs td:nth-child(1), .runs td:nth-child(2), .runs td:nth-child(12) { white-space: normal }
+.runs td:nth-child(1), .runs td:nth-child(12) { overflow-wrap: anywhere; min-width: 8em }
 tr.mean { font-weight: bold; background: #f4f4f4 }
 img { max-width: 100% }
 summary { cursor: pointer }
@@ -42,7 +44,7 @@ def html_page(groups: Sequence[Group]) -> str:
         f'<html lang="en"><head><meta charset="utf-8"><title>{TITLE}</title><style>{STYLE}</style></head><body>',
         f"<h1>{TITLE}</h1>",
         f"<p>{ABOUT_RUNS}</p>",
-        html_table(runs_table(groups)),
+        html_table(runs_table(groups), "runs"),
         "<h2>Accuracy over size</h2>",
         *(
             [
@@ -68,14 +70,14 @@ def html_page(groups: Sequence[Group]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def html_table(table: Table) -> str:
-    """The table, in a box that scrolls where it is too wide."""
+def html_table(table: Table, name: str = "layers") -> str:
+    """The table, in a box that scrolls where it is too wide; `name` is the class of its style."""
 
     def line(cells: Iterable[str], tag: str, kind: str = "") -> str:
         return f"<tr{kind}>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     rows = [line(row, "td", ' class="mean"' if index in table.strong else "") for index, row in enumerate(table.rows)]
-    return "\n".join(["<div><table>", line(table.heading, "th"), *rows, "</table></div>"])
+    return "\n".join([f'<div class="{name}"><table>', line(table.heading, "th"), *rows, "</table></div>"])
 
 
 def _image(description: str, groups: Sequence[Group], drawing: figures.Drawing) -> str:

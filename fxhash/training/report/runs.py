@@ -75,7 +75,7 @@ def read_run(folder: Path) -> Run:
         CheckpointError: if the file of the trained model is damaged.
     """
     options, _ = read_configuration(folder)
-    outcome, model = _read_outcome(folder / RESULT), folder / MODEL
+    outcome, model = _read_outcome(folder / RESULT, options.recipe.epochs), folder / MODEL
     has_model = outcome is not None and model.exists()
     return Run(
         folder=folder,
@@ -87,9 +87,11 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _read_outcome(path: Path) -> Outcome | None:
+def _read_outcome(path: Path, epochs: int) -> Outcome | None:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        if int(values.get("epochs", epochs)) < epochs:
+            return None  # Of a finished run that goes on.
         return Outcome(
             int(values["trainable_before"]),
             int(values["trainable_after"]),
@@ -98,7 +100,7 @@ def _read_outcome(path: Path) -> Outcome | None:
         )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TrainingError(f"{str(path)!r} can't be read: {type(error).__name__}: {error}") from error
 
 
