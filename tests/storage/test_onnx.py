@@ -244,7 +244,7 @@ class DecomposesItsOutput(nn.Module):
         (
             (torch.zeros(2, 64),),
             "model.pt",
-            r"path='.*model\.pt' is named as a .* but a \.onnx file .* give 'model\.onnx'$",
+            r"path=.* is named as a .* but a \.onnx file .* give 'model\.onnx'$",
         ),
         (
             (torch.zeros(2, 64),),

@@ -93,8 +93,9 @@ def test_the_command_takes_trust(images: Path, tmp_path: Path) -> None:
         assert refused.exit_code == 2
         assert refused.stderr.endswith(f"add --trust {MODULE}\n")
         assert run(*command, "--trust", MODULE).exit_code == 0
-    line = f"the run in {folder!r} is finished: its result is in result.json"
-    assert_one_line(run("train", "--resume", "--output", folder, "--trust", MODULE), line, status=1)
+    ended = run("train", "--resume", "--output", folder, "--trust", MODULE)
+    go_on = f"To go on with it, add --epochs with more than {options(images).recipe.epochs}"
+    assert_one_line(ended, f"the run in {folder!r} is finished: its result is in result.json. {go_on}", status=1)
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,9 @@ def test_a_line_an_epoch_in_a_terminal(columns, terminals):
     assert run.startswith("run: ")
     # The bar counts each epoch once, and no further than there are.
     assert bars == sorted(bars)
-    assert {1} <= set(bars) <= set(range(1, EPOCHS + 1))
+    # It is drawn some times a second: a short epoch may pass between two of these.
+    assert bars
+    assert set(bars) <= set(range(1, EPOCHS + 1))
     assert not screen.cursor.hidden
 
 
