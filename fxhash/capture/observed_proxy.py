@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
+from fxhash.capture.guarded_tests import guarded_test
 from fxhash.capture.hazards import calls_on_line, is_message
 from fxhash.capture.known_lengths import is_chunk, known_length, taken_from
 from fxhash.capture.known_values import is_never_none
 from fxhash.capture.user_code import is_recording_code
-from fxhash.graph.guards import of_length
+from fxhash.graph.guards import of_length, require
 from fxhash.graph.in_place import IN_PLACE_OPERATORS
 
 # What reads a property of a tensor at once; all other attributes are methods, called later or never.
@@ -100,7 +101,11 @@ class ObservedProxy(fx.Proxy):
         return [source[index] for index in range(count)]
 
     def __bool__(self) -> bool:
-        self._refuse("branches on a value")
+        test = guarded_test(sys._getframe(1))
+        if test is None:
+            self._refuse("branches on a value")
+        self.tracer.create_proxy("call_function", require, (self, test.wanted, test.error, test.message), {})
+        return test.wanted
 
     def __len__(self) -> int:
         taken = taken_from(sys._getframe(1))

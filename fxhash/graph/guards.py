@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
 from typing import Any
+
+from torch import fx
 
 from fxhash.errors import TransformError
 from fxhash.graph.recorded import recorded
@@ -22,3 +25,20 @@ def of_length(values: Sequence[Any], count: int) -> Sequence[Any]:
             "example_inputs of this size, or capture='modules'"
         )
     return values
+
+
+@recorded
+def require(condition: Any, wanted: bool, error: str, message: str) -> None:
+    """What an `assert`, or an `if` that does nothing but raise an error, found right in the trace.
+
+    Args:
+        condition: what it tests: a boolean, or a tensor of one.
+        wanted: what the condition must be.
+        error: name of the built-in error to raise if it isn't.
+        message: its message.
+    """
+    if bool(condition) is not wanted:
+        raise getattr(builtins, error)(message)
+
+
+fx.node.has_side_effect(require)
