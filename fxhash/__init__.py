@@ -17,6 +17,7 @@ from fxhash.storage.checkpoint import load, save
 from fxhash.storage.onnx import export_onnx
 from fxhash.storage.pretrained import from_pretrained, save_pretrained
 from fxhash.summary import Summary, summary
+from fxhash.train_form import lower_for_training
 from fxhash.version import __version__
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "from_pretrained",
     "load",
     "lower_for_deploy",
+    "lower_for_training",
     "materialize",
     "save",
     "save_pretrained",

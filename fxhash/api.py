@@ -35,6 +35,8 @@ from fxhash.transformed import (
     expose,
     refuse_transformed,
     require_transformed,
+    sharing_copy,
+    transformed_graph,
     transformed_parts,
     unwrapped,
     with_parts,
@@ -235,13 +237,12 @@ def _lowered(
         budget: bytes for the weights of all of them.
         replaces_watched_layers: as of `plan_lowering`.
     """
-    parts = transformed_parts(model)
+    parts = {path: transformed_graph(part) for path, part in transformed_parts(model).items()}
     plans = plan_lowerings([(part, requested[path]) for path, part in parts.items()], budget, replaces_watched_layers)
     lowered = {path: pass_on(lower(part, plan)) for (path, part), plan in zip(parts.items(), plans, strict=True)}
     if "" in lowered:
         return with_parts(model, {model: lowered[""]})
-    everything = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    copied = copy_model(model, shared={name for name, _ in everything})
+    copied = sharing_copy(model)
     return with_parts(copied, {part: lowered[path] for path, part in transformed_parts(copied).items()})
 
 
@@ -267,7 +268,7 @@ def materialize(gm: nn.Module) -> nn.Module:
 
 
 def _dense(gm: fx.GraphModule) -> nn.Module:
-    dense = restore_parameters(gm).graph_module
+    dense = restore_parameters(transformed_graph(gm)).graph_module
     whole_model = dict(dense.named_children()).get(OPAQUE_PART, dense)
     if isinstance(whole_model, OpaqueModule):
         (call,) = [node for node in dense.graph.nodes if node.target == OPAQUE_PART]

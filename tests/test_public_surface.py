@@ -26,6 +26,7 @@ ORDER = [
     "passes",
     "original",
     "transformed",
+    "train_form",
     "api",
     "summary",
     "storage",

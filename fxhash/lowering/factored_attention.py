@@ -127,7 +127,7 @@ def _attention(
     heads = projected.view(length, batch, 3, num_heads, size // num_heads).permute(2, 1, 3, 0, 4)
     mask = _mask(attn_mask, key_padding_mask, (batch, num_heads, length), projected.dtype)
     dropout = dropout_p if training else 0.0
-    attended = F.scaled_dot_product_attention(*heads.unbind(), attn_mask=mask, dropout_p=dropout)
+    attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask, dropout_p=dropout)
     mixed = attended.permute(2, 0, 1, 3).reshape(length, batch, size)
     return F.linear(mixed, out_proj_weight, out_proj_bias), None  # type: ignore[return-value]
 

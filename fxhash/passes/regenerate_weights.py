@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -58,7 +59,7 @@ def _generated(graph_module: fx.GraphModule, use: WeightUse, factors: Factors, b
     """The node of a generated weight, before another node."""
     parameter = use.parameter
     is_separable = parameter.kernels > 0 and not use.split
-    options = {
+    options: dict[str, Any] = {
         "kernels": read(graph_module, factors, use, "kernels", before) if is_separable else None,
         "shape": parameter.shape if is_separable else None,
         "shift": read(graph_module, factors, use, "shift", before) if use.stores("shift") else None,

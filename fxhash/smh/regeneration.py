@@ -1,7 +1,7 @@
 """Generated weights that autograd doesn't keep until backward: where a layer saves one, it is generated again.
 
-`generate_weight` makes a weight that can be generated again. While a layer runs within `regenerating(weights)`, autograd
-keeps in the place of these weights how to do that, and the factors, which it keeps anyway.
+`generate_weight` makes a weight that can be generated again. While a layer runs within `regenerating(weights)`,
+autograd keeps in the place of these weights how to do that, and the factors, which it keeps anyway.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,9 @@ Recipe = Callable[[], Tensor]
 
 _RECIPE = "_fxhash_recipe"
 
+# Torch has no public way to ask which hooks surround a call, and whether any are allowed.
+_HOOKS: Any = torch._C._autograd
+
 
 class _Kept(NamedTuple):
     """What is kept in the place of a view of a weight: how to generate it, and where the view lies in it."""
@@ -33,7 +36,7 @@ class _Kept(NamedTuple):
     recipe: Recipe
     size: torch.Size
     strides: tuple[int, ...]
-    offset: int
+    offset: int | torch.SymInt
 
 
 class _Saved(NamedTuple):
@@ -57,7 +60,7 @@ def regenerating(weights: Sequence[Any]) -> Iterator[None]:
     if not recipes:
         yield
         return
-    outer = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    outer = _HOOKS._top_saved_tensors_default_hooks(False)
 
     def pack(saved: Tensor) -> _Kept | _Saved:
         recipe = recipes.get(_storage(saved))
@@ -67,20 +70,22 @@ def regenerating(weights: Sequence[Any]) -> Iterator[None]:
             return _Saved(outer[0](saved), None, 0)
         return _Saved(saved, saved, saved._version)
 
-    def unpack(kept: _Kept | _Saved) -> Tensor:
+    def unpack(kept: _Kept | _Saved) -> Any:
         if isinstance(kept, _Kept):
             return kept.recipe().as_strided(kept.size, kept.strides, kept.offset)
         if outer is not None:
-            return outer[1](kept.value)  # type: ignore[no-any-return]
+            return outer[1](kept.value)
         if kept.value._version != kept.version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: a "
                 f"tensor of shape {tuple(kept.value.shape)} is at version {kept.value._version}; expected version "
                 f"{kept.version} instead"
             )
-        return kept.value  # type: ignore[no-any-return]
+        return kept.value
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    # mypy takes it for one that may swallow errors.
+    hooks: AbstractContextManager[None] = torch.autograd.graph.saved_tensors_hooks(pack, unpack)
+    with hooks:
         yield
 
 
@@ -90,7 +95,7 @@ def _recipes_of(weights: Sequence[Any]) -> Mapping[int, Recipe]:
         torch.compiler.is_compiling()
         or not torch.is_grad_enabled()
         # Transforms of torch.func take no hooks.
-        or not torch._C._autograd._saved_tensors_hooks_is_enabled()
+        or not _HOOKS._saved_tensors_hooks_is_enabled()
     ):
         return {}
 
@@ -128,7 +133,9 @@ def generate_weight(
     """
     factors = (left, right, kernels, shift)
     make = partial(_make_weight, slice_shape=slice_shape, shape=shape, dtype=dtype)
-    return _with_recipe(make(*factors), partial(_again, make, [None if each is None else each.detach() for each in factors]))
+    return _with_recipe(
+        make(*factors), partial(_again, make, [None if each is None else each.detach() for each in factors])
+    )
 
 
 def _make_weight(
@@ -202,8 +209,8 @@ def name_of(node: fx.Node) -> str:
 
 
 @cache
-def _function(name: str) -> Callable[..., Any]:
+def _function(name: str) -> Any:
     if name.startswith("."):
-        return operator.attrgetter(name[1:])(Tensor)  # type: ignore[no-any-return]
+        return operator.attrgetter(name[1:])(Tensor)
     path, _, attribute = name.rpartition(".")
-    return getattr(pkgutil.resolve_name(path), attribute)  # type: ignore[no-any-return]
+    return getattr(pkgutil.resolve_name(path), attribute)
