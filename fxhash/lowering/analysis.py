@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ from fxhash.lowering.readers import (
 )
 from fxhash.lowering.weights import Weight
 from fxhash.smh.generator import SMHGenerator
+from fxhash.smh.parameter_plan import ParameterPlan
 
 
 def plan_lowering(
@@ -124,13 +126,24 @@ class _Analysis:
             has_shift=has_shift,
             is_split=(
                 parameter.kernels > 0
-                and parameter.shape[1] >= self.device.least_split_channels
+                and (
+                    self._trains_faster_split(parameter)
+                    if self.for_training
+                    else parameter.shape[1] >= self.device.least_split_channels
+                )
                 and not has_shift
                 and all(is_plain_layer_of(call, node) for node in call.users)
             ),
             dtype=generator.dtype_of(parameter),
             factor_dtype=generator.right.dtype,
         )
+
+    def _trains_faster_split(self, parameter: ParameterPlan) -> bool:
+        """Whether a depthwise and a pointwise convolution take less than a regular one, for each input channel."""
+        out, positions = parameter.shape[0], math.prod(parameter.shape[2:])
+        depthwise = self.device.depthwise_product_cost * positions * parameter.kernels
+        has_type = self.generator.dtype_of(parameter) == self.generator.right.dtype
+        return has_type and depthwise + out * parameter.kernels <= out * positions
 
     def _uses_of(self, call: fx.Node, requested: Method | None) -> Iterable[WeightUse]:
         """The uses of a weight: by modules nested in opaque submodules, by factored layers, and by all other nodes."""

@@ -201,7 +201,7 @@ def adaptive_linear(
     right: Tensor,
     shape: Sequence[int],
     bias: Tensor | None,
-    max_positions: int,
+    max_positions: float,
     scratch: Tensor | None = None,
 ) -> Tensor:
     """`factored_linear` for at most `max_positions` rows of input; beyond, generating the weight once is less work."""

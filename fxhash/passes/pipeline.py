@@ -9,6 +9,7 @@ from torch import fx
 from fxhash.lowering.analysis import generator_calls
 from fxhash.lowering.factor_store import FactorStore, build_factor_store
 from fxhash.lowering.plan import LoweringPlan
+from fxhash.passes.apply_separable import apply_separable
 from fxhash.passes.cache_weights import cache_weights
 from fxhash.passes.check_inputs import check_inputs
 from fxhash.passes.contract import GraphPass, in_sequence
@@ -19,6 +20,7 @@ from fxhash.passes.generate_on_demand import generate_on_demand
 from fxhash.passes.lower_opaque_modules import lower_opaque_modules
 from fxhash.passes.nodes import USE, Factors
 from fxhash.passes.regenerate_weights import regenerate_weights
+from fxhash.passes.restore_layout import restore_layout
 from fxhash.passes.share_scratch import share_scratch
 from fxhash.passes.split_separable import split_separable
 from fxhash.smh.generator import SMHGenerator
@@ -41,10 +43,11 @@ LOWERING: tuple[LoweringPass, ...] = (
 # The same for a model that goes on being trained: nothing is folded, cached, or computed of its parameters beforehand.
 TRAINING: tuple[GraphPass[[LoweringPlan, Factors]], ...] = (
     check_inputs,
-    split_separable,
+    apply_separable,
     factor_layers,
     factor_attention,
     regenerate_weights,
+    restore_layout,
 )
 
 

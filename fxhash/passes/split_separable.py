@@ -9,11 +9,11 @@ from fxhash.lowering.factor_store import FactorStore
 from fxhash.lowering.functional import depthwise
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import Factors, planned, read, weight_of
+from fxhash.passes.nodes import planned, read, weight_of
 
 
 @graph_pass
-def split_separable(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def split_separable(graph_module: fx.GraphModule, plan: LoweringPlan, store: FactorStore) -> bool:
     """Let each convolution that the plan splits read a depthwise one, and a slice of `W` as its pointwise weight."""
     splitting = [
         (use, convolution)
@@ -23,11 +23,11 @@ def split_separable(graph_module: fx.GraphModule, plan: LoweringPlan, factors: F
     ]
     for use, convolution in splitting:
         given, weight = all_arguments(convolution), weight_of(use, convolution)
-        kernels = read(graph_module, factors, use, "kernels", before=convolution)
+        kernels = read(graph_module, store, use, "kernels", before=convolution)
         spatial = (given["stride"], given["padding"], given["dilation"])
         with graph_module.graph.inserting_before(convolution):
             arguments = (given["input"], kernels, use.parameter.shape, *spatial)
             first = graph_module.graph.call_function(depthwise, arguments)
-        weight.args = (use.fqn, "pointwise" if isinstance(factors, FactorStore) else "slice")
+        weight.args = (use.fqn, "pointwise")
         convolution.args, convolution.kwargs = (first, weight, given["bias"]), {}
     return bool(splitting)

@@ -90,9 +90,9 @@ class SMHGenerator(nn.Module):
 
         Args:
             name: its fully qualified name in the original model; if omitted, the result is `right`.
-            role: `"weight"`; `"left"` for its scaled rows of `left`, `"slice"` for its slice of `W`, `"kernels"` and
-                `"shift"`; `"pointwise"` for the weight of the pointwise half of a separable convolution, of shape
-                `(out, in * count, 1, ...)`: its slice of `W`, which goes with `depthwise_kernels`.
+            role: `"weight"`; `"left"` for its scaled rows of `left`, `"kernels"` and `"shift"`; `"pointwise"` for the
+                weight of the pointwise half of a separable convolution, of shape `(out, in * count, 1, ...)`: its
+                slice of `W`, which goes with `depthwise_kernels`.
         """
         if name is None:
             return self.right
@@ -117,9 +117,7 @@ class SMHGenerator(nn.Module):
         if role == "shift":
             return self.shifts[index].to(self.right.dtype)
         with full_precision(self.right.device.type):
-            pointwise = self.slice(name)
-            if role == "pointwise":
-                pointwise = pointwise * self.balance(name)
+            pointwise = self.slice(name) * self.balance(name)
         return pointwise.to(self._weight_dtype(parameter))
 
     def _weight_dtype(self, parameter: ParameterPlan) -> torch.dtype:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -83,9 +83,7 @@ def regenerating(weights: Sequence[Any]) -> Iterator[None]:
             )
         return kept.value
 
-    # mypy takes it for one that may swallow errors.
-    hooks: AbstractContextManager[None] = torch.autograd.graph.saved_tensors_hooks(pack, unpack)
-    with hooks:
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield
 
 
@@ -98,6 +96,7 @@ def _recipes_of(weights: Sequence[Any]) -> Mapping[int, Recipe]:
         or not _HOOKS._saved_tensors_hooks_is_enabled()
     ):
         return {}
+    return {_storage(each): vars(each)[_RECIPE] for each in weights if _RECIPE in getattr(each, "__dict__", {})}
 
 
 def _storage(tensor: Tensor) -> int:
