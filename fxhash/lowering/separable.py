@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,6 +71,25 @@ def separable_conv(
         mixed = torch.stack(parts, -1).flatten(-2)
     else:
         right = right.view(right.shape[0], -1, block, count).transpose(-1, -2).flatten(1)
-        blocks = zip(*(each.split(block, -1) for each in parts), strict=True)
-        mixed = torch.cat([piece for pieces in blocks for piece in pieces], -1)
+        if block < channels:
+            blocks = zip(*(each.split(block, -1) for each in parts), strict=True)
+            parts = [piece for pieces in blocks for piece in pieces]
+        mixed = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
     return adaptive_linear(mixed, left, right, (out, channels * count), bias, max_positions).movedim(-1, 1)
+
+
+@recorded
+def reorder_gradient(x: Tensor) -> Tensor:
+    """The same tensor, whose gradient gets the order in memory that it has itself.
+
+    Backward of a batch norm takes several times as long where its input's channels come last and its gradient's don't.
+    """
+    last = _CHANNELS_LAST.get(x.dim())
+    if (
+        last is not None
+        and x.requires_grad
+        and not torch.compiler.is_compiling()
+        and x.is_contiguous(memory_format=last)
+    ):
+        x.register_hook(partial(Tensor.contiguous, memory_format=last))
+    return x

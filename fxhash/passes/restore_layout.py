@@ -12,7 +12,7 @@ from fxhash.graph.layers import CONVOLUTIONS
 from fxhash.lowering.functional import adaptive_conv, factored_conv
 from fxhash.lowering.input_check import checked_input
 from fxhash.lowering.plan import LoweringPlan
-from fxhash.lowering.separable import separable_conv
+from fxhash.lowering.separable import reorder_gradient, separable_conv
 from fxhash.passes.contract import graph_pass
 from fxhash.passes.nodes import Factors
 from fxhash.smh.regeneration import call_regenerating
@@ -23,7 +23,7 @@ _KEEP_ORDER = {
     *(torch.cat, torch.relu, torch.sigmoid, torch.tanh, F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.elu),
     *(F.hardswish, F.hardsigmoid, F.sigmoid, F.batch_norm, F.dropout, F.max_pool2d, F.avg_pool2d, F.pad),
     *(F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, checked_input, call_regenerating),
-    *(separable_conv, factored_conv, adaptive_conv, *CONVOLUTIONS.values()),
+    *(separable_conv, reorder_gradient, factored_conv, adaptive_conv, *CONVOLUTIONS.values()),
     *("add", "add_", "mul", "mul_", "sub", "relu", "relu_", "sigmoid", "tanh", "float", "to"),
 }
 # What takes any order, and whose results have the usual one, or none.
@@ -57,6 +57,12 @@ def restore_layout(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Fa
         given = [each for each in node.all_input_nodes if each in reordered]
         if node.target is separable_conv or (given and _is_any_of(graph_module, node, _KEEP_ORDER)):
             reordered[node] = None
+            if _is_batch_norm(graph_module, node):
+                with graph.inserting_after(node):
+                    same = graph.call_function(reorder_gradient, (node,))
+                node.replace_all_uses_with(same, lambda user: user.target is not reorder_gradient)
+                reordered[same] = None
+                modified = True
         elif not _is_any_of(graph_module, node, _TAKE_ANY):
             for value in given:
                 contiguous = reordered[value]
@@ -66,6 +72,12 @@ def restore_layout(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Fa
                 node.replace_input_with(value, contiguous)
                 modified = True
     return modified
+
+
+def _is_batch_norm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op != "call_module":
+        return node.target is F.batch_norm
+    return isinstance(graph_module.get_submodule(str(node.target)), nn.modules.batchnorm._BatchNorm)
 
 
 def _is_any_of(graph_module: fx.GraphModule, node: fx.Node, targets: set[object]) -> bool:
