@@ -67,7 +67,7 @@ def separable_conv(
     # A row of `right` has all kernels of a channel, then the next: other columns, so that what is put together are
     # blocks of channels.
     block = min(channels, right.shape[1] // count)
-    if right.shape[1] % (block * count) or channels % block:
+    if block == 0 or right.shape[1] % (block * count) or channels % block:
         mixed = torch.stack(parts, -1).flatten(-2)
     else:
         right = right.view(right.shape[0], -1, block, count).transpose(-1, -2).flatten(1)
