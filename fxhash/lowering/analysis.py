@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from fxhash.lowering.readers import (
     reader_in_graph,
     reader_in_opaque,
 )
+from fxhash.lowering.training_costs import training_costs, trains_faster_split
 from fxhash.lowering.weights import Weight
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.parameter_plan import ParameterPlan
@@ -126,11 +126,7 @@ class _Analysis:
             has_shift=has_shift,
             is_split=(
                 parameter.kernels > 0
-                and (
-                    self._trains_faster_split(parameter)
-                    if self.for_training
-                    else parameter.shape[1] >= self.device.least_split_channels
-                )
+                and self._is_faster_split(parameter)
                 and not has_shift
                 and all(is_plain_layer_of(call, node) for node in call.users)
             ),
@@ -138,12 +134,12 @@ class _Analysis:
             factor_dtype=generator.right.dtype,
         )
 
-    def _trains_faster_split(self, parameter: ParameterPlan) -> bool:
-        """Whether a depthwise and a pointwise convolution take less than a regular one, for each input channel."""
-        out, positions = parameter.shape[0], math.prod(parameter.shape[2:])
-        depthwise = self.device.depthwise_product_cost * positions * parameter.kernels
+    def _is_faster_split(self, parameter: ParameterPlan) -> bool:
+        if not self.for_training:
+            return parameter.shape[1] >= self.device.least_split_channels
+        # Both halves compute with trained tensors themselves, of one type.
         has_type = self.generator.dtype_of(parameter) == self.generator.right.dtype
-        return has_type and depthwise + out * parameter.kernels <= out * positions
+        return has_type and trains_faster_split(parameter, self.device)
 
     def _uses_of(self, call: fx.Node, requested: Method | None) -> Iterable[WeightUse]:
         """The uses of a weight: by modules nested in opaque submodules, by factored layers, and by all other nodes."""
@@ -279,8 +275,9 @@ class _Analysis:
         return norm if norm.fits(weight.dtype, largest) else None
 
     def _costs(self, weight: Weight, reader: Reader, can_be_factored: bool) -> Costs:
-        costs = weight.costs(reader, can_be_factored)
-        return costs.of_training() if self.for_training else costs
+        if self.for_training:
+            return training_costs(weight, reader, can_be_factored, self.device)
+        return weight.costs(reader, can_be_factored)
 
     def _can_apply_factors(self, call: fx.Node, reader: Reader) -> bool:
         weight = self.weights[call]

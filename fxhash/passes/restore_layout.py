@@ -57,7 +57,7 @@ def restore_layout(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Fa
         given = [each for each in node.all_input_nodes if each in reordered]
         if node.target is separable_conv or (given and _is_any_of(graph_module, node, _KEEP_ORDER)):
             reordered[node] = None
-            if _is_batch_norm(graph_module, node):
+            if _is_batch_norm(graph_module, node) and not any(user.target is reorder_gradient for user in node.users):
                 with graph.inserting_after(node):
                     same = graph.call_function(reorder_gradient, (node,))
                 node.replace_all_uses_with(same, lambda user: user.target is not reorder_gradient)

@@ -6,11 +6,10 @@ autograd keeps in the place of these weights how to do that, and the factors, wh
 
 from __future__ import annotations
 
-import operator
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +24,9 @@ from fxhash.smh.precision import autocast_dtype
 Recipe = Callable[[], Tensor]
 
 _RECIPE = "_fxhash_recipe"
+
+# The functions that `call_regenerating` has been asked for by name: compilers can follow it where they are found here.
+_FUNCTIONS: dict[str, Any] = {}
 
 # Torch has no public way to ask which hooks surround a call, and whether any are allowed.
 _HOOKS: Any = torch._C._autograd
@@ -189,7 +191,7 @@ def call_regenerating(name: str, weight: Tensor, /, *args: Any, **kwargs: Any) -
         args: arguments of the call.
         kwargs: the same by name.
     """
-    function = _function(name)
+    function = _FUNCTIONS.get(name) or _function(name)
     if function in LAYERS and len(args) > 1 and args[1] is weight:
         return apply_layer(function, *args, **kwargs)
     with regenerating([weight]):
@@ -199,7 +201,7 @@ def call_regenerating(name: str, weight: Tensor, /, *args: Any, **kwargs: Any) -
 def name_of(node: fx.Node) -> str:
     """How `call_regenerating` is to name what a node calls; an empty string if it can't."""
     if node.op == "call_method":
-        return f".{node.target}"
+        return f".{node.target}" if callable(_function(f".{node.target}")) else ""
     try:
         name = _get_qualified_name(node.target)  # type: ignore[arg-type]
         return name if node.op == "call_function" and _function(name) is node.target else ""
@@ -207,9 +209,7 @@ def name_of(node: fx.Node) -> str:
         return ""
 
 
-@cache
 def _function(name: str) -> Any:
-    if name.startswith("."):
-        return operator.attrgetter(name[1:])(Tensor)
     path, _, attribute = name.rpartition(".")
-    return getattr(pkgutil.resolve_name(path), attribute)
+    _FUNCTIONS[name] = function = getattr(pkgutil.resolve_name(path) if path else Tensor, attribute)
+    return function
