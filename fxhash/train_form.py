@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 from torch import fx, nn
 
+from fxhash.errors import TransformError
 from fxhash.graph.names import TRANSFORMED
 from fxhash.lowering.analysis import plan_lowering
 from fxhash.original import pass_on
 from fxhash.passes import lower_to_train
 from fxhash.transformed import (
     AnyModule,
+    generator_of,
     require_transformed,
     sharing_copy,
     transformed_graph,
@@ -68,11 +73,25 @@ def _lowered(gm: fx.GraphModule) -> fx.GraphModule:
     is how all else that is done with it finds the weights: `transformed_graph` gives the model of that graph back.
     """
     gm = transformed_graph(gm)
-    lowered = lower_to_train(gm, plan_lowering(gm, for_training=True))
+    plan = plan_lowering(gm, for_training=True)
+    lowered = lower_to_train(gm, plan)
+    unshifted = sorted({use.fqn for use in plan.uses if not use.stores("shift")})
+    lowered.register_load_state_dict_post_hook(partial(_refuse_shifts, unshifted))
     _sort_like(lowered, gm)
     assert lowered.training == gm.training
     lowered.meta = {**gm.meta, TRANSFORMED: gm.graph}
     return pass_on(lowered)
+
+
+def _refuse_shifts(unshifted: Sequence[str], lowered: nn.Module, _: object) -> None:
+    """Raise TransformError if a state dict has a constant to add to a weight that is generated without one."""
+    generator = generator_of(lowered)
+    wrong = next((name for name in unshifted if generator.shift(name) is not None), None)
+    if wrong is not None:
+        raise TransformError(
+            f"these values add a constant to {wrong!r}, which the model that was lowered did not: load them into the "
+            "transformed model first, and lower it then"
+        )
 
 
 def _sort_like(lowered: nn.Module, gm: nn.Module) -> None:

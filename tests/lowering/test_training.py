@@ -227,6 +227,16 @@ def test_what_is_lowered_for_deployment_or_not_transformed_is_refused():
         fxhash.lower_for_training(nn.Linear(3, 3))
 
 
+def test_a_constant_that_is_loaded_later_is_refused():
+    gm, _ = transformed("FunctionalDropout")
+    fast = fxhash.lower_for_training(gm)
+    state = fast.state_dict()
+    fast.load_state_dict(state)
+    state["smh_generator.shifts"] = torch.ones_like(state["smh_generator.shifts"])
+    with pytest.raises(fxhash.TransformError, match="constant to 'first.weight'.*lower it then"):
+        fast.load_state_dict(state)
+
+
 def test_modes_work_as_before():
     gm, inputs = transformed("ResidualConvNet")
     fast = fxhash.lower_for_training(gm)
