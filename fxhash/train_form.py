@@ -83,7 +83,7 @@ def _lowered(gm: fx.GraphModule) -> fx.GraphModule:
     return pass_on(lowered)
 
 
-def _refuse_shifts(unshifted: Sequence[str], lowered: nn.Module, _: object) -> None:
+def _refuse_shifts(unshifted: Sequence[str], lowered: fx.GraphModule, _: object) -> None:
     """Raise TransformError if a state dict has a constant to add to a weight that is generated without one."""
     generator = generator_of(lowered)
     wrong = next((name for name in unshifted if generator.shift(name) is not None), None)

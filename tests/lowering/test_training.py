@@ -233,7 +233,7 @@ def test_a_constant_that_is_loaded_later_is_refused():
     state = fast.state_dict()
     fast.load_state_dict(state)
     state["smh_generator.shifts"] = torch.ones_like(state["smh_generator.shifts"])
-    with pytest.raises(fxhash.TransformError, match="constant to 'first.weight'.*lower it then"):
+    with pytest.raises(fxhash.TransformError, match=r"constant to 'first\.weight'.*lower it then"):
         fast.load_state_dict(state)
 
 
