@@ -26,6 +26,7 @@ ORDER = [
     "passes",
     "original",
     "transformed",
+    "opaque_parts",
     "api",
     "summary",
     "storage",

@@ -191,7 +191,7 @@ def _own_nodes(body: Sequence[ast.AST]) -> Iterator[ast.AST]:
 
 def _questions(node: ast.AST) -> Iterator[tuple[tuple[ast.expr, ...], str]]:
     if isinstance(node, ast.Compare) and any(isinstance(operator, (ast.Is, ast.IsNot)) for operator in node.ops):
-        yield (node.left, *node.comparators), "asks whether it is None, or the same object as another,"
+        yield (node.left, *node.comparators), "asks whether it is None, or the same object as another"
     elif isinstance(node, ast.Match):
         yield (node.subject,), "asks for the form"
     elif isinstance(node, ast.Call):

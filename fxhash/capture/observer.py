@@ -136,7 +136,7 @@ class Observer:
             if event == "line":
                 for hazard in hazards:
                     if hazard.first <= frame.f_lineno <= hazard.last and hazard.applies(frame):
-                        self._refuse(f"{hazard.what} (line {frame.f_lineno} of {code.co_name})")
+                        self._refuse(hazard.what)
             return on_line
 
         return on_line

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.inspection import looks_at_weights, tells_modules_apart
+from fxhash.capture.reasons import Reason
 from fxhash.capture.references import Reference, references_of
 from fxhash.capture.replicas import Owners, owners_of, replicate, set_parameters, take_over
 from fxhash.errors import TransformError
@@ -57,7 +58,7 @@ class OpaqueModule(nn.Module):
         self,
         module: nn.Module,
         names: Sequence[tuple[str, ...]],
-        reason: str,
+        reason: Reason,
         defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__()
@@ -208,7 +209,7 @@ class OpaqueModule(nn.Module):
 
     def extra_repr(self) -> str:
         """Why the module is opaque, for `repr`."""
-        return f"reason={self.reason!r}"
+        return f"reason={str(self.reason)!r}"
 
 
 def _is_reached_otherwise(wrapped: nn.Module) -> bool:

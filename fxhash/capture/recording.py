@@ -13,6 +13,7 @@ from torch import fx, nn
 from fxhash.capture.assembly import detached
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.own_modes import modules_with_own_modes
+from fxhash.capture.reasons import Reason, where_raised
 from fxhash.capture.tracer import ChangedSurroundingsError, ExposingTracer, OpaqueCall
 from fxhash.capture.untraceable import Untraceable, UntraceableError, never_traced_because, overrides_call, reason_of
 from fxhash.capture.wrapped_functions import RecordedFunctions
@@ -69,7 +70,7 @@ def record(exposure: Exposure, opaque: Mapping[str, str] = MappingProxyType({}))
     if "forward" in vars(model):
         reason = "its forward was replaced"
     if reason:
-        return Untraceable(reason)
+        return Untraceable(Reason(reason, where_raised(None, model)))
     tracer = ExposingTracer(exposure, opaque)
     try:
         with _lock, RecordedFunctions() as functions:
@@ -82,7 +83,7 @@ def record(exposure: Exposure, opaque: Mapping[str, str] = MappingProxyType({}))
                 graph = tracer.record(functions)
         return _recording(tracer, detached(graph))
     except (UntraceableError, Exception) as error:
-        return Untraceable(reason_of(error), tracer.is_spoiled)
+        return Untraceable(reason_of(error, model), tracer.is_spoiled)
 
 
 def _recording(tracer: ExposingTracer, graph: fx.Graph) -> Recording:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -13,20 +13,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxhash.capture.attachment import attached
-from fxhash.capture.called_code import fixed_attributes
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.hazards import with_lines_of
-from fxhash.capture.kept_state import KeptState, is_immutable, is_plain
+from fxhash.capture.hidden_attributes import hide_attributes
+from fxhash.capture.kept_state import KeptState
 from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
-from fxhash.capture.observed_proxy import MISSING, ObservedFlag, ObservedProxy, ObservedTensor, UnknownAttribute
+from fxhash.capture.observed_proxy import ObservedFlag, ObservedProxy, ObservedTensor
 from fxhash.capture.observer import Observer, keeps_changing_function
 from fxhash.capture.real_tensors import RefusingOperations, storage_of
+from fxhash.capture.reasons import Reason, where_raised
 from fxhash.capture.untraceable import UntraceableError, never_traced_because, overrides_call, reason_of
 from fxhash.capture.wrapped_functions import RecordedFunctions
 from fxhash.graph.liveness import changed_in_place
 from fxhash.graph.names import OPAQUE_PART, free_name
-
-_OF_EVERY_MODULE = {*vars(nn.Module()), "_compiled_call_impl"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class OpaqueCall:
         names: for each parameter that the call passes to it, its names in the module (several if tied).
     """
 
-    reason: str
+    reason: Reason
     names: tuple[tuple[str, ...], ...]
 
 
@@ -131,34 +130,46 @@ class ExposingTracer(fx.Tracer):
         path = self.path_of_module(module)
         self._check_before(module, path)
         held = self.exposure.is_held_by(module)
-        reason = ""
-        if held:
-            known = self._untraced.get(path) or never_traced_because(module)
-            reason = self.opaque[path].reason if path in self.opaque else known
-        if held and not reason:
+        reason = self._known_reason(module, path) if held else None
+        if held and reason is None:
             last_node = next(iter(reversed(self.graph.nodes)))
             try:
                 return self._checked(module, module.forward, args, kwargs)
             except (UntraceableError, Exception) as error:
                 self._observer.watch()
-                reason, self._refusal = self._refusal or reason_of(error), None
+                reason, self._refusal = self._reason(error, module), None
                 self._restore(module)
                 self._roll_back_to(last_node)
         outside = self.exposure.reaches_outside(module) if held else None
-        if outside is not None:
-            self.refuse(f"{path}, which can't be traced ({reason}), refers to what lies outside of it by {outside}")
+        if outside is not None and reason is not None:
+            self.refuse(
+                f"{path}, which can't be traced ({reason.what}), refers to what lies outside of it by {outside}"
+            )
         if overrides_call(module):
             self.refuse(f"it calls {path}, which overrides __call__")
         if not held:
             result = self.create_proxy("call_module", path, args, kwargs)
-            self._hide_attributes(module)
+            hide_attributes(module, self)
             return result
+        assert reason is not None
         exposed = self.exposure.exposed_in(path)
         self.opaque[path] = OpaqueCall(reason, tuple(exposed.values()))
         weights = tuple(self._tensor_proxy(self.exposure.parameters[fqn]) for fqn in exposed)
         result = self.create_proxy("call_module", f"{path}.{OPAQUE_PART}", (weights, args, kwargs), {})
-        self._hide_attributes(module)
+        hide_attributes(module, self)
         return result
+
+    def _known_reason(self, module: nn.Module, path: str) -> Reason | None:
+        """Why a module is opaque, as far as that is known before it is traced."""
+        if path in self.opaque:
+            return self.opaque[path].reason
+        known = self._untraced.get(path) or never_traced_because(module)
+        return Reason(known, where_raised(None, module)) if known else None
+
+    def _reason(self, error: BaseException, module: nn.Module) -> Reason:
+        """Why a module can't be traced: what was refused first, even if its forward caught that."""
+        reason = reason_of(error, module)
+        return reason if self._refusal is None else replace(reason, what=self._refusal)
 
     def _check_before(self, module: nn.Module, path: str) -> None:
         """Refuse the forward that calls a module if it has gone on after a refusal, or changed something before."""
@@ -174,19 +185,6 @@ class ExposingTracer(fx.Tracer):
 
     def _restore(self, module: nn.Module) -> None:
         self.is_spoiled |= not self._state.restore(module)
-
-    def _hide_attributes(self, called: nn.Module) -> None:
-        """Refuse to read attributes of a module that the graph calls: what they are is known when it has run."""
-        for module in called.modules():
-            kinds = [kind for kind in type(module).__mro__ if not kind.__module__.startswith(("torch.", "builtins"))]
-            if kinds:
-                kept = fixed_attributes(type(module))  # type: ignore[arg-type]  # mypy: no hash of a Module's class
-                names = {name for kind in kinds for name, value in vars(kind).items() if is_plain(name, value)}
-                for name in (vars(module).keys() | names) - _OF_EVERY_MODULE:
-                    original = vars(module).get(name, MISSING)
-                    is_fixed = name in kept and is_immutable(original)
-                    if not isinstance(original, fx.Proxy) and not is_fixed:
-                        vars(module)[name] = UnknownAttribute(self, name, original)
 
     def _checked(
         self,
