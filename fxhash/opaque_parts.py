@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import nn
@@ -11,6 +12,7 @@ from fxhash.capture.opaque import OpaqueModule
 from fxhash.errors import OpaqueWarning
 from fxhash.graph.names import original_name
 from fxhash.printable import printable
+from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.plan import CompressionPlan
 
 # The share of the weights to hash above which opaque submodules are announced.
@@ -61,8 +63,8 @@ def opaque_parts(gm: nn.Module, plan: CompressionPlan) -> tuple[OpaqueSummary, .
 def announce_opaque_parts(gm: nn.Module, plan: CompressionPlan, stacklevel: int) -> None:
     """Warn where more than a fifth of the weights to hash are in opaque submodules.
 
-    Layers of torch itself that branch, such as attention, don't count: they are lowered as well as they can be, and there
-    is no code of the user's to change.
+    Layers of torch itself that branch, such as attention, don't count: lowering knows them, and there is no code of the
+    user's to change.
 
     Args:
         gm: a transformed model.
@@ -70,7 +72,10 @@ def announce_opaque_parts(gm: nn.Module, plan: CompressionPlan, stacklevel: int)
         stacklevel: as of `warnings.warn`, seen from the caller.
     """
     parts = [part for part, module in _with_modules(gm, plan) if not type(module).__module__.startswith("torch.nn.")]
-    share = sum(part.weights for part in parts) / plan.hashed_before
+    share = (
+        sum(parameter.numel for parameter in plan.hashed if _is_below(parameter, [part.path for part in parts]))
+        / plan.hashed_before
+    )
     if share <= ANNOUNCED_SHARE:
         return
     # The largest one of each reason, the largest first.
@@ -78,13 +83,13 @@ def announce_opaque_parts(gm: nn.Module, plan: CompressionPlan, stacklevel: int)
     for part in sorted(parts, key=lambda part: -part.weights):
         largest.setdefault((part.reason, part.where), part)
     lines = [line for part in list(largest.values())[:_LONGEST] for line in part.lines(plan.hashed_before)]
-    if len(parts) > len(lines):
+    if len(largest) > _LONGEST:
         lines.append("  all of them: print(fxhash.summary(gm).table)")
+    lines.append("  capture='modules' runs all modules so, without a warning")
     what = "the model" if parts[0].path == "" else f"{len(parts)} submodule{'s' if len(parts) > 1 else ''}"
     warnings.warn(
         f"{share:.0%} of the weights to hash are in {what} that can't be traced. The outputs are right, but lowering "
-        "can do less for what runs its own Python code; capture='modules' asks for that without this warning.\n"
-        + "\n".join(lines),
+        "can do less for what runs its own Python code.\n" + "\n".join(lines),
         OpaqueWarning,
         stacklevel=stacklevel + 1,
     )
@@ -102,9 +107,10 @@ def _with_modules(gm: nn.Module, plan: CompressionPlan) -> list[tuple[OpaqueSumm
 
 def _weights_below(path: str, plan: CompressionPlan) -> int:
     """Number of generated weights of the module at `path`."""
-    prefix = f"{path}." if path else ""
-    return sum(
-        parameter.numel
-        for parameter in plan.hashed
-        if any(name.startswith(prefix) for name in (parameter.fqn, *parameter.aliases))
-    )
+    return sum(parameter.numel for parameter in plan.hashed if _is_below(parameter, [path]))
+
+
+def _is_below(parameter: ParameterPlan, paths: Iterable[str]) -> bool:
+    """Whether a parameter, which may have several names, belongs to one of the modules at some paths."""
+    prefixes = tuple(f"{path}." if path else "" for path in paths)
+    return any(name.startswith(prefixes) for name in (parameter.fqn, *parameter.aliases))
