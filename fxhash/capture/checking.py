@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fxhash.capture.copy_model import copy_model
-from fxhash.capture.observer import keeps_changing_function, noticing_draws
+from fxhash.capture.observer import noticing_draws
 from fxhash.capture.own_randomness import OwnRandomness
+from fxhash.capture.surroundings import keeps_changing_function
 from fxhash.errors import TransformError
 
 # The arguments of one call: a tuple for those by position, a dictionary for those by name; a list of these for several.

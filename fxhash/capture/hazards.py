@@ -145,12 +145,25 @@ def _checksum(filename: str) -> int:
     return hash(tuple(linecache.getlines(filename)))
 
 
+def file_of(code: CodeType) -> ast.Module | None:
+    """The source of the file that a function is from; None where it can't be read."""
+    return _parsed(code.co_filename, _checksum(code.co_filename))
+
+
+@cache
+def _parsed(filename: str, checksum: int) -> ast.Module | None:
+    lines = linecache.getlines(filename)
+    try:
+        return ast.parse("".join(lines)) if lines else None
+    except SyntaxError:
+        return None
+
+
 @cache
 def _functions_in(filename: str, checksum: int) -> dict[tuple[str, int], list[ast.AST]]:
     """The functions of a file, by name and first line, that of the first decorator."""
-    try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
-    except SyntaxError:
+    tree = _parsed(filename, checksum)
+    if tree is None:
         return {}
     found: dict[tuple[str, int], list[ast.AST]] = {}
     for node in ast.walk(tree):

@@ -8,6 +8,7 @@ from torch import Tensor, fx
 
 from fxhash.capture.known_lengths import known_length
 from fxhash.graph.guards import of_length
+from fxhash.graph.numbers import NEVER_NONE
 
 # Of a tensor; others, such as `grad`, may be None.
 _NEVER_NONE = frozenset(["shape", "dtype", "device", "ndim", "layout", "T", "mT", "real", "imag", "is_cuda", "data"])
@@ -26,7 +27,7 @@ def is_never_none(node: fx.Node) -> bool:
         return _holds_no_none(node.args[0])
     module = getattr(node.target, "__module__", None) or ""
     name = getattr(node.target, "__name__", "_")
-    if module in ("_operator", "fxhash.graph.in_place") or node.target is of_length:
+    if module in ("_operator", "fxhash.graph.in_place") or node.target is of_length or node.target in NEVER_NONE:
         return True
     return module.startswith(("torch", "einops")) and not name.startswith("_")
 

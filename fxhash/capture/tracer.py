@@ -19,9 +19,10 @@ from fxhash.capture.hidden_attributes import hide_attributes
 from fxhash.capture.kept_state import KeptState
 from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
 from fxhash.capture.observed_proxy import ObservedFlag, ObservedProxy, ObservedTensor
-from fxhash.capture.observer import Observer, keeps_changing_function
+from fxhash.capture.observer import Observer
 from fxhash.capture.real_tensors import RefusingOperations, storage_of
 from fxhash.capture.reasons import Reason, where_raised
+from fxhash.capture.surroundings import keeps_changing_function
 from fxhash.capture.untraceable import UntraceableError, never_traced_because, overrides_call, reason_of
 from fxhash.capture.wrapped_functions import RecordedFunctions
 from fxhash.graph.liveness import changed_in_place

@@ -74,6 +74,9 @@ def reason_of(error: BaseException, module: nn.Module) -> Reason:
     """The reason that an error during a trace of a module gives."""
     message = " ".join(str(error).split())
     what = message if isinstance(error, UntraceableError) else f"{type(error).__name__}: {message}"
+    if isinstance(error, TypeError) and "cannot be interpreted as an integer" in message:
+        # A value has no `__index__`, so that torch takes it as a size: Python's own functions find none.
+        what = "its forward makes a number of a value"
     return Reason(what, where_raised(error.__traceback__, module))
 
 
