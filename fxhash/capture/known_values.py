@@ -1,8 +1,9 @@
-"""Which values of a graph are certain not to be None, as far as the calls that give them say."""
+"""Which values of a graph are certain not to be None, as far as what gives them says."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 
 from torch import Tensor, fx
 
@@ -14,8 +15,17 @@ from fxhash.graph.numbers import NEVER_NONE
 _NEVER_NONE = frozenset(["shape", "dtype", "device", "ndim", "layout", "T", "mT", "real", "imag", "is_cuda", "data"])
 
 
-def is_never_none(node: fx.Node) -> bool:
-    """Whether the value of a call of a function or method can't be None."""
+def is_never_none(node: fx.Node, returns_something: Callable[[str], bool]) -> bool:
+    """Whether a value can't be None.
+
+    Args:
+        node: gives the value.
+        returns_something: says of a module that the graph calls whether it can't return None.
+    """
+    if node.op == "get_attr":
+        return True
+    if node.op == "call_module":
+        return returns_something(str(node.target))
     if node.op == "call_method":
         name = str(node.target)
         return hasattr(Tensor, name) and not any(hasattr(kind, name) for kind in (dict, list, str))
@@ -24,12 +34,19 @@ def is_never_none(node: fx.Node) -> bool:
     if node.target is getattr:
         return node.args[1] in _NEVER_NONE
     if node.target is operator.getitem:
-        return _holds_no_none(node.args[0])
+        # A slice of anything that torch returns is a tensor or a tuple.
+        base, key = node.args
+        is_sliced = _is_slice(key) and isinstance(base, fx.Node) and is_never_none(base, returns_something)
+        return is_sliced or _holds_no_none(base)
     module = getattr(node.target, "__module__", None) or ""
     name = getattr(node.target, "__name__", "_")
     if module in ("_operator", "fxhash.graph.in_place") or node.target is of_length or node.target in NEVER_NONE:
         return True
     return module.startswith(("torch", "einops")) and not name.startswith("_")
+
+
+def _is_slice(key: object) -> bool:
+    return isinstance(key, slice) or (isinstance(key, tuple) and any(isinstance(each, slice) for each in key))
 
 
 def _holds_no_none(value: object) -> bool:

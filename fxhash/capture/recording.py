@@ -14,8 +14,15 @@ from fxhash.capture.assembly import detached
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.own_modes import modules_with_own_modes
 from fxhash.capture.reasons import Reason, where_raised
-from fxhash.capture.tracer import ChangedSurroundingsError, ExposingTracer, OpaqueCall
-from fxhash.capture.untraceable import Untraceable, UntraceableError, never_traced_because, overrides_call, reason_of
+from fxhash.capture.tracer import ChangedSurroundingsError, ExposingTracer
+from fxhash.capture.untraceable import (
+    OpaqueCall,
+    Untraceable,
+    UntraceableError,
+    never_traced_because,
+    overrides_call,
+    reason_of,
+)
 from fxhash.capture.wrapped_functions import RecordedFunctions
 from fxhash.graph.names import OPAQUE_PART
 

@@ -40,6 +40,19 @@ class Untraceable:
     is_spoiled: bool = False
 
 
+@dataclass(frozen=True)
+class OpaqueCall:
+    """A module that a trace rolled back.
+
+    Attributes:
+        reason: why it can't be traced.
+        names: for each parameter that the call passes to it, its names in the module (several if tied).
+    """
+
+    reason: Reason
+    names: tuple[tuple[str, ...], ...]
+
+
 class UntraceableError(BaseException):
     """Raised inside a trace to roll back the module at hand; its message is the reason.
 
