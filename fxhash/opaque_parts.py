@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from fxhash.capture.capturing import MOST_OPAQUE
 from fxhash.capture.opaque import OpaqueModule
 from fxhash.errors import OpaqueWarning
 from fxhash.graph.names import original_name
@@ -15,8 +16,6 @@ from fxhash.printable import printable
 from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.plan import CompressionPlan
 
-# The share of the weights to hash above which opaque submodules are announced.
-ANNOUNCED_SHARE = 0.2
 # How many reasons a warning gives.
 _LONGEST = 3
 
@@ -76,7 +75,7 @@ def announce_opaque_parts(gm: nn.Module, plan: CompressionPlan, stacklevel: int)
         sum(parameter.numel for parameter in plan.hashed if _is_below(parameter, [part.path for part in parts]))
         / plan.hashed_before
     )
-    if share <= ANNOUNCED_SHARE:
+    if share <= MOST_OPAQUE:
         return
     # The largest one of each reason, the largest first.
     largest: dict[tuple[str, str], OpaqueSummary] = {}

@@ -56,6 +56,25 @@ def read_examples(model: nn.Module, examples: ExampleInputs) -> list[Call]:
     return calls + [shorter for call in calls for shorter in _without_optional_ones(model, call)]
 
 
+def omitted_arguments(model: nn.Module, calls: Sequence[Call]) -> dict[str, Any]:
+    """The optional arguments of a model that all of some calls omit, with their defaults, where these are plain values.
+
+    Args:
+        model: the model.
+        calls: the arguments of the calls.
+    """
+    try:
+        signature = inspect.signature(model.forward)
+        given = {name for call in calls for name in signature.bind(*call.args, **call.kwargs).arguments}
+    except (TypeError, ValueError):
+        return {}
+    return {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in given and isinstance(parameter.default, (bool, int, float, str, type(None)))
+    }
+
+
 def _without_optional_ones(model: nn.Module, call: Call) -> Iterator[Call]:
     try:
         signature = inspect.signature(model.forward)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from torch import fx, nn
 
@@ -56,12 +57,17 @@ class Recording:
     is_spoiled: bool
 
 
-def record(exposure: Exposure, opaque: Mapping[str, str] = MappingProxyType({})) -> Recording | Untraceable:
+def record(
+    exposure: Exposure,
+    opaque: Mapping[str, str] = MappingProxyType({}),
+    omitted: Mapping[str, Any] = MappingProxyType({}),
+) -> Recording | Untraceable:
     """Trace a model. Afterwards the model is as before, whatever its forward does.
 
     Args:
         exposure: the model and what to expose of it.
         opaque: modules not to trace, by path, each with the reason.
+        omitted: optional arguments that the calls of the model omit, with their defaults.
 
     Returns:
         The recording; or why the model can't be traced, not even with opaque submodules.
@@ -78,14 +84,14 @@ def record(exposure: Exposure, opaque: Mapping[str, str] = MappingProxyType({}))
         reason = "its forward was replaced"
     if reason:
         return Untraceable(Reason(reason, where_raised(None, model)))
-    tracer = ExposingTracer(exposure, opaque)
+    tracer = ExposingTracer(exposure, opaque, omitted=omitted)
     try:
         with _lock, RecordedFunctions() as functions:
             try:
                 graph = tracer.record(functions)
             except ChangedSurroundingsError:
                 spoiled = tracer.is_spoiled
-                tracer = ExposingTracer(exposure, opaque, careful=True)
+                tracer = ExposingTracer(exposure, opaque, careful=True, omitted=omitted)
                 tracer.is_spoiled = spoiled
                 graph = tracer.record(functions)
         return _recording(tracer, detached(graph))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -23,6 +24,7 @@ from fxhash.capture.surroundings import keeps_changing_function
 from fxhash.capture.untraceable import OpaqueCall, UntraceableError, never_traced_because, overrides_call, reason_of
 from fxhash.capture.value_tracer import ValueTracer
 from fxhash.capture.wrapped_functions import RecordedFunctions
+from fxhash.graph.guards import as_captured
 from fxhash.graph.names import OPAQUE_PART
 
 # How many modules' modes a forward and those around it may branch on: each doubles the time of the trace.
@@ -42,6 +44,7 @@ class ExposingTracer(ValueTracer):
         exposure: the model and what to expose of it.
         untraced: modules not to trace, by path, each with the reason.
         careful: whether to look for changes outside of the model after each module, and not just at the end.
+        omitted: optional arguments of the model that its calls omit, by name, with their defaults; others are refused.
 
     Attributes:
         opaque: the modules that were rolled back, by path.
@@ -49,11 +52,16 @@ class ExposingTracer(ValueTracer):
     """
 
     def __init__(
-        self, exposure: Exposure, untraced: Mapping[str, str] = MappingProxyType({}), careful: bool = False
+        self,
+        exposure: Exposure,
+        untraced: Mapping[str, str] = MappingProxyType({}),
+        careful: bool = False,
+        omitted: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__(exposure)
         self._untraced = untraced
         self.careful = careful
+        self._omitted = omitted
         self.opaque: dict[str, OpaqueCall] = {}
         self.is_spoiled = False
         # Modes that are traced now, of a forward that branches on them.
@@ -95,6 +103,12 @@ class ExposingTracer(ValueTracer):
         except ValueError as error:
             # Of torch.fx, which replaces the arguments of the decorator by those of the function under it.
             raise UntraceableError("a decorator of its forward takes other arguments than the forward") from error
+        names = inspect.unwrap(type(model).forward).__code__.co_varnames
+        for index, name in enumerate(names[: len(arguments)]):
+            if name in self._omitted and isinstance(arguments[index], fx.Proxy):
+                default = self._omitted[name]
+                self.create_proxy("call_function", as_captured, (arguments[index], default, name), {})
+                arguments[index] = default
         return with_lines_of(type(model).forward, forward), arguments
 
     def _call(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
