@@ -176,7 +176,7 @@ def _functions_in(filename: str, checksum: int) -> dict[tuple[str, int], list[as
 
 def _hazards_in(function: ast.AST) -> Iterator[Hazard]:
     body: Sequence[ast.AST] = function.body if isinstance(function.body, list) else [function.body]  # type: ignore[attr-defined]
-    for statement in _own_nodes(body):
+    for statement in own_nodes(body):
         handlers: list[ast.AST] = getattr(statement, "handlers", [])
         if handlers:
             guarded: list[Any] = statement.body  # type: ignore[attr-defined]
@@ -192,7 +192,7 @@ def _hazards_in(function: ast.AST) -> Iterator[Hazard]:
             yield Hazard(first, last, operands, bound, what, is_call, about_none, owner)
 
 
-def _own_nodes(body: Sequence[ast.AST]) -> Iterator[ast.AST]:
+def own_nodes(body: Sequence[ast.AST]) -> Iterator[ast.AST]:
     """The nodes of a function's body without those of functions and classes in it."""
     pending = list(body)
     while pending:
@@ -217,9 +217,9 @@ def _bound_on(body: Sequence[ast.AST], first: int, last: int) -> dict[str, ast.e
     """Names that get a value on some lines, before or while a question is asked there: a frame may hold older ones."""
     bound: dict[str, ast.expr | None] = {}
     statements = [
-        node for node in _own_nodes(body) if isinstance(node, ast.stmt) and first <= node.lineno and node.lineno <= last
+        node for node in own_nodes(body) if isinstance(node, ast.stmt) and first <= node.lineno and node.lineno <= last
     ]
-    for node in _own_nodes(body):
+    for node in own_nodes(body):
         if not hasattr(node, "lineno") and not isinstance(node, ast.comprehension):
             continue
         if isinstance(node, _COMPREHENSIONS) and first <= node.lineno <= last:

@@ -27,8 +27,7 @@ def is_never_none(node: fx.Node, returns_something: Callable[[str], bool]) -> bo
     if node.op == "call_module":
         return returns_something(str(node.target))
     if node.op == "call_method":
-        name = str(node.target)
-        return hasattr(Tensor, name) and not any(hasattr(kind, name) for kind in (dict, list, str))
+        return is_method_of_tensors(str(node.target))
     if node.op != "call_function":
         return False
     if node.target is getattr:
@@ -42,7 +41,17 @@ def is_never_none(node: fx.Node, returns_something: Callable[[str], bool]) -> bo
     name = getattr(node.target, "__name__", "_")
     if module in ("_operator", "fxhash.graph.in_place") or node.target is of_length or node.target in NEVER_NONE:
         return True
-    return module.startswith(("torch", "einops")) and not name.startswith("_")
+    return is_function_that_gives(module, name)
+
+
+def is_function_that_gives(module: str, name: str) -> bool:
+    """Whether a function of this name is one that gives something: those of torch and einops do."""
+    return module.partition(".")[0] in ("torch", "einops") and not name.startswith("_")
+
+
+def is_method_of_tensors(name: str) -> bool:
+    """Whether a method of this name is one of tensors, and not of Python's containers, that gives something."""
+    return hasattr(Tensor, name) and not any(hasattr(kind, name) for kind in (dict, list, str))
 
 
 def _is_slice(key: object) -> bool:

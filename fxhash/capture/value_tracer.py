@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxhash.capture.exposure import Exposure
+from fxhash.capture.known_returns import returns_something
 from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
 from fxhash.capture.observed_proxy import ObservedProxy, ObservedTensor
 from fxhash.capture.real_tensors import storage_of
@@ -100,11 +101,10 @@ class ValueTracer(fx.Tracer):
         return self._cached(target, lambda: self.create_proxy("call_module", target, (), {})).node
 
     def returns_something(self, target: str) -> bool:
-        """Whether a module that the graph calls is certain not to return None: torch's own don't."""
+        """Whether a module that the graph calls is certain not to return None."""
         if target in self.leaves:
             return True
-        called = self.exposure.model.get_submodule(target.removesuffix(f".{OPAQUE_PART}"))
-        return all(type(module).__module__.startswith("torch.nn.modules.") for module in called.modules())
+        return returns_something(self.exposure.model.get_submodule(target.removesuffix(f".{OPAQUE_PART}")))
 
     def tensor_proxy(self, tensor: Tensor) -> fx.Proxy:
         """The value of the graph for a tensor."""
