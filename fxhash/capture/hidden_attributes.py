@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from fxhash.capture.called_code import fixed_attributes
-from fxhash.capture.kept_state import is_immutable, is_plain
+from fxhash.capture.held import is_immutable, is_plain
 from fxhash.capture.observed_proxy import MISSING, ObservingTracer, UnknownAttribute
 
 _OF_EVERY_MODULE = {*vars(nn.Module()), "_compiled_call_impl"}
