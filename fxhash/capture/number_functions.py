@@ -64,9 +64,9 @@ class RecordedNumber:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function, or record that it is called."""
         if get_ident() == self._thread and not kwargs:
-            compared = args[0] if len(args) == 1 and isinstance(args[0], (list, tuple)) else ()
-            among = compared if self._function in (min, max) else ()
-            proxy = next((each for each in (*args, *among) if _is_value(each)), None)
+            if self._function in (min, max) and len(args) == 1 and type(args[0]) in (list, tuple) and len(args[0]) > 1:
+                (args,) = args
+            proxy = next((each for each in args if _is_value(each)), None)
             if proxy is not None and not (self._function is len and _has_known_length(proxy)):
                 return proxy.tracer.create_proxy("call_function", self._recorded, args, {})
         return self._function(*args, **kwargs)

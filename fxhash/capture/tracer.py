@@ -203,7 +203,7 @@ class ExposingTracer(ValueTracer):
             for mode in (True, False):
                 last_node, self.proxies, self._assumed[flag.module] = self.last_node(), dict(before), mode
                 try:
-                    result = self._checked(module, forward, args, kwargs)
+                    result = self._followed(module, forward, args, kwargs)
                 finally:
                     del self._assumed[flag.module]
                 argument = self.create_arg(result)
