@@ -65,7 +65,7 @@ class RecordedNumber:
         """Call the function, or record that it is called."""
         if get_ident() == self._thread and not kwargs:
             if self._function in (min, max) and len(args) == 1 and type(args[0]) in (list, tuple) and len(args[0]) > 1:
-                (args,) = args
+                args = tuple(args[0])
             proxy = next((each for each in args if _is_value(each)), None)
             if proxy is not None and not (self._function is len and _has_known_length(proxy)):
                 return proxy.tracer.create_proxy("call_function", self._recorded, args, {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import pickle
 
 import pytest
@@ -10,7 +9,8 @@ import torch
 from torch import nn
 
 import fxhash
-from fxhash.capture.number_functions import number_functions
+from fxhash.capture.number_functions import RecordedNumber, SizesInTuple, number_functions
+from fxhash.graph.numbers import to_int
 from tests.capture.reasons import reasons
 from tests.helpers import assert_same_outputs
 from tests.odd import numbers
@@ -19,7 +19,7 @@ from tests.odd.registry import Two
 
 @pytest.mark.parametrize(
     "name",
-    ["NumberOfSize", "LengthOfInput", "LargestAndSmallestSize", "RoundsSize", "SizesAsArguments", "LimitsOfType"],
+    ["NumberOfSize", "LengthOfInput", "LargestAndSmallestSize", "RoundsSize", "SizesAsArguments"],
 )
 def test_of_any_size_and_after_pickling(name):
     model = getattr(numbers, name)().eval()
@@ -54,14 +54,23 @@ def test_a_file_that_compares_a_function_by_identity_keeps_it():
     assert int is int
 
 
-def test_other_threads_see_the_functions_and_nothing_is_left():
-    before = dict(vars(numbers)), torch.finfo
-    model = numbers.NumberOfSize()
-    fxhash.trace(model)
-    fxhash.trace(numbers.LimitsOfType())
-    assert (dict(vars(numbers)), torch.finfo) == before
-    assert "int" not in vars(numbers)
-    assert builtins.int is int
+def test_nothing_is_left_after_a_trace():
+    before = dict(vars(numbers)), torch.finfo, torch.zeros
+    for kind in (numbers.NumberOfSize, numbers.LimitsOfType, numbers.SizesAsArguments):
+        fxhash.trace(kind())
+    assert (dict(vars(numbers)), torch.finfo, torch.zeros) == before
+
+
+@pytest.mark.parametrize("given", [3.7, True])
+def test_other_threads_call_the_functions(given):
+    stand_in = RecordedNumber(int, to_int, thread=-1)
+    assert stand_in(given) == int(given)
+    assert isinstance(3, stand_in)
+    assert not isinstance(3.7, stand_in)
+    assert stand_in | None == int | None
+    assert None | stand_in == None | int
+    assert stand_in.from_bytes(b"a", "big") == 97
+    assert SizesInTuple(torch.zeros, thread=-1)(2, 3).shape == (2, 3)
 
 
 class _Loops(nn.Linear):
