@@ -9,7 +9,10 @@ import torch
 from torch import nn
 
 import fxhash
+from tests.helpers import may_be_opaque
 from tests.models import Attention, ResidualConvNet, StarArguments
+
+pytestmark = may_be_opaque
 
 
 def test_prints_three_lines(capsys):
