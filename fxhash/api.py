@@ -86,7 +86,8 @@ def transform(
         example_inputs: a tuple of forward's arguments, a dictionary of them by name, or a list of such. What was
             captured runs on them beside the original before anything is hashed: in both modes, several calls in a row,
             with each optional argument given and left out. A module that differs is called as a whole, with its own
-            Python code; at worst the whole model is. The summary says on how many inputs it was checked.
+            Python code; at worst the whole model is. Where much can't be traced otherwise, the result is for calls that
+            omit the optional arguments that all examples omit, and refuses others. The summary says all this.
         capture: `"trace"` records the model's operations in a graph, and calls as a whole only those modules that a
             trace can't follow; `"modules"` traces nothing: every module keeps its own Python code and reads generated
             weights. That is slower once lowered, and right for any model.
