@@ -178,8 +178,8 @@ def _hazards_in(function: ast.AST) -> Iterator[Hazard]:
     body: Sequence[ast.AST] = function.body if isinstance(function.body, list) else [function.body]  # type: ignore[attr-defined]
     for statement in own_nodes(body):
         handlers: list[ast.AST] = getattr(statement, "handlers", [])
-        if handlers:
-            guarded: list[Any] = statement.body  # type: ignore[attr-defined]
+        guarded: list[Any] = getattr(statement, "body", [])
+        if handlers and not _only_asks_torch(guarded):
             last = max(each.end_lineno for each in guarded)
             yield Hazard(guarded[0].lineno, last, (), {}, "catches errors")
         for operands, what in _questions(statement):
@@ -190,6 +190,19 @@ def _hazards_in(function: ast.AST) -> Iterator[Hazard]:
             bound, is_call = _bound_on(body, first, last), isinstance(statement, ast.Call)
             owner = getattr(getattr(statement, "func", None), "value", None)
             yield Hazard(first, last, operands, bound, what, is_call, about_none, owner)
+
+
+def _only_asks_torch(statements: Sequence[ast.AST]) -> bool:
+    """Whether statements only return what a function of torch without arguments says, which no value can make fail."""
+    if len(statements) != 1 or not isinstance(statements[0], ast.Return):
+        return False
+    nodes = [node for node in ast.walk(statements[0]) if isinstance(node, ast.expr)]
+    return all(
+        (isinstance(node, ast.Call) and not node.args and not node.keywords)
+        or isinstance(node, ast.Attribute)
+        or (isinstance(node, ast.Name) and node.id == "torch")
+        for node in nodes
+    )
 
 
 def own_nodes(body: Sequence[ast.AST]) -> Iterator[ast.AST]:

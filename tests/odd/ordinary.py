@@ -287,3 +287,16 @@ for _kind in (
     *(modes.ModeChoosesPartOfSlice, modes.ModeOfEachModuleInTurn),
 ):
     ordinary()(_kind)
+
+
+def _is_compiling():
+    try:
+        return torch.compiler.is_compiling()
+    except Exception:
+        return False
+
+
+@ordinary()
+class AsksTorchInATry(Two):
+    def forward(self, x):
+        return self.b(self.a(x)) if not _is_compiling() else x
