@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from fxhash.capture.hazards import functions_of, own_nodes
 from fxhash.capture.known_values import is_function_that_gives, is_method_of_tensors
+from fxhash.capture.sources import functions_of, own_nodes
 from fxhash.capture.user_code import is_recording_code, is_user_code
 
 _SOMETHING = (ast.Tuple, ast.List, ast.Dict, ast.Set, ast.BinOp, ast.UnaryOp, ast.Compare, ast.JoinedStr)

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxhash.capture.hazards import file_of
 from fxhash.capture.known_lengths import known_length
 from fxhash.capture.observed_proxy import ObservedTensor
+from fxhash.capture.sources import file_of
 from fxhash.graph.numbers import OF_PYTHON, OF_TORCH
 
 _OF_SIZES = frozenset(["zeros", "ones", "empty", "rand", "randn"])

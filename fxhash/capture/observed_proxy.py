@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
 from fxhash.capture.guarded_tests import GuardedTest, guarded_test
-from fxhash.capture.hazards import calls_on_line, is_message
 from fxhash.capture.known_lengths import is_chunk, known_length, taken_from
 from fxhash.capture.known_values import is_never_none
+from fxhash.capture.sources import calls_on_line, is_message
 from fxhash.capture.user_code import is_recording_code
 from fxhash.graph.guards import of_length, require
 from fxhash.graph.in_place import IN_PLACE_OPERATORS

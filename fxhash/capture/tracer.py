@@ -12,7 +12,6 @@ from torch import fx, nn
 
 from fxhash.capture.attachment import attached
 from fxhash.capture.exposure import Exposure
-from fxhash.capture.hazards import with_lines_of
 from fxhash.capture.hidden_attributes import hide_attributes
 from fxhash.capture.kept_state import KeptState
 from fxhash.capture.mode_branches import ModeBranchError, ModeRecording, merge
@@ -20,6 +19,7 @@ from fxhash.capture.observed_proxy import ObservedFlag
 from fxhash.capture.observer import Observer
 from fxhash.capture.real_tensors import RefusingOperations
 from fxhash.capture.reasons import Reason, where_raised
+from fxhash.capture.sources import with_lines_of
 from fxhash.capture.surroundings import keeps_changing_function
 from fxhash.capture.untraceable import OpaqueCall, UntraceableError, never_traced_because, overrides_call, reason_of
 from fxhash.capture.value_tracer import ValueTracer

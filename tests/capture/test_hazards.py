@@ -10,7 +10,8 @@ import torch
 from torch import fx, nn
 
 import fxhash
-from fxhash.capture.hazards import hazards_of, with_lines_of
+from fxhash.capture.hazards import hazards_of
+from fxhash.capture.sources import with_lines_of
 from tests.capture.reasons import full_reasons
 
 PROXY = fx.Proxy(fx.Graph().placeholder("x"))
