@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
+from fxhash.training.figure_style import INK, MUTED, PANEL, figure_style
+
 ROWS, COLS, RANK = 8, 12, 2
 CELL, KERNEL_CELL = 30.0, 23.0
 TIMES = "\N{MULTIPLICATION SIGN}"
-INK, MUTED, PANEL = "#1f2933", "#52606d", "#f5f7fa"
 TRAINED = "#334e68"
 # Name, number of elements and colour of each run, in the order in which they fill the matrix, each from its own row.
 RUNS = (("conv1", 18, "#8ecae6"), ("conv2", 36, "#f6ad6b"), ("…", 12, "#d9e2ec"), ("fc", 20, "#cdb4db"))
@@ -23,15 +24,16 @@ FOLLOWED, OUT, IN, KERNEL = 1, 2, 2, 3
 
 def main() -> None:
     """Write the figure beside this script."""
-    figure = Figure(figsize=(16, 7), dpi=100, facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 1600), ylim=(0, 700))
-    axes.set_axis_off()
-    draw_title(axes)
-    draw_product(axes, bottom=270)
-    draw_kernel(axes, x=1230, middle=435)
-    draw_counts(axes)
-    figure.savefig(Path(__file__).with_suffix(".png"))
+    with figure_style():
+        figure = Figure(figsize=(16, 7), dpi=100, layout="none")
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(0, 1600), ylim=(0, 700))
+        axes.set_axis_off()
+        draw_title(axes)
+        draw_product(axes, bottom=270)
+        draw_kernel(axes, x=1230, middle=435)
+        draw_counts(axes)
+        figure.savefig(Path(__file__).with_suffix(".png"))
 
 
 def draw_title(axes: Axes) -> None:
