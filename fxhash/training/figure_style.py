@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from matplotlib.axis import Axis
+    from matplotlib.axis import XAxis, YAxis
 
 # Text and lines, labels of axes, the grid, and areas behind something.
 INK, MUTED, GRID, PANEL = "#1f2933", "#52606d", "#e4e7eb", "#f5f7fa"
@@ -68,12 +68,13 @@ def figure_style() -> Iterator[None]:
     """
     import matplotlib
 
-    with matplotlib.rc_context(dict(STYLE)), warnings.catch_warnings():
+    parameters: Any = dict(STYLE)
+    with matplotlib.rc_context(parameters), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         yield
 
 
-def plain_log_axis(axis: Axis, form: str = "{:,.0f}", ticks: Sequence[float] | None = None) -> None:
+def plain_log_axis(axis: XAxis | YAxis, form: str = "{:,.0f}", ticks: Sequence[float] | None = None) -> None:
     """Make an axis logarithmic, with plain numbers instead of powers of ten.
 
     Args:
@@ -89,7 +90,7 @@ def plain_log_axis(axis: Axis, form: str = "{:,.0f}", ticks: Sequence[float] | N
     axis.set_major_formatter(FuncFormatter(lambda value, _: form.format(value)))
 
 
-def percent_axis(axis: Axis) -> None:
+def percent_axis(axis: XAxis | YAxis) -> None:
     """Write the numbers of an axis, which are per cent, with their sign."""
     from matplotlib.ticker import FuncFormatter
 
