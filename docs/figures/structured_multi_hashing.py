@@ -89,7 +89,7 @@ def draw_default(axes: Axes, bottom: float) -> None:
         axes,
         385,
         "The default of fxhash",
-        "rows of its own for each weight, a higher rank for small ones, spatial kernels for convolutions at small sizes",
+        "rows of its own for each weight, a higher rank for small ones, spatial kernels at small sizes",
     )
     left_x, right_x, matrix_x, kernel_x, weight_x = 85.0, 245.0, 520.0, 835.0, 1170.0
     label_above(axes, left_x + rank * CELL / 2, top, "left", "a rank for each weight")
