@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("typer")
+pytest.importorskip("lightning")
+
 from tests.cli.helpers import run, run_process
 from tests.training.tiny import write_images
 
-pytest.importorskip("typer")
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = {
     str(path.relative_to(ROOT)): path.read_text()
@@ -106,9 +108,6 @@ def test_python_runs_as_printed(
     document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A block of text that follows is what it prints."""
-    for package in ("lightning", "torchvision"):
-        if re.search(rf"{package}|training|zoo", DOCUMENTS[document]):
-            pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "documented"}
     parts = re.split(r"^```(\w*)\n(.*?)^```$", DOCUMENTS[document], flags=re.MULTILINE | re.DOTALL)
@@ -144,7 +143,7 @@ def quick(command: str) -> list[str]:
 @pytest.mark.parametrize("document", [name for name, text in DOCUMENTS.items() if "fxhash" in "".join(commands(text))])
 def test_commands_run(document: str, tmp_path: Path) -> None:
     """One after the other in one folder, as printed but for REPLACED and ADDED, with eight images in DIR."""
-    for package in ("lightning", "torchvision", "onnxruntime", "sklearn"):
+    for package in ("torchvision", "onnxruntime", "sklearn"):
         pytest.importorskip(package)
     write_images(tmp_path / "images")
     for command in commands(DOCUMENTS[document]):

@@ -137,6 +137,18 @@ def test_figures_of_the_cost_model_are_the_recorded_ones():
     assert f"{record['regret_worst']:.2f} times, at worst" in text
 
 
+def test_the_explanation_of_a_plan_quotes_it():
+    """The printed plan itself is compared by `test_documented_commands.py`."""
+    plan, explanation = re.search(r"```text\n(.*?)```\n(.*)", LOWERING, re.DOTALL).groups()
+    quotes = re.findall(r"^\| (`.*?) \|", explanation, re.MULTILINE)
+    assert len(quotes) > 10
+    for quote in re.findall(r"`([^`]+)`", " ".join(quotes)):
+        pattern = ".*".join(re.escape(piece) for piece in quote.split(" ... "))
+        assert re.search(pattern, plan), quote
+    assert "generates 2,641,248 weights" in plan
+    assert f"Its {2702 * 256:,} entries generate 2,641,248 weights" in explanation
+
+
 def test_figures_in_the_text_are_the_recorded_ones():
     text = " ".join(BENCHMARKS.split())
     unlimited = measured("mobilenet_v3_large", "fxhash 2% aspect 16, unlimited memory", 1)["ratio_to_dense"]
