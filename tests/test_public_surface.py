@@ -33,6 +33,7 @@ ORDER = [
     "targets",
     "training",
     "compare",
+    "demo",
     "cli",
     "__main__",
 ]
