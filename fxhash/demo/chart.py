@@ -9,10 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fxhash.demo.results import Result, standard_error
-from fxhash.training.figure_style import DENSE, FXHASH, INK, QUANTIZED, figure_style, percent_axis, plain_log_axis
+from fxhash.training.figure_style import DENSE, FXHASH, GRID, INK, QUANTIZED, figure_style, percent_axis, plain_log_axis
 
-_COLOURS = {"dense": DENSE, "folded": DENSE, "narrower": DENSE, "int8": QUANTIZED}
+_COLOURS = {"int8": QUANTIZED, "fxhash": FXHASH, "fxhash int8": FXHASH}
 _MARKERS = {"dense": "s", "narrower": "s", "int8": "^", "fxhash": "o", "fxhash int8": "D"}
+# Where a label stands: offset in points, its alignments, and whether it starts from the top or the foot of the bar.
+_LABELS = {
+    "dense": ((0, -4), "center", "top", -1),
+    "int8": ((7, 0), "left", "center", 0),
+    "narrower": ((7, 0), "left", "center", 0),
+    "fxhash": ((7, -8), "left", "top", 0),
+    "fxhash int8": ((0, 3), "center", "bottom", 1),
+}
 
 
 def plot_results(results: Sequence[Result], title: str, test_images: int, path: Path) -> None:
@@ -34,52 +42,52 @@ def plot_results(results: Sequence[Result], title: str, test_images: int, path: 
 
 
 def _draw_accuracy(axes: Axes, results: Sequence[Result], test_images: int) -> None:
-    # That of folded batch norms is the dense network again.
+    # With its batch norms folded, the dense network is as accurate and large as before.
     shown = [result for result in results if result.method != "folded"]
-    for index, result in enumerate(shown):
-        error = standard_error(result, test_images)
-        axes.errorbar(
-            [result.file_bytes / 1e3],
-            [100 * result.accuracy],
-            [100 * error],
-            fmt=_MARKERS[result.method],
-            color=_COLOURS.get(result.method, FXHASH),
-        )
+    sizes = [result for result in shown if result.method == "fxhash"]
+    axes.plot([each.file_bytes / 1e3 for each in sizes], [100 * each.accuracy for each in sizes], color=GRID, zorder=1)
+    for result in shown:
+        error = 100 * standard_error(result, test_images)
+        x, y = result.file_bytes / 1e3, 100 * result.accuracy
+        axes.errorbar([x], [y], [error], fmt=_MARKERS[result.method], color=_colour(result))
+        position, horizontal, vertical, from_bar = _LABELS[result.method]
         axes.annotate(
             result.name,
-            (result.file_bytes / 1e3, 100 * (result.accuracy - error)),
-            # By turns higher and lower, where labels of neighbours would overlap.
-            xytext=(0, -4 - 11 * (index % 2)),
+            (x, y + from_bar * error),
+            xytext=position,
             textcoords="offset points",
-            horizontalalignment="center",
-            verticalalignment="top",
-            fontsize=7.5,
-            color=INK,
+            horizontalalignment=horizontal,
+            verticalalignment=vertical,
+            fontsize=8,
+            color=_colour(result),
         )
     plain_log_axis(axes.xaxis)
     percent_axis(axes.yaxis)
-    axes.margins(x=0.15, y=0.2)
+    axes.margins(x=0.12, y=0.1)
     axes.set_xlabel("kB on disk")
     axes.set_title("Test accuracy", fontsize=10)
 
 
 def _draw_latency(axes: Axes, results: Sequence[Result]) -> None:
     names = [result.name for result in results]
-    axes.barh(
-        names, [result.ratio for result in results], color=[_COLOURS.get(each.method, FXHASH) for each in results]
-    )
+    axes.barh(names, [result.ratio for result in results], color=[_colour(result) for result in results])
     for index, result in enumerate(results):
         axes.annotate(
             f"{result.ratio:.2f}",
             (result.ratio, index),
-            xytext=(3, 0),
+            xytext=(-4, 0),
             textcoords="offset points",
+            horizontalalignment="right",
             verticalalignment="center",
             fontsize=8,
-            color=INK,
+            color="white",
         )
     axes.axvline(1, color=INK, linewidth=1, linestyle=":")
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.grid(visible=False, axis="y")
     axes.set_title("Latency of one image, over dense", fontsize=10)
+
+
+def _colour(result: Result) -> str:
+    return _COLOURS.get(result.method, DENSE)

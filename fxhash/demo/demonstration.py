@@ -81,7 +81,7 @@ class _Demonstration:
         self.output.mkdir(parents=True, exist_ok=True)
         train_images, test_images = len(self.data.train_labels), len(self.data.test_labels)
         height, width = self.data.train_images.shape[2:]
-        title = f"{self.work.model} on {self.data.name}, {height} x {width} pixels"
+        title = f"{self.work.title}, {height} x {width} pixels"
         self.console.print(
             f"Training {title}:\n{train_images:,} images, {self.recipe.epochs} epochs; {test_images:,} others are the test",
             highlight=False,

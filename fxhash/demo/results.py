@@ -95,16 +95,21 @@ def conclusion(results: Sequence[Result], test_images: int) -> str:
     dense, narrower = by_method["dense"], by_method["narrower"]
     eight = by_method["fxhash int8"]
     small = next(result for result in results if result.method == "fxhash" and result.parameters == eight.parameters)
-    joint = "and" if _sign(small, dense, test_images) == _sign(small, narrower, test_images) else "but"
+    signs = _sign(small, dense, test_images), _sign(small, narrower, test_images)
+    # One of them is better than it, the other is not.
+    joint = "but" if -1 in signs and max(signs) > -1 else "and"
+    rivals = [result for result in results if result.method in _RIVALS]
     clauses = [
         f"{small.name} is {_accuracy(small, dense, test_images)} dense {joint} "
         f"{_accuracy(small, narrower, test_images)} the narrower network of as many parameters, in a file "
-        f"{_smaller(small, dense)} than dense ({_smaller(eight, dense)} with factors in 8 bits)"
+        f"{_smaller(small, dense)} than dense ({_smaller(eight, dense)} with factors in 8 bits)",
+        f"it is {_speed(small, dense, rivals)}",
+        f"its weights take {_of_dense(small, dense)} of the dense memory",
     ]
     int8 = by_method.get("int8")
     if int8 is not None:
-        clauses.append(f"int8 is {_accuracy(int8, small, test_images)} it, in a file {_smaller(int8, dense)} than dense")
-    clauses.append(_speed(small, dense, [result for result in results if result.method in _RIVALS]))
+        clauses[-1] += f", those of int8 {_of_dense(int8, dense)}"
+        clauses.append(f"int8 is {_accuracy(int8, small, test_images)} {small.name}, in a file {_smaller(int8, dense)} than dense")
     return f"{'; '.join(clauses)}."
 
 
@@ -122,8 +127,14 @@ def _sign(one: Result, other: Result, test_images: int) -> int:
     return 0 if abs(difference) < noise else (1 if difference > 0 else -1)
 
 
+def _of_dense(one: Result, dense: Result) -> str:
+    return f"{one.resident_bytes / dense.resident_bytes:.0%}"
+
+
 def _smaller(one: Result, dense: Result) -> str:
     factor = dense.file_bytes / one.file_bytes
+    if factor < 1:
+        return f"{1 / factor:.1f} times larger"
     return f"{factor:.1f} times smaller" if factor < 10 else f"{factor:.0f} times smaller"
 
 
@@ -133,7 +144,7 @@ def _speed(small: Result, dense: Result, rivals: Sequence[Result]) -> str:
     for rival in rivals:
         words[_compared(small.ratio, rival.ratio)].append(f"{rival.name} ({rival.ratio:.2f})")
     parts = [f"{word} {_listed(names)}" for word, names in words.items() if names]
-    return f"it is {_compared(small.ratio, dense.ratio)} dense ({small.ratio:.2f} of its latency), {_listed(parts)}"
+    return f"{_compared(small.ratio, dense.ratio)} dense ({small.ratio:.2f} of its latency), {_listed(parts)}"
 
 
 def _compared(one: float, other: float) -> str:

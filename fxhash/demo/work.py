@@ -14,6 +14,7 @@ class Work:
     """A network on some images, and the forms in which it is trained.
 
     Attributes:
+        title: network and images, in words.
         data: a name of `fxhash.training.load_data`.
         image_size: height and width of the images; as they are if None.
         model: a name of the zoo, of a model with the option `width`.
@@ -27,6 +28,7 @@ class Work:
         seed: of all runs.
     """
 
+    title: str = "ResNet-20 on digits of MNIST"
     data: str = "mnist5k"
     image_size: int | None = 14
     model: str = "resnet20"

@@ -3,6 +3,7 @@
 from fxhash.demo.work import Work
 
 WORK = Work(
+    title="ResNet-8 on digits of scikit-learn",
     data="digits",
     image_size=None,
     model="resnet8",
