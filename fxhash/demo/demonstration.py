@@ -1,8 +1,9 @@
 """The demonstration: train, save, load, deploy and measure the forms of one network, and say what came of it.
 
-A ResNet-20 is trained on 2,000 digits of MNIST, dense and at three sizes, and so is a narrower one of as many parameters
-as one of these. The model of each run is exported to a file, loaded into a freshly built model and deployed: what is
-measured went through the file. Two rivals need no training: the dense network in 8 bits, and with its batch norms folded.
+A ResNet-20 is trained on 2,000 digits of MNIST, dense and at three sizes, and so is a narrower one of as many
+parameters as one of these. The model of each run is exported to a file, loaded into a freshly built model and deployed:
+what is measured went through the file. Two rivals need no training: the dense network in 8 bits, and with its batch
+norms folded.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class _Demonstration:
         height, width = self.data.train_images.shape[2:]
         title = f"{self.work.title}, {height} x {width} pixels"
         self.console.print(
-            f"Training {title}:\n{train_images:,} images, {self.recipe.epochs} epochs; {test_images:,} others are the test",
+            f"Training {title}:\n"
+            f"{train_images:,} images, {self.recipe.epochs} epochs; {test_images:,} others are the test",
             highlight=False,
         )
         # A run is never overwritten, but a demonstration is: what stays of its runs are the files of their models.
@@ -129,7 +131,7 @@ class _Demonstration:
         return forms
 
     def _train(self, name: str, folder: Path, width: int, compress: float | None = None) -> tuple[Path, RunResult]:
-        """Train one network behind a progress bar that gives way to one line, so that a log file holds only the line."""
+        """Train one network behind a progress bar that gives way to one line: a log file holds only the line."""
         options = _options(self.work, self.recipe, width, compress)
         started = time.perf_counter()
         columns = (

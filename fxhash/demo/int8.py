@@ -42,14 +42,16 @@ def quantize(model: nn.Module, images: Tensor) -> fx.GraphModule | None:
 
 def quantized_bytes(model: nn.Module) -> int:
     """Bytes that the weights of a quantized model take: 8-bit weights, a scale and zero point a channel, biases."""
+    from torch.ao.nn.quantized.modules.utils import WeightedQuantizedModule
+
     total = 0
     for module in model.modules():
-        packed = getattr(module, "_packed_params", None)
-        if packed is None or not hasattr(module, "weight") or not hasattr(module, "bias"):
+        if not isinstance(module, WeightedQuantizedModule):
             continue
-        weight, bias = module.weight(), module.bias()
+        # Methods of these, not parameters.
+        weight, bias = module.weight(), module.bias()  # type: ignore[operator]
         total += weight.numel() * weight.element_size()
-        if weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric):
+        if weight.qscheme() == torch.per_channel_affine:
             total += weight.q_per_channel_scales().nbytes + weight.q_per_channel_zero_points().nbytes
         total += 0 if bias is None else bias.nbytes
     return total + sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))

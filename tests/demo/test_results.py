@@ -61,7 +61,7 @@ def test_what_is_lost_is_said() -> None:
         (0.95, 0.96, "is 2.4 points more accurate than dense and 1.4 points more accurate than the narrower"),
     ],
 )
-def test_accuracies_that_differ_by_less_than_their_error_are_equal(dense: float, narrower: float, expected: str) -> None:
+def test_accuracies_within_their_error_are_equal(dense: float, narrower: float, expected: str) -> None:
     text = sentence(dense=replace(DENSE, accuracy=dense), narrower=replace(NARROWER, accuracy=narrower))
     assert text.startswith(f"fxhash 10 % {expected}")
 
