@@ -62,6 +62,13 @@ def test_there_are_commands_to_test() -> None:
     assert not [name for name, text in DOCUMENTS.items() if "```console" in text or "```bash" in text]
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_blocks_fit_a_page_of_1200_pixels(document: str) -> None:
+    for language in ("python", "sh", "text"):
+        for block in blocks(DOCUMENTS[document], language):
+            assert max(map(len, block.splitlines())) <= 103
+
+
 @pytest.fixture
 def parser(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands read their arguments and do nothing."""
