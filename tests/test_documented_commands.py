@@ -45,8 +45,8 @@ def blocks(text: str, language: str) -> list[str]:
 
 def commands(text: str) -> list[str]:
     """The lines of blocks for a shell, without their comments."""
-    lines = [line.split("  #")[0].strip() for block in blocks(text, "sh") for line in block.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+    lines = [re.split(r"\s#", line)[0].strip() for block in blocks(text, "sh") for line in block.splitlines()]
+    return [line for line in lines if line]
 
 
 def mentions(text: str) -> list[str]:
