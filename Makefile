@@ -15,10 +15,10 @@ NEWEST_TORCH := torch torchvision
 demo: $(INSTALLED)
 	$(BIN)/fxhash demo
 
-# The pages of docs/ as a site, with the API reference; a test of `make test` builds them too.
+# The pages of docs/ as a site in build/site, with the API reference; a test of `make test` builds them too.
+# Not with --quiet, which hides warnings from --strict too.
 docs: $(INSTALLED)
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "documentation: build/site/index.html"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # pytest comes last, so that its closing line is the last thing printed.
 test: lint

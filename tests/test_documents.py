@@ -45,6 +45,17 @@ def test_examples_run(example, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.parametrize("script", sorted((DOCS / "figures").glob("*.py")), ids=lambda path: path.stem)
+def test_figures_can_be_drawn(script, tmp_path, monkeypatch):
+    """As large as the one that is there; in a page, as any figure is."""
+    image = pytest.importorskip("matplotlib.image")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    runpy.run_path(str(script))["main"](tmp_path)
+    (drawn,) = tmp_path.iterdir()
+    assert image.imread(drawn).shape == image.imread(script.with_suffix(".png")).shape
+    assert any(f"{script.stem}.png" in document.read_text() for document in DOCUMENTS)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
 def test_every_linked_file_exists(document):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):

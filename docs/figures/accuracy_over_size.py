@@ -25,8 +25,8 @@ NARROW = {"resnet8": (DENSE, "s", "-"), "resnet14": (DENSE, "X", ":"), "resnet20
 TICKS = (5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
 
 
-def main() -> None:
-    """Write the figure beside this script."""
+def main(folder: Path = HERE) -> None:
+    """Write the figure to a folder: that of this script if omitted."""
     cells = [cell for cell in read_cells(RECORDS) if len(cell.accuracies) > 1]
     (data,) = {cell.run.data for cell in cells}
     (pixels,) = {cell.run.image_size for cell in cells}
@@ -46,7 +46,7 @@ def main() -> None:
         percent_axis(axes.yaxis)
         axes.legend(loc="lower right")
         figure.supxlabel("mean and standard deviation of three seeds", fontsize=9, color=MUTED, x=0.99, ha="right")
-        figure.savefig(HERE / "accuracy_over_size.png")
+        figure.savefig(folder / "accuracy_over_size.png")
 
 
 def draw(axes: Axes, cells: list[Cell], label: str, color: str, marker: str, line: str) -> None:

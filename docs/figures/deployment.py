@@ -23,8 +23,8 @@ MODELS = {
 COMPRESS = (1, 2, 5, 10, 25)
 
 
-def main() -> None:
-    """Write the figure beside this script."""
+def main(folder: Path = HERE) -> None:
+    """Write the figure to a folder: that of this script if omitted."""
     records = [
         result for file in sorted(RECORDS.glob("deploy_*.json")) for result in json.loads(file.read_text())["results"]
     ]
@@ -51,7 +51,7 @@ def main() -> None:
             axes.set_xlabel("trainable parameters kept, per cent")
             plain_log_axis(axes.xaxis, "{:g}%", COMPRESS)
         memory.legend()
-        figure.savefig(HERE / "deployment.png")
+        figure.savefig(folder / "deployment.png")
 
 
 def find(records: list[dict], model: str, candidate: str) -> dict:

@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -239,5 +238,5 @@ def _kept_parameters(module: nn.Module, names: Sequence[tuple[str, ...]]) -> lis
                         f"parameter {name!r} is also kept as {where}, where a generated weight can't replace it: "
                         "let forward read it from its module, or exclude it"
                     )
-                kept.append((replace(reference, target=None), index[name]))
+                kept.append((reference._replace(target=None), index[name]))
     return kept

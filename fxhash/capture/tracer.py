@@ -16,7 +16,8 @@ from fxhash.capture.attachment import attached
 from fxhash.capture.called_code import fixed_attributes
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.hazards import with_lines_of
-from fxhash.capture.kept_state import KeptState, is_immutable, is_plain
+from fxhash.capture.held import is_immutable, is_plain
+from fxhash.capture.kept_state import KeptState
 from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
 from fxhash.capture.observed_proxy import MISSING, ObservedFlag, ObservedProxy, ObservedTensor, UnknownAttribute
 from fxhash.capture.observer import Observer, keeps_changing_function

@@ -427,9 +427,8 @@ def curves(folder):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-@pytest.mark.parametrize(
-    "killed_after", [0.15, *(pytest.param(seconds, marks=pytest.mark.slow) for seconds in (0.0, 0.3, 0.7))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("killed_after", [0.0, 0.15, 0.3, 0.7])
 def test_a_killed_run_goes_on_to_the_same_weights(killed_after, tmp_path):
     """`kill -9` in the middle of an epoch: the weights are those of a run that was left alone, bit for bit."""
     settings = (*DIGITS, "--epochs", 5)
