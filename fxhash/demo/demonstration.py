@@ -93,9 +93,9 @@ class _Demonstration:
             forms = self._forms(Path(runs))
         results = self._measure(forms)
         sentence = conclusion(results, test_images)
-        write_results(
-            results, self.work, self.recipe.epochs, (train_images, test_images), sentence, self.output / "results.json"
-        )
+        images = train_images, test_images
+        path = self.output / "results.json"
+        write_results(results, self.work, title, self.recipe.epochs, images, sentence, path)
         plot_results(results, title, test_images, self.output / "demo.png")
         self.console.print()
         self.console.print(results_table(results))

@@ -159,13 +159,20 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def write_results(
-    results: Sequence[Result], work: Work, epochs: int, images: tuple[int, int], sentence: str, path: Path
+    results: Sequence[Result],
+    work: Work,
+    title: str,
+    epochs: int,
+    images: tuple[int, int],
+    sentence: str,
+    path: Path,
 ) -> None:
     """Write the results to a JSON file, with the command, the versions and the machine.
 
     Args:
         results: of all forms.
         work: what was done.
+        title: of the chart.
         epochs: of each run.
         images: numbers of training and test images.
         sentence: the conclusion.
@@ -177,6 +184,7 @@ def write_results(
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, one thread used",
+        "title": title,
         "work": asdict(work),
         "epochs": epochs,
         "images": {"train": images[0], "test": images[1]},

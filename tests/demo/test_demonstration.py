@@ -92,6 +92,7 @@ def test_the_results_are_written(results: dict[str, Result], output: Path) -> No
     assert report["command"] == "fxhash demo --epochs 1"
     assert report["images"] == {"train": 1257, "test": 540}
     assert report["work"]["model"] == "resnet8"
+    assert report["title"] == "ResNet-8 on digits of scikit-learn, 8 x 8 pixels"
     assert [Result(**row) for row in report["results"]] == list(results.values())
 
 
