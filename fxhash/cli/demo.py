@@ -20,7 +20,7 @@ def demo(
     """Train one network in several forms, and compare them.
 
     A ResNet-20 is trained on digits of MNIST that come with a package: dense, narrower, and at 10, 5 and 2 % of its
-    size. Each is saved, loaded, deployed and measured, beside the dense one in 8 bits. Takes about two minutes.
+    size. Each is saved, loaded, deployed and measured, beside the dense one in 8 bits. Takes two to three minutes.
 
     Example: fxhash demo --epochs 4 -o digits
     """

@@ -35,7 +35,7 @@ from fxhash.training.report.comparison import percent
 from fxhash.training.run import train
 
 # Of calls of each form, side by side: enough for a steady median.
-_SECONDS = 0.5
+_SECONDS = 1.0
 # By which ranges of activations are found.
 _CALIBRATION_IMAGES = 500
 
