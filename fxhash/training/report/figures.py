@@ -36,7 +36,6 @@ def accuracy_over_size(figure: Figure | SubFigure, groups: Sequence[Group]) -> N
             [size for size, _ in points],
             [100 * accuracy for _, accuracy in points],
             linewidth=1,
-            alpha=0.4,
             label=_wrapped(f"{model} on {data}", _LABEL_IN_AXES),
         )
         for group in members:
