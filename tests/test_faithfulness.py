@@ -52,7 +52,7 @@ every_way = pytest.mark.parametrize("way", WAYS)
 OUTSIDE = {name: odd for name, odd in ODD.items() if odd.outside}
 
 
-# What README names as limits: a trace takes settings of the process and plain variables of a module as they are, and
+# What docs/limits.md names: a trace takes settings of the process and plain variables of a module as they are, and
 # what a function closes over belongs to the original and its copies alike.
 LIMITS = {
     **dict.fromkeys(["MakesTensorOfDefaultDtype", "AsksForEnvironment", "ReadsGlobalSetting"], ("traced", "checked")),

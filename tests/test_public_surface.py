@@ -34,6 +34,7 @@ ORDER = [
     "targets",
     "training",
     "compare",
+    "demo",
     "cli",
     "__main__",
 ]
