@@ -10,10 +10,15 @@ OLDEST_TORCH := "torch==2.6.*" "torchvision==0.21.*"
 NEWEST_PYTHON ?= python3.13
 NEWEST_TORCH := torch torchvision
 
-.PHONY: demo test test-all test-ecosystem test-versions test-oldest test-newest lint clean
+.PHONY: demo docs test test-all test-ecosystem test-versions test-oldest test-newest lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/fxhash demo
+
+# The pages of docs/ as a site in build/site, with the API reference; a test of `make test` builds them too.
+# Not with --quiet, which hides warnings from --strict too.
+docs: $(INSTALLED)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # pytest comes last, so that its closing line is the last thing printed.
 test: lint

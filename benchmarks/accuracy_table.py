@@ -15,10 +15,10 @@ from accuracy import Outcome, Run, read_rows
 
 METHODS = {
     "fxhash-16": "**fxhash**",
-    "fxhash-16-taught": "fxhash, taught",
+    "fxhash-16-taught": "fxhash, distilled",
     "fxhash-16-warm": "fxhash, from dense weights",
-    "fxhash-16-warm-taught": "fxhash, from dense weights, taught",
-    "dense-taught": "dense, taught",
+    "fxhash-16-warm-taught": "fxhash, from dense weights, distilled",
+    "dense-taught": "dense, distilled",
     "square-smh": "Structured Multi-Hashing as published",
     "random-hash": "random hashing (HashedNets)",
 }

@@ -10,7 +10,15 @@ torch.Size([5, 10])
 
 from fxhash.api import lower_for_deploy, materialize, transform
 from fxhash.capture.tracing import trace
-from fxhash.errors import BudgetError, CheckpointError, FxhashError, MemoryBudgetError, PlanError, TransformError
+from fxhash.errors import (
+    BudgetError,
+    CheckpointError,
+    FxhashError,
+    MemoryBudgetError,
+    OpaqueWarning,
+    PlanError,
+    TransformError,
+)
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.plan import CompressionPlan
 from fxhash.storage.checkpoint import load, save
@@ -26,6 +34,7 @@ __all__ = [
     "CompressionPlan",
     "FxhashError",
     "MemoryBudgetError",
+    "OpaqueWarning",
     "PlanError",
     "SMHGenerator",
     "Summary",

@@ -19,6 +19,7 @@ from fxhash.graph.names import OPAQUE_PART, joined, original_name
 from fxhash.lowering.method import Method
 from fxhash.lowering.options import read_bytes, read_methods
 from fxhash.lowering.shared_budget import plan_lowerings
+from fxhash.opaque_parts import announce_opaque_parts
 from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, lower, restore_parameters
 from fxhash.smh.checks import check_aspect, check_device, check_flag, check_fraction, check_range, read_dtype
@@ -87,7 +88,8 @@ def transform(
         example_inputs: a tuple of forward's arguments, a dictionary of them by name, or a list of such. What was
             captured runs on them beside the original before anything is hashed: in both modes, several calls in a row,
             with each optional argument given and left out. A module that differs is called as a whole, with its own
-            Python code; at worst the whole model is. The summary says on how many inputs it was checked.
+            Python code; at worst the whole model is. Where much can't be traced otherwise, the result is for calls that
+            omit the optional arguments that all examples omit, and refuses others. The summary says all this.
         capture: `"trace"` records the model's operations in a graph, and calls as a whole only those modules that a
             trace can't follow; `"modules"` traces nothing: every module keeps its own Python code and reads generated
             weights. That is slower once lowered, and right for any model.
@@ -103,6 +105,10 @@ def transform(
         TransformError: if the model can't be taken: it is transformed already, lazy, can't be copied, or is on the
             meta device and has no `reset_parameters` for some of its values, or `"pretrained"` is to start from them;
             its code changes a weight, or something else lies in a weight's memory; `example_inputs` don't fit it.
+
+    Warns:
+        OpaqueWarning: if more than a fifth of the weights to hash are in submodules that can't be traced. It says which
+            lines of their code that is due to, and what change of them would help.
 
     Example:
         >>> dense = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 10))
@@ -150,6 +156,8 @@ def transform(
             fit_(generator, originals)
     generator.original = Original.of(traced_model)
     gm = pass_on(hash_parameters(traced, generator).graph_module)
+    if capture != "modules":
+        announce_opaque_parts(gm, plan, stacklevel=2)
     if target.type != "meta" and isinstance(originals, InitialValues):
         materialize_(gm, originals)
     return gm if device is None else gm.to(target)

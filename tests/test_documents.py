@@ -1,4 +1,7 @@
-"""What the documents show, run as a reader would."""
+"""What the documents say: figures are the recorded ones, links lead somewhere, examples run.
+
+Their commands and Python blocks are run by `test_documented_commands.py`; the site is built by `test_site.py`.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +19,20 @@ import fxhash
 from tests.helpers import skip_unless_onnx_has_open_sizes
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
-ACCURACY = (ROOT / "docs" / "accuracy.md").read_text()
+ACCURACY = (DOCS / "accuracy.md").read_text()
+BENCHMARKS = (DOCS / "benchmarks.md").read_text()
+LOWERING = (DOCS / "how-it-works.md").read_text()
+CHOOSING = (DOCS / "guide" / "choosing.md").read_text()
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 
 
-def test_readme_example_runs_as_printed(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_readme_is_short():
+    assert len(README.splitlines()) < 150
     example = re.search(r"## In fifteen lines\n\n```python\n(.*?)```", README, re.DOTALL).group(1)
     assert len([line for line in example.splitlines() if line]) <= 15
-    exec(compile(example, "README.md", "exec"), {})
-    assert "trainable after" in capsys.readouterr().out
-    assert (tmp_path / "model.safetensors").exists()
+    assert f"```python\n{example}```" in (DOCS / "index.md").read_text(), "the same as on the first page"
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
@@ -39,10 +45,27 @@ def test_examples_run(example, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-def test_every_linked_file_exists():
-    for document in ROOT.glob("*.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
-            assert target.startswith("https://") or (ROOT / target).exists(), f"{document.name} links to {target}"
+@pytest.mark.parametrize("script", sorted((DOCS / "figures").glob("*.py")), ids=lambda path: path.stem)
+def test_figures_can_be_drawn(script, tmp_path, monkeypatch):
+    """As large as the one that is there; in a page, as any figure is."""
+    image = pytest.importorskip("matplotlib.image")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    runpy.run_path(str(script))["main"](tmp_path)
+    (drawn,) = tmp_path.iterdir()
+    assert image.imread(drawn).shape == image.imread(script.with_suffix(".png")).shape
+    assert any(f"{script.stem}.png" in document.read_text() for document in DOCUMENTS)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_every_linked_file_exists(document):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+        assert target.startswith("https://") or (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_every_named_file_exists(document):
+    for name in re.findall(r"`((?:benchmarks|docs|examples|fxhash|tests)/[\w./-]*)`", document.read_text()):
+        assert (ROOT / name).exists() or (ROOT / "fxhash" / name).exists(), name
 
 
 def test_every_public_function_is_in_the_readme():
@@ -51,15 +74,39 @@ def test_every_public_function_is_in_the_readme():
             assert f"fxhash.{name}(" in README, name
 
 
-def test_readme_table_is_the_recorded_demo():
+def test_the_reference_has_every_public_name():
+    described = re.findall(r"^::: (\S+)$", (DOCS / "reference.md").read_text(), re.MULTILINE)
+    # The module `fxhash.summary` has the name of its function.
+    expected = {f"fxhash.{name}" for name in fxhash.__all__ if name != "__version__"} - {"fxhash.summary"}
+    assert expected | {"fxhash.summary.summary"} <= set(described)
+    training = pytest.importorskip("fxhash.training")
+    assert {f"fxhash.training.{name}" for name in training.__all__} <= set(described)
+
+
+@pytest.mark.parametrize("document", [README, BENCHMARKS], ids=["README", "benchmarks"])
+def test_the_table_of_the_demonstration_is_the_recorded_one(document):
     record = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text())
     for row in record["results"]:
-        latency = " | ".join(f"{entry['ratio_to_dense']:.2f}" for entry in row["latency"].values())
         expected = (
-            f"| {row['name']} | {row['trainable_parameters']:,} | {row['file_bytes'] / 1e3:,.0f} "
-            f"| {row['trained_accuracy']:.1%} | {row['deployed_accuracy']:.1%} | {latency} |"
+            f"| {row['name']} | {row['parameters']:,} | {row['accuracy']:.1%} | {row['file_bytes'] / 1e3:,.0f} "
+            f"| {row['milliseconds']:.2f} | {row['ratio']:.2f} | {row['resident_bytes'] / 1e3:,.0f} |"
         )
-        assert expected in README
+        assert expected in document
+    text = " ".join(document.split())
+    assert record["conclusion"] in text
+    assert f"{record['images']['train']:,} for training, {record['images']['test']:,} for the test" in text
+    assert f"one seed, {record['epochs']} epochs" in text
+
+
+def test_the_demonstration_states_what_its_figures_are():
+    results = pytest.importorskip("fxhash.demo.results")
+    work = pytest.importorskip("fxhash.demo.work")
+    record = json.loads((ROOT / "benchmarks" / "results" / "demo.json").read_text())
+    rows = [results.Result(**row) for row in record["results"]]
+    assert results.conclusion(rows, record["images"]["test"]) == record["conclusion"]
+    # What is recorded is what the command does today.
+    assert work.Work(**{**record["work"], "compressions": tuple(record["work"]["compressions"])}) == work.Work()
+    assert all(row.ratio < 1 for row in rows if row.method.startswith("fxhash"))
 
 
 def measured(model, candidate, batch):
@@ -80,10 +127,10 @@ DEPLOYED = ["resnet34", "resnet50", "vit_b_16", "mobilenet_v3_large", "encoder",
 
 
 @pytest.mark.parametrize("model", DEPLOYED)
-def test_readme_deployment_table_is_the_recorded_benchmark(model):
+def test_deployment_table_is_the_recorded_benchmark(model):
     cells = [ratio_to_dense(model, f"fxhash {compress} aspect 16", 1) for compress in ("1%", "2%", "5%", "10%", "25%")]
     memory = measured(model, "fxhash 2% aspect 16", 1)["weight_bytes"] / measured(model, "dense", 1)["weight_bytes"]
-    assert f" | {' | '.join(cells)} | {memory:.1%} |" in README
+    assert f" | {' | '.join(cells)} | {memory:.1%} |" in BENCHMARKS
 
 
 COMPARED = [
@@ -98,25 +145,37 @@ COMPARED = [
 
 
 @pytest.mark.parametrize("candidate", COMPARED)
-def test_readme_comparison_is_the_recorded_benchmark(candidate):
+def test_comparison_is_the_recorded_benchmark(candidate):
     cells = [
         ratio_to_dense("resnet34", candidate.format(compress), batch)
         for compress in ("2%", "10%")
         for batch in (1, 8, 100)
     ]
-    assert f" | {' | '.join(cells)} |" in README
+    assert f" | {' | '.join(cells)} |" in BENCHMARKS
 
 
-def test_readme_figures_of_the_cost_model_are_the_recorded_ones():
+def test_figures_of_the_cost_model_are_the_recorded_ones():
     record = json.loads((ROOT / "benchmarks" / "results" / "costs.json").read_text())
-    text = " ".join(README.split())
+    text = " ".join(LOWERING.split())
     assert f"Over {record['cases']} cases of layers" in text
     assert f"took {record['regret_mean'] - 1:.1%} longer than" in text
     assert f"{record['regret_worst']:.2f} times, at worst" in text
 
 
-def test_readme_figures_in_the_text_are_the_recorded_ones():
-    text = " ".join(README.split())
+def test_the_explanation_of_a_plan_quotes_it():
+    """The printed plan itself is compared by `test_documented_commands.py`."""
+    plan, explanation = re.search(r"```text\n(.*?)```\n(.*)", LOWERING, re.DOTALL).groups()
+    quotes = re.findall(r"^\| (`.*?) \|", explanation, re.MULTILINE)
+    assert len(quotes) > 10
+    for quote in re.findall(r"`([^`]+)`", " ".join(quotes)):
+        pattern = ".*".join(re.escape(piece) for piece in quote.split(" ... "))
+        assert re.search(pattern, plan), quote
+    assert "generates 2,641,248 weights" in plan
+    assert f"Its {2702 * 256:,} entries generate 2,641,248 weights" in explanation
+
+
+def test_figures_in_the_text_are_the_recorded_ones():
+    text = " ".join(BENCHMARKS.split())
     unlimited = measured("mobilenet_v3_large", "fxhash 2% aspect 16, unlimited memory", 1)["ratio_to_dense"]
     assert f"with unlimited memory it takes {unlimited:.2f} of the dense latency" in text
     dense, small = measured("recommender", "dense", 100), measured("recommender", "fxhash 1% aspect 16", 100)
@@ -124,19 +183,19 @@ def test_readme_figures_in_the_text_are_the_recorded_ones():
     assert f"{small['weight_bytes'] / dense['weight_bytes']:.1%} of the bytes" in text
 
 
-def test_readme_figures_under_the_compiler_are_the_recorded_ones():
+def test_figures_under_the_compiler_are_the_recorded_ones():
     record = json.loads((ROOT / "benchmarks" / "results" / "compiled_resnet34.json").read_text())
     ratios = {result["candidate"]: result["ratio_to_dense"] for result in record["results"] if result["batch"] == 1}
     two, ten = (ratios[f"fxhash {compress} aspect 16, compiled"] for compress in ("2%", "10%"))
-    text = " ".join(README.split())
+    text = " ".join(BENCHMARKS.split())
     assert f"took {two:.2f} of the dense (eager) latency at 2 %, batch 1, and {ten:.2f} at 10 %" in text
     assert f"the dense model compiled takes {ratios['dense, compiled']:.2f} " in text
 
 
-def test_readme_figures_of_training_are_the_recorded_ones():
+def test_figures_of_training_are_the_recorded_ones():
     record = json.loads((ROOT / "benchmarks" / "results" / "training.json").read_text())
     dense, small, other = record["results"]
-    text = " ".join(README.split())
+    text = " ".join(BENCHMARKS.split())
     assert f"at 10 % takes {small['ratio_to_dense']:.2f} times as long as a dense one" in text
     assert f"and {other['ratio_to_dense']:.2f} times with `torch.nn.utils.parametrize`" in text
     assert f"take {small['resident_bytes'] / dense['resident_bytes']:.1%} of the bytes" in text
@@ -148,13 +207,13 @@ def recorded_runs():
         return list(csv.DictReader(file))
 
 
-def test_readme_table_of_runs_is_the_recorded_one():
+def test_table_of_runs_is_the_recorded_one():
     for run in recorded_runs():
         expected = (
             f"| {int(run['trainable_after']):,} | {float(run['test_accuracy']):.2%} | {run['seed']} "
             f"| {float(run['minutes']):.0f} | `{run['command']}` |"
         )
-        assert expected in README
+        assert expected in BENCHMARKS
 
 
 def test_recipes_state_the_recorded_figures():
@@ -188,10 +247,10 @@ def test_table_of_accuracies_is_the_recorded_one():
         assert f" | {trained:,} | {mean:.1f} ± {deviation:.1f} | {rate} |" in ACCURACY
 
 
-def test_readme_figures_of_scale_are_the_recorded_ones():
+def test_figures_of_scale_are_the_recorded_ones():
     results = ROOT / "benchmarks" / "results"
     large = json.loads((results / "scaling_large.json").read_text())["results"]
-    text = " ".join(README.split())
+    text = " ".join(BENCHMARKS.split())
     assert f"A decoder of {large['parameters']:,} parameters ({large['dense_megabytes'] / 1e3:.1f} GB" in text
     assert f"has {large['trained_parameters']:,} to train" in text
     assert f"takes {large['transform']['seconds']:.0f} s, which" in text
@@ -200,7 +259,26 @@ def test_readme_figures_of_scale_are_the_recorded_ones():
     for result in json.loads((results / "scaling_tensors.json").read_text())["results"]:
         each = result["milliseconds_each"]
         cells = [f"{each['plan']:.3f}", *(f"{each[step]:.2f}" for step in ("transform_on_meta", "transform", "lower"))]
-        assert f"| {result['tensors']:,} | {' | '.join(cells)} |" in README
+        assert f"| {result['tensors']:,} | {' | '.join(cells)} |" in BENCHMARKS
+
+
+def test_rules_of_thumb_are_the_recorded_figures():
+    """What `Choosing a size` and the README say of latency and of 8 bits."""
+    ratios = {
+        compress: [measured(model, f"fxhash {compress} aspect 16", 1)["ratio_to_dense"] for model in DEPLOYED]
+        for compress in ("1%", "2%", "5%", "25%")
+    }
+    assert [sum(ratio < 1 for ratio in row) for row in ratios.values()] == [4, 4, 4, 0]
+    assert len(DEPLOYED) == 6
+    text = " ".join(CHOOSING.split())
+    assert "at 1 to 5 %, four of six measured models took less time than dense at batch 1; at 25 % none did" in text
+    assert "often faster than dense at 1 to 5 % of the size, and slower at 25 %" in README
+    rows = dict(re.findall(r"^\| (float32|8 bits) \| (.*) \|$", ACCURACY, re.MULTILINE))
+    (half, tenth), (small_half, small_tenth) = (
+        [int(cell.replace(",", "")) for cell in rows[name].split(" | ")[::2]] for name in ("float32", "8 bits")
+    )
+    assert f"{half / small_half:.1f} times smaller again at 50 %" in text
+    assert f"{tenth / small_tenth:.1f} times at 10 %" in text
 
 
 def test_changelog_has_the_version():

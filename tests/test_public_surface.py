@@ -27,6 +27,7 @@ ORDER = [
     "original",
     "transformed",
     "train_form",
+    "opaque_parts",
     "api",
     "summary",
     "storage",
@@ -34,6 +35,7 @@ ORDER = [
     "targets",
     "training",
     "compare",
+    "demo",
     "cli",
     "__main__",
 ]

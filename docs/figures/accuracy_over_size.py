@@ -8,49 +8,50 @@ from pathlib import Path
 from accuracy_table import Cell, read_cells, title
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+
+from fxhash.training.figure_style import DENSE, FXHASH, MUTED, PALETTE, figure_style, percent_axis, plain_log_axis
 
 HERE = Path(__file__).parent
 RECORDS = HERE.parent.parent / "benchmarks" / "results" / "accuracy.csv"
-INK, MUTED = "#1f2933", "#52606d"
+*_, WINE, VIOLET, INK = PALETTE
 COMPRESSED = {
-    "fxhash-16": ("fxhash, of ResNet-20", "#0b7285", "o"),
-    "fxhash-16-taught": ("fxhash, taught by the dense ResNet-20", "#22b8cf", "*"),
-    "square-smh": ("Structured Multi-Hashing as published, of ResNet-20", "#e8590c", "s"),
-    "random-hash": ("random hashing, of ResNet-20", "#c2255c", "v"),
+    "fxhash-16-taught": ("fxhash, distilled from the dense ResNet-20", VIOLET, "D"),
+    "fxhash-16": ("fxhash, of ResNet-20", FXHASH, "o"),
+    "square-smh": ("Structured Multi-Hashing as published, of ResNet-20", WINE, "v"),
+    "random-hash": ("random hashing, of ResNet-20", INK, "P"),
 }
-DENSE = {"resnet8": ("#adb5bd", "^"), "resnet14": ("#868e96", "D"), "resnet20": ("#343a40", "P")}
+# Dense networks that are small to begin with; the first is the strongest rival.
+NARROW = {"resnet8": (DENSE, "s", "-"), "resnet14": (DENSE, "X", ":"), "resnet20": (DENSE, "^", "--")}
 TICKS = (5_000, 10_000, 20_000, 50_000, 100_000, 200_000)
 
 
-def main() -> None:
-    """Write the figure beside this script."""
-    cells = read_cells(RECORDS)
-    figure = Figure(figsize=(9, 5.5), dpi=100, facecolor="white", layout="constrained")
-    axes = figure.subplots()
-    for variant, (label, color, marker) in COMPRESSED.items():
-        chosen = [cell for cell in cells if cell.run.variant == variant and cell.run.network == "resnet20"]
-        draw(axes, chosen, label, color, marker, "-")
-    for family, (color, marker) in DENSE.items():
-        chosen = [cell for cell in cells if cell.run.variant == "dense" and cell.run.network.split("x")[0] == family]
-        draw(axes, chosen, f"dense {title(family)} of several widths", color, marker, "--")
-    axes.set(xscale="log", xlabel="trained parameters")
-    axes.set_title("Test accuracy, mean and standard deviation of three seeds", color=INK, loc="left", weight="bold")
-    axes.set_xticks(TICKS)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-    axes.grid(color="#e4e7eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=MUTED)
-    axes.legend(frameon=False, labelcolor=INK)
-    figure.savefig(HERE / "accuracy_over_size.png")
+def main(folder: Path = HERE) -> None:
+    """Write the figure to a folder: that of this script if omitted."""
+    cells = [cell for cell in read_cells(RECORDS) if len(cell.accuracies) > 1]
+    (data,) = {cell.run.data for cell in cells}
+    (pixels,) = {cell.run.image_size for cell in cells}
+    (epochs,) = {cell.run.epochs for cell in cells}
+    with figure_style():
+        figure = Figure(figsize=(9, 6), dpi=100)
+        axes = figure.subplots()
+        for variant, (label, color, marker) in COMPRESSED.items():
+            chosen = [cell for cell in cells if cell.run.variant == variant and cell.run.network == "resnet20"]
+            draw(axes, chosen, label, color, marker, "-")
+        for family, (color, marker, line) in NARROW.items():
+            chosen = [cell for cell in cells if (cell.run.variant, cell.run.network.split("x")[0]) == ("dense", family)]
+            draw(axes, chosen, f"dense {title(family)} of several widths", color, marker, line)
+        axes.set_title(f"Test accuracy on {data}, {pixels} x {pixels} pixels, {epochs} epochs")
+        axes.set_xlabel("trained parameters")
+        plain_log_axis(axes.xaxis, ticks=TICKS)
+        percent_axis(axes.yaxis)
+        axes.legend(loc="lower right")
+        figure.supxlabel("mean and standard deviation of three seeds", fontsize=9, color=MUTED, x=0.99, ha="right")
+        figure.savefig(folder / "accuracy_over_size.png")
 
 
 def draw(axes: Axes, cells: list[Cell], label: str, color: str, marker: str, line: str) -> None:
     """One line with error bars, from the smallest network to the largest."""
-    cells = sorted((cell for cell in cells if len(cell.accuracies) > 1), key=lambda cell: cell.trained)
+    cells = sorted(cells, key=lambda cell: cell.trained)
     axes.errorbar(
         [cell.trained for cell in cells],
         [100 * cell.mean for cell in cells],
@@ -59,7 +60,7 @@ def draw(axes: Axes, cells: list[Cell], label: str, color: str, marker: str, lin
         color=color,
         marker=marker,
         linestyle=line,
-        capsize=3,
+        elinewidth=1.2,
     )
 
 

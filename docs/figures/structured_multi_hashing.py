@@ -1,116 +1,184 @@
-"""Draw `structured_multi_hashing.png`: how Structured Multi-Hashing generates a network's weights.
+"""Draw `structured_multi_hashing.png`: how a network's weights are generated, as published and by default.
 
 Run it with `python docs/figures/structured_multi_hashing.py`; it needs matplotlib. Coordinates are pixels of
 the figure, with the origin at the bottom left.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon, Rectangle
 
-ROWS, COLS, RANK = 8, 12, 2
-CELL, KERNEL_CELL = 30.0, 23.0
+from fxhash.training.figure_style import DENSE, INK, MUTED, PANEL, figure_style
+
+HERE = Path(__file__).parent
+CELL, KERNEL_CELL, KERNEL = 26.0, 17.0, 3
 TIMES = "\N{MULTIPLICATION SIGN}"
-INK, MUTED, PANEL = "#1f2933", "#52606d", "#f5f7fa"
-TRAINED = "#334e68"
-# Name, number of elements and colour of each run, in the order in which they fill the matrix, each from its own row.
-RUNS = (("conv1", 18, "#8ecae6"), ("conv2", 36, "#f6ad6b"), ("…", 12, "#d9e2ec"), ("fc", 20, "#cdb4db"))
-# Of the four runs this one is followed to its layer: its kernel has 2 output and 2 input channels of 3x3.
-FOLLOWED, OUT, IN, KERNEL = 1, 2, 2, 3
+TRAINED, CONV1, CONV2, FC = "#334e68", "#8ecae6", "#f6ad6b", "#cdb4db"
+# As published: name, number of elements and colour of each weight, one after another in the matrix.
+PUBLISHED = (("conv1", 18, CONV1), ("conv2", 36, CONV2), ("fc", 18, FC))
+# By default: name, rows, rank and colour of each weight; a row has an entry for each input channel and kernel.
+DEFAULT = (("conv1", 1, 4, CONV1), ("conv2", 2, 3, CONV2), ("fc", 3, 2, FC))
+IN_CHANNELS, KERNELS, FOLLOWED = 4, 2, 1
 
 
-def main() -> None:
-    """Write the figure beside this script."""
-    figure = Figure(figsize=(16, 7), dpi=100, facecolor="white")
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set(xlim=(0, 1600), ylim=(0, 700))
-    axes.set_axis_off()
-    draw_title(axes)
-    draw_product(axes, bottom=270)
-    draw_kernel(axes, x=1230, middle=435)
-    draw_counts(axes)
-    figure.savefig(Path(__file__).with_suffix(".png"))
+def main(folder: Path = HERE) -> None:
+    """Write the figure to a folder: that of this script if omitted."""
+    with figure_style():
+        figure = Figure(figsize=(16, 9), dpi=100, layout="none")
+        axes = figure.add_axes((0, 0, 1, 1))
+        axes.set(xlim=(0, 1600), ylim=(0, 900))
+        axes.set_axis_off()
+        draw_title(axes)
+        draw_published(axes, bottom=490)
+        axes.add_patch(Rectangle((0, 0), 1600, 425, facecolor=PANEL))
+        draw_default(axes, bottom=105)
+        figure.savefig(folder / "structured_multi_hashing.png")
 
 
 def draw_title(axes: Axes) -> None:
-    """Write the title, one sentence and the legend."""
-    write(axes, 50, 655, "Structured Multi-Hashing", size=24, weight="bold", align="left")
+    """Write the title, and which colour means what."""
+    write(axes, 50, 855, "Structured Multi-Hashing", size=24, weight="bold", align="left")
+    for x, colours, label in (
+        (900, [TRAINED], "trained and stored"),
+        (1210, [CONV1, CONV2, FC], "generated when needed"),
+    ):
+        for index, colour in enumerate(colours):
+            width = 27 / len(colours)
+            axes.add_patch(Rectangle((x + index * width, 845), width, 20, facecolor=colour))
+        write(axes, x + 40, 855, label, align="left")
+
+
+def draw_published(axes: Axes, bottom: float) -> None:
+    """Draw one rank for all weights, each of which is a slice of W, entry after entry."""
+    rows, cols, rank = 6, 12, 2
+    middle, top = bottom + rows * CELL / 2, bottom + rows * CELL
+    head(axes, 795, "As published", "one rank for all; the weights are slices of W, entry after entry")
+    left_x, right_x, matrix_x, weight_x = 85.0, 195.0, 570.0, 1170.0
+    draw_cells(axes, left_x, bottom, rows, rank, TRAINED)
+    label_above(axes, left_x + rank * CELL / 2, top, "left", f"rows {TIMES} rank")
+    sign(axes, (left_x + rank * CELL + right_x) / 2, middle, TIMES)
+    draw_cells(axes, right_x, middle - rank * CELL / 2, rank, cols, TRAINED)
+    label_above(axes, right_x + cols * CELL / 2, middle + rank * CELL / 2, "right", f"rank {TIMES} cols")
+    sign(axes, (right_x + cols * CELL + matrix_x) / 2, middle, "=")
+    label_above(axes, matrix_x + cols * CELL / 2, top, "W", f"rows {TIMES} cols")
+    start = 0
+    for index, (name, numel, colour) in enumerate(PUBLISHED):
+        for element in range(start, start + numel):
+            row, col = divmod(element, cols)
+            draw_cell(axes, matrix_x + col * CELL, top - (row + 1) * CELL, colour)
+        if index == FOLLOWED:
+            outline(axes, slice_corners(matrix_x, top, start, start + numel, cols))
+        # In the middle of the rows that the slice fills.
+        first, last = -(-start // cols), (start + numel) // cols
+        write(axes, matrix_x + cols * CELL / 2, top - (first + last) / 2 * CELL, name, weight="bold")
+        start += numel
+    draw_scale(axes, matrix_x + cols * CELL + 14, weight_x - 24, middle)
+    draw_weight(axes, weight_x, middle, 2, 2, f"scale {TIMES} slice of W, viewed as (out, in, 3, 3)")
+
+
+def draw_default(axes: Axes, bottom: float) -> None:
+    """Draw a rank for each weight, whose rows are its own, and the kernels that a separable convolution adds."""
+    rows, cols = sum(count for _, count, _, _ in DEFAULT), IN_CHANNELS * KERNELS
+    ranks = [rank for _, count, rank, _ in DEFAULT for _ in range(count)]
+    rank = max(ranks)
+    middle, top = bottom + rows * CELL / 2, bottom + rows * CELL
+    head(
+        axes,
+        385,
+        "The default of fxhash",
+        "rows of its own for each weight, a higher rank for small ones, spatial kernels at small sizes",
+    )
+    left_x, right_x, matrix_x, kernel_x, weight_x = 85.0, 245.0, 520.0, 835.0, 1170.0
+    label_above(axes, left_x + rank * CELL / 2, top, "left", "a rank for each weight")
+    for row, filled in enumerate(ranks):
+        y = top - (row + 1) * CELL
+        draw_cells(axes, left_x, y, 1, filled, TRAINED)
+    sign(axes, (left_x + rank * CELL + right_x) / 2, middle, TIMES)
+    draw_cells(axes, right_x, middle - rank * CELL / 2, rank, cols, TRAINED)
+    label_above(axes, right_x + cols * CELL / 2, middle + rank * CELL / 2, "right", "shared by all")
+    sign(axes, (right_x + cols * CELL + matrix_x) / 2, middle, "=")
+    label_above(axes, matrix_x + cols * CELL / 2, top, "W", "(in, kernels) in each row")
+    first = 0
+    for index, (name, count, used, colour) in enumerate(DEFAULT):
+        y = top - (first + count) * CELL
+        draw_cells(axes, matrix_x, y, count, cols, colour)
+        write(axes, matrix_x + cols * CELL / 2, y + count * CELL / 2, name, weight="bold")
+        if index == FOLLOWED:
+            followed = y + count * CELL / 2
+            outline(axes, corners(left_x, y, used * CELL, count * CELL))
+            outline(axes, corners(matrix_x, y, cols * CELL, count * CELL))
+            outline(axes, corners(right_x, middle + (rank / 2 - used) * CELL, cols * CELL, used * CELL))
+        first += count
+    sign(axes, (matrix_x + cols * CELL + kernel_x) / 2, followed, TIMES)
+    block = KERNEL * KERNEL_CELL
+    for index in range(KERNELS):
+        draw_cells(axes, kernel_x + index * (block + 14), followed - block / 2, KERNEL, KERNEL, TRAINED, KERNEL_CELL)
+    label_above(axes, kernel_x + block + 7, followed + block / 2, "kernels of conv2", f"2 of 3 {TIMES} 3")
+    draw_scale(axes, kernel_x + 2 * block + 28, weight_x - 24, followed)
+    draw_weight(axes, weight_x, followed, 2, IN_CHANNELS, f"scale {TIMES} sum of W[o, i, k] {TIMES} kernel[k] over k")
     write(
         axes,
         50,
-        613,
-        "The weights of each layer are rows of one matrix W, the product of two small factors.",
+        45,
+        "Outlined: weight_p = scale_p * (left_p @ right[:rank_p]), here with rank_p = 3. "
+        "A norm and a bias are small, and stay as they are.",
         align="left",
+        colour=MUTED,
     )
-    for x, colours, label in (
-        (970, [TRAINED], "trained and stored"),
-        (1240, [colour for _, _, colour in RUNS], "generated when needed"),
-    ):
-        for index, colour in enumerate(colours):
-            width = 24 / len(colours)
-            axes.add_patch(Rectangle((x + index * width, 645), width, 20, facecolor=colour))
-        write(axes, x + 36, 655, label, align="left")
 
 
-def draw_product(axes: Axes, bottom: float) -> None:
-    """Draw `left x right = W`, with the layers' runs in W."""
-    middle = bottom + ROWS * CELL / 2
-    left_x, right_x, matrix_x = 60.0, 190.0, 620.0
-    draw_cells(axes, left_x, bottom, ROWS, RANK, TRAINED)
-    label_above(axes, left_x + RANK * CELL / 2, bottom + ROWS * CELL, "left", f"rows {TIMES} rank")
-    write(axes, (left_x + RANK * CELL + right_x) / 2, middle, TIMES, size=28)
-    draw_cells(axes, right_x, middle - RANK * CELL / 2, RANK, COLS, TRAINED)
-    label_above(axes, right_x + COLS * CELL / 2, middle + RANK * CELL / 2, "right", f"rank {TIMES} cols")
-    write(axes, (right_x + COLS * CELL + matrix_x) / 2, middle, "=", size=28)
-    label_above(axes, matrix_x + COLS * CELL / 2, bottom + ROWS * CELL, "W", f"rows {TIMES} cols")
-    start = 0
-    for index, (name, numel, colour) in enumerate(RUNS):
-        draw_run(axes, matrix_x, bottom, start, numel, colour, outlined=index == FOLLOWED)
-        x, y = label_position(start, numel)
-        write(axes, matrix_x + x * CELL, bottom + y * CELL, name, weight="bold")
-        start += -(-numel // COLS) * COLS
+def head(axes: Axes, y: float, title: str, sentence: str) -> None:
+    """Write what a half of the figure shows."""
+    text = axes.text(50, y, f"{title}:", fontsize=17, fontweight="bold", color=INK, verticalalignment="center_baseline")
+    end = axes.transData.inverted().transform(text.get_window_extent())[1, 0]
+    write(axes, end + 12, y, sentence, align="left")
 
 
-def draw_kernel(axes: Axes, x: float, middle: float) -> None:
-    """Draw the arrow from the followed run, through its scale, to the kernel that it becomes."""
-    block, gap = KERNEL * KERNEL_CELL, 12.0
-    width, height = IN * (block + gap) - gap, OUT * (block + gap) - gap
+def draw_weight(axes: Axes, x: float, middle: float, out: int, channels: int, detail: str) -> None:
+    """Draw the kernels of a convolution, by output and input channels."""
+    block, gap = KERNEL * KERNEL_CELL, 9.0
+    width, height = channels * (block + gap) - gap, out * (block + gap) - gap
     bottom = middle - height / 2
-    draw_arrow(axes, (988, middle), (x - 28, middle))
-    pill = FancyBboxPatch((1052, middle - 16), 66, 32, boxstyle="round,pad=2,rounding_size=8", zorder=3)
+    for row in range(out):
+        for col in range(channels):
+            corner = x + col * (block + gap), bottom + row * (block + gap)
+            draw_cells(axes, *corner, KERNEL, KERNEL, CONV2, KERNEL_CELL)
+    write(axes, x + width / 2, bottom - 20, "in", size=14, colour=MUTED)
+    write(axes, x + width + 26, middle, "out", size=14, colour=MUTED)
+    write(axes, x, bottom + height + 44, "conv2.weight", size=18, weight="bold", align="left")
+    write(axes, x, bottom + height + 18, detail, size=12, colour=MUTED, align="left")
+
+
+def draw_scale(axes: Axes, start: float, end: float, y: float) -> None:
+    """Draw an arrow through the scale of the weight."""
+    arrow = FancyArrowPatch((start, y), (end, y), arrowstyle="-|>", mutation_scale=22, shrinkA=0, shrinkB=0)
+    arrow.set(linewidth=2.5, color=INK)
+    axes.add_patch(arrow)
+    x = (start + end) / 2 - 8
+    pill = FancyBboxPatch((x - 30, y - 15), 60, 30, boxstyle="round,pad=2,rounding_size=8", zorder=3)
     pill.set(facecolor=TRAINED, edgecolor="white", linewidth=2)
     axes.add_patch(pill)
-    write(axes, 1085, middle, "scale", size=14, colour="white")
-    for row in range(OUT):
-        for col in range(IN):
-            corner = x + col * (block + gap), bottom + row * (block + gap)
-            draw_cells(axes, *corner, KERNEL, KERNEL, RUNS[FOLLOWED][2], KERNEL_CELL)
-    write(axes, x + width / 2, bottom - 20, "in", size=14, colour=MUTED)
-    write(axes, x + width + 24, middle, "out", size=14, colour=MUTED)
-    detail = f"scale {TIMES} slice of W, viewed as (out, in, kh, kw)"
-    label_above(axes, x + width / 2, bottom + height, "conv2.weight", detail)
+    write(axes, x, y, "scale", size=14, colour="white")
 
 
-def draw_counts(axes: Axes) -> None:
-    """Write what is trained, and compare two counts as bars."""
-    axes.add_patch(Rectangle((0, 0), 1600, 210, facecolor=PANEL))
-    write(axes, 50, 165, "What is trained", size=18, weight="bold", align="left")
-    for y, line in (
-        (122, "left and right, shared by every layer"),
-        (86, "one scale per layer"),
-        (50, "norms and biases: small, kept as they are"),
-    ):
-        axes.add_patch(Rectangle((50, y - 6), 12, 12, facecolor=TRAINED))
-        write(axes, 76, y, line, align="left")
-    write(axes, 620, 165, "Trained weights of ResNet-34 at 2 %", size=18, weight="bold", align="left")
-    for y, millions, label in ((117, 21.3, "21.3 M"), (62, 0.43, "0.43 M")):
-        length = 700 * millions / 21.3
-        dense = millions > 1
-        axes.add_patch(Rectangle((740, y - 15), length, 30, facecolor="#bcccdc" if dense else TRAINED))
-        write(axes, 726, y, "dense" if dense else "hashed", align="right")
-        write(axes, 740 + length + 14, y, label, weight="bold", align="left")
+def slice_corners(x: float, top: float, start: int, end: int, cols: int) -> list[tuple[float, float]]:
+    """Corners of the entries `start` to `end` of a matrix, row after row."""
+    (first, indent), (last, rest) = divmod(start, cols), divmod(end, cols)
+    at = [(indent, first), (cols, first), (cols, last), (rest, last), (rest, last + 1), (0, last + 1)]
+    return [(x + col * CELL, top - row * CELL) for col, row in [*at, (0, first + 1), (indent, first + 1)]]
+
+
+def corners(x: float, y: float, width: float, height: float) -> list[tuple[float, float]]:
+    """Corners of a rectangle."""
+    return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
+
+
+def outline(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Draw a frame around entries that are followed."""
+    axes.add_patch(Polygon(points, fill=False, edgecolor=DENSE, linewidth=3, zorder=3))
 
 
 def draw_cells(axes: Axes, x: float, bottom: float, rows: int, cols: int, colour: str, cell: float = CELL) -> None:
@@ -125,38 +193,15 @@ def draw_cell(axes: Axes, x: float, y: float, colour: str, cell: float = CELL) -
     axes.add_patch(Rectangle((x, y), cell, cell, facecolor=colour, edgecolor="white", linewidth=1.2))
 
 
-def draw_run(axes: Axes, x: float, bottom: float, start: int, numel: int, colour: str, outlined: bool) -> None:
-    """Draw the elements `start` to `start + numel` of W, row by row from the top left, and leave the last row empty."""
-    for element in range(start + numel, -(-(start + numel) // COLS) * COLS):
-        row, col = divmod(element, COLS)
-        draw_cell(axes, x + col * CELL, bottom + (ROWS - 1 - row) * CELL, PANEL)
-    for element in range(start, start + numel):
-        row, col = divmod(element, COLS)
-        draw_cell(axes, x + col * CELL, bottom + (ROWS - 1 - row) * CELL, colour)
-    if outlined:
-        first, end = start // COLS, -(-(start + numel) // COLS)
-        place = (x, bottom + (ROWS - end) * CELL)
-        size = (COLS * CELL, (end - first) * CELL)
-        axes.add_patch(Rectangle(place, *size, fill=False, edgecolor=INK, linewidth=2.5, zorder=3))
-
-
-def label_position(start: int, numel: int) -> tuple[float, float]:
-    """Centre, in cells from the bottom left of W, of the rows that a run takes."""
-    first, end = start // COLS, -(-(start + numel) // COLS)
-    return COLS / 2, ROWS - (first + end) / 2
-
-
 def label_above(axes: Axes, x: float, top: float, name: str, detail: str) -> None:
     """Write what an object is, and its shape, above it."""
     write(axes, x, top + 44, name, size=18, weight="bold")
-    write(axes, x, top + 18, detail, size=14, colour=MUTED)
+    write(axes, x, top + 18, detail, size=12, colour=MUTED)
 
 
-def draw_arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Draw a straight arrow."""
-    arrow = FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=22, shrinkA=0, shrinkB=0)
-    arrow.set(linewidth=2.5, color=INK)
-    axes.add_patch(arrow)
+def sign(axes: Axes, x: float, y: float, character: str) -> None:
+    """Write an operator between two objects."""
+    write(axes, x, y, character, size=26)
 
 
 def write(
@@ -179,6 +224,7 @@ def write(
         color=colour,
         horizontalalignment=align,
         verticalalignment="center_baseline",
+        zorder=4,
     )
 
 

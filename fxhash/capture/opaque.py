@@ -6,7 +6,6 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.inspection import looks_at_weights, tells_modules_apart
+from fxhash.capture.reasons import Reason
 from fxhash.capture.references import Reference, references_of
 from fxhash.capture.replicas import Owners, owners_of, replicate, set_parameters, take_over
 from fxhash.errors import TransformError
@@ -58,7 +58,7 @@ class OpaqueModule(nn.Module):
         self,
         module: nn.Module,
         names: Sequence[tuple[str, ...]],
-        reason: str,
+        reason: Reason,
         defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__()
@@ -209,7 +209,7 @@ class OpaqueModule(nn.Module):
 
     def extra_repr(self) -> str:
         """Why the module is opaque, for `repr`."""
-        return f"reason={self.reason!r}"
+        return f"reason={str(self.reason)!r}"
 
 
 def _is_reached_otherwise(wrapped: nn.Module) -> bool:
@@ -240,5 +240,5 @@ def _kept_parameters(module: nn.Module, names: Sequence[tuple[str, ...]]) -> lis
                         f"parameter {name!r} is also kept as {where}, where a generated weight can't replace it: "
                         "let forward read it from its module, or exclude it"
                     )
-                kept.append((replace(reference, target=None), index[name]))
+                kept.append((reference._replace(target=None), index[name]))
     return kept

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from types import BuiltinFunctionType, CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +20,13 @@ from torch import Tensor, fx, nn
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), ModuleType, CodeType, torch.dtype, torch.device, fx.Graph)
+# The types of most attributes.
+_PLAIN = frozenset({str, bytes, int, float, complex, bool, type(None)})
 # Torch's own recurrent layers keep these, and renew them.
 _FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
 
 
-@dataclass(frozen=True)
-class Reference:
+class Reference(NamedTuple):
     """Something that a module refers to.
 
     Attributes:
@@ -54,7 +54,10 @@ def references_of(module: nn.Module, with_class: bool = True) -> Iterator[Refere
     pending = [
         Reference(name, value)
         for name, value in vars(module).items()
-        if name not in _TABLES and not (name in _FLAT_WEIGHTS and isinstance(module, nn.RNNBase))
+        if type(value) not in _PLAIN
+        and not _is_empty_table(value)
+        and name not in _TABLES
+        and not (name in _FLAT_WEIGHTS and isinstance(module, nn.RNNBase))
     ]
     if not with_class:
         return _walk(pending)
@@ -68,6 +71,11 @@ def references_of(module: nn.Module, with_class: bool = True) -> Iterator[Refere
     return _walk(pending)
 
 
+def _is_empty_table(value: Any) -> bool:
+    """Whether a value is a dictionary of hooks without any, of which each module has eight."""
+    return type(value) is OrderedDict and not value
+
+
 def references_from(value: Any, path: str = "") -> Iterator[Reference]:
     """A value, and everything that it refers to."""
     return _walk([Reference(path, value)])
@@ -78,7 +86,7 @@ def _walk(pending: list[Reference]) -> Iterator[Reference]:
     while pending:
         reference = pending.pop()
         target = reference.target
-        if id(target) in seen or isinstance(target, _LEAVES):
+        if type(target) in _PLAIN or id(target) in seen or isinstance(target, _LEAVES):
             continue
         seen.add(id(target))
         yield reference

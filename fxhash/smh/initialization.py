@@ -17,6 +17,7 @@ from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.statistics import (
     PrincipalRows,
     StandardDeviation,
+    largest_magnitude,
     nearest_pointwise,
     principal_kernels,
     std_and_mean,
@@ -97,8 +98,9 @@ def _refuse_overflow(generator: SMHGenerator, parameter: ParameterPlan, original
     Only weights near the largest number of their type are generated to look: random ones are not more than some tens of
     standard deviations large, and fitted ones about as large as the original's.
     """
-    largest = original.abs().max().item()
-    if largest > torch.finfo(original.dtype).max / 64 and not bool(generator(parameter.fqn).isfinite().all()):
+    if largest_magnitude(original) > torch.finfo(original.dtype).max / 64 and not bool(
+        generator(parameter.fqn).isfinite().all()
+    ):
         raise _too_large(parameter, original)
 
 
@@ -110,7 +112,7 @@ def _no_deviation(parameter: ParameterPlan, original: Tensor) -> TransformError:
 
 def _too_large(parameter: ParameterPlan, original: Tensor) -> TransformError:
     return TransformError(
-        f"parameter {parameter.fqn!r} has values of about {original.abs().max().item():.2g}, too large for "
+        f"parameter {parameter.fqn!r} has values of about {largest_magnitude(original):.2g}, too large for "
         f"{parameter.dtype}: weights of its standard deviation would overflow. Scale it down, convert the model to a "
         f"type of a larger range, or leave it dense with exclude={re.escape(parameter.fqn)!r}"
     )

@@ -10,6 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+# Of the largest value of a tensor, between which the squares of single precision neither vanish nor overflow.
+_LEAST_SQUARED, _MOST_SQUARED = 1e-12, 1e15
+
 
 class StandardDeviation:
     """Standard deviation of `(left @ right).flatten()[:numel]` for many `left`, without materializing any product.
@@ -54,11 +57,23 @@ def std_and_mean(tensor: Tensor) -> tuple[float, float]:
     """
     values = tensor.detach()
     values = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    smallest, largest = torch.aminmax(values)
-    if bool(smallest == largest):
-        return 0.0, smallest.item()
-    std, mean = torch.std_mean(values)
-    return std.item(), mean.item()
+    smallest, largest = (bound.item() for bound in torch.aminmax(values))
+    if smallest == largest:
+        return 0.0, smallest
+    if _LEAST_SQUARED < max(-smallest, largest) < _MOST_SQUARED:
+        # Three times as fast as `torch.std_mean`, and as exact where no digits cancel.
+        mean = values.mean().item()
+        squares = torch.linalg.vector_norm(values, dim=-1).double().square().sum().item()
+        if mean**2 < squares / values.numel() / 4:
+            return math.sqrt((squares - values.numel() * mean**2) / (values.numel() - 1)), mean
+    std, of_all = torch.std_mean(values)
+    return std.item(), of_all.item()
+
+
+def largest_magnitude(tensor: Tensor) -> float:
+    """The largest absolute value of a tensor of any shape, not empty; NaN if it holds NaN."""
+    smallest, largest = (bound.item() for bound in torch.aminmax(tensor.detach()))
+    return math.nan if math.isnan(smallest) else max(-smallest, largest)
 
 
 class PrincipalRows:

@@ -20,8 +20,10 @@ from fxhash.passes import (
     restore_parameters,
     restore_training_flags,
 )
-from tests.helpers import generator_of, run, smallest_transform
+from tests.helpers import generator_of, may_be_opaque, run, smallest_transform
 from tests.models import MODELS, FunctionalDropout, ResidualConvNet
+
+pytestmark = may_be_opaque
 
 
 def transformed(name):

@@ -190,8 +190,18 @@ class Interrupted(Callback):
             signal.raise_signal(self.sent)
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt, also where it was ignored when the tests started, as a shell does for what it
+    runs in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are POSIX")
+@pytest.mark.usefixtures("interruptible")
 def test_a_run_stopped_by_its_user(sent, images, finished, tmp_path, monkeypatch):
     handlers, folder = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)], tmp_path / "run"
     quiet = {"console": Console(quiet=True), "callbacks": [Interrupted(sent)]}

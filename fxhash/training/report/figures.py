@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from fxhash.training.figure_style import colours, figure_style, plain_log_axis
 from fxhash.training.report.comparison import Group
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ def accuracy_over_size(figure: Figure | SubFigure, groups: Sequence[Group]) -> N
 
     Bars are the standard deviation over seeds. Groups without a finished run are not drawn.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
     axes = figure.subplots()
     finished = [group for group in groups if group.finished]
     series: dict[tuple[str, str], list[Group]] = {}
@@ -39,7 +36,6 @@ def accuracy_over_size(figure: Figure | SubFigure, groups: Sequence[Group]) -> N
             [size for size, _ in points],
             [100 * accuracy for _, accuracy in points],
             linewidth=1,
-            alpha=0.4,
             label=_wrapped(f"{model} on {data}", _LABEL_IN_AXES),
         )
         for group in members:
@@ -53,26 +49,20 @@ def accuracy_over_size(figure: Figure | SubFigure, groups: Sequence[Group]) -> N
                 capsize=3,
             )
     sizes = [group.trainable or 1 for group in finished]
-    axes.set_xscale("log")
+    plain_log_axis(axes.xaxis)
     axes.set_xlim(min(sizes) / 1.5, max(sizes) * 1.5)
-    # Plain numbers: powers would need the mathematical notation that is switched off for names.
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
     axes.tick_params(axis="x", rotation=30)
     axes.set_xlabel("trainable parameters")
     axes.set_ylabel("test accuracy (%)")
-    _finish(axes)
     axes.legend(fontsize=8)
 
 
 def curves(figure: Figure | SubFigure, groups: Sequence[Group]) -> None:
     """Train loss and test accuracy over epochs: a colour a group, a line a run, dashed while it is not finished."""
     loss, accuracy = figure.subplots(1, 2)
-    colours = _colours(len(groups))
     columns = 2 if len(groups) > 1 and all(len(group.label) <= _LABEL_OF_TWO for group in groups) else 1
     labels = {group.label: _wrapped(group.label, _LABEL_OF_TWO if columns == 2 else _LABEL_OF_ONE) for group in groups}
-    for group, colour in zip(groups, colours, strict=True):
+    for group, colour in zip(groups, colours(len(groups)), strict=True):
         for index, run in enumerate(group.runs):
             epochs = [row.epoch for row in run.curves]
             style: dict[str, Any] = {
@@ -89,7 +79,6 @@ def curves(figure: Figure | SubFigure, groups: Sequence[Group]) -> None:
         axes.set_xlabel("epoch")
         axes.set_ylabel(name)
         axes.xaxis.get_major_locator().set_params(integer=True)
-        _finish(axes)
     figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
 
 
@@ -97,9 +86,9 @@ def as_png(*drawings: Drawing, groups: Sequence[Group]) -> bytes:
     """One PNG image with the drawings below each other."""
     from matplotlib.figure import Figure
 
-    with _names_as_they_are():
+    with figure_style():
         width, height = size_of(groups)
-        figure = Figure(figsize=(width, height * len(drawings)), dpi=150, layout="constrained")
+        figure = Figure(figsize=(width, height * len(drawings)), layout="constrained")
         for draw, part in zip(drawings, figure.subfigures(len(drawings), 1, squeeze=False).flat, strict=True):
             draw(part, groups)
         with BytesIO() as file:
@@ -115,26 +104,3 @@ def size_of(groups: Sequence[Group]) -> tuple[float, float]:
 def _wrapped(label: str, width: int) -> str:
     """A label in lines that are no longer than so many letters."""
     return "\n".join(textwrap.wrap(label, width)) or label
-
-
-def _finish(axes: Any) -> None:
-    axes.grid(visible=True, color="0.93")
-    axes.set_axisbelow(True)
-
-
-def _colours(count: int) -> list[Any]:
-    from matplotlib import colormaps
-
-    if count <= 10:
-        return [colormaps["tab10"](index) for index in range(count)]
-    return [colormaps["turbo"](index / (count - 1)) for index in range(count)]
-
-
-@contextmanager
-def _names_as_they_are() -> Iterator[None]:
-    """Dollar signs in names start no formula, and letters that the font lacks no warning."""
-    import matplotlib
-
-    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        yield

@@ -32,7 +32,7 @@ th, td { padding: 3px 6px; border-bottom: 1px solid #ddd; text-align: left; whit
 .runs td:nth-child(1), .runs td:nth-child(12) { overflow-wrap: anywhere; min-width: 8em }
 tr.mean { font-weight: bold; background: #f4f4f4 }
 img { max-width: 100% }
-summary { cursor: pointer }
+summary { cursor: pointer; overflow-wrap: anywhere }
 """
 
 
