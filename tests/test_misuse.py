@@ -187,6 +187,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "trust": ["torch.nn"],
         },
     ),
+    "lower_for_training": (fxhash.lower_for_training, lambda folder: {"gm": _transformed()}),
     "export_onnx": (
         fxhash.export_onnx,
         lambda folder: {
