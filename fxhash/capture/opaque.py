@@ -81,7 +81,7 @@ class OpaqueModule(nn.Module):
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         more_args: Sequence[Any] = (),
-        more_kwargs: Mapping[str, Any] = MappingProxyType({}),
+        more_kwargs: Mapping[str, Any] | Sequence[Any] = (),
     ) -> Any:
         """Call the wrapped module with `args` and `kwargs`, and `parameters` in the order of `names`.
 
@@ -96,7 +96,8 @@ class OpaqueModule(nn.Module):
         """
         args = (*args, *more_args)
         kwargs = {name: value for name, value in kwargs.items() if value is not self.defaults.get(name, ...)}
-        # Torch's interpreter, by which it exports, gives an empty list where no keywords are left to collect.
+        # Torch's interpreter, by which it exports, gives an empty list where no keywords are left to collect; and
+        # older compilers can't follow other kinds of empty mappings.
         kwargs |= dict(more_kwargs)
         recurrent = any(isinstance(module, nn.RNNBase) for module in self.wrapped_module.modules())
         if torch.compiler.is_compiling() and not recurrent:

@@ -30,6 +30,8 @@ _FUNCTIONS: dict[str, Any] = {}
 
 # Torch has no public way to ask which hooks surround a call, and whether any are allowed.
 _HOOKS: Any = torch._C._autograd
+# Where it has no way at all, before torch 2.7, weights are kept until backward.
+CAN_REGENERATE = hasattr(_HOOKS, "_top_saved_tensors_default_hooks")
 
 
 class _Kept(NamedTuple):
@@ -92,7 +94,8 @@ def regenerating(weights: Sequence[Any]) -> Iterator[None]:
 def _recipes_of(weights: Sequence[Any]) -> Mapping[int, Recipe]:
     """How to generate each of some weights again, by their storages; none where autograd saves nothing to hook into."""
     if (
-        torch.compiler.is_compiling()
+        not CAN_REGENERATE
+        or torch.compiler.is_compiling()
         or not torch.is_grad_enabled()
         # Transforms of torch.func take no hooks.
         or not _HOOKS._saved_tensors_hooks_is_enabled()

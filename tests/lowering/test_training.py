@@ -26,6 +26,7 @@ from fxhash.lowering.method import Method
 from fxhash.lowering.plan import Reader
 from fxhash.lowering.separable import separable_conv
 from fxhash.passes import TRAINING, lower_to_train
+from fxhash.smh.regeneration import CAN_REGENERATE
 from tests.helpers import assert_same_outputs, generator_of, run, smallest_transform, tensors_in
 from tests.lowering.test_lowered_models import perturb
 from tests.models import MODELS
@@ -259,9 +260,12 @@ def test_modes_work_as_before():
 # What is kept until backward.
 
 
+regenerates = pytest.mark.skipif(not CAN_REGENERATE, reason="before torch 2.7, weights are kept until backward")
+
 GENERATED = ("ConvCalledTwice", "RawParameters", "StarArguments", "Conv2dSamePadding", "ConvTranspose2d", "TwoInputs")
 
 
+@regenerates
 @pytest.mark.parametrize("name", [*GENERATED, "SeparableConvolutionOfLargeMean", "BranchesOnInput"])
 def test_no_generated_weight_is_kept_until_backward(name):
     gm, inputs = transformed(name, 0.5)
@@ -286,6 +290,7 @@ def kept(model, inputs, called=None):
     return found
 
 
+@regenerates
 def test_nothing_of_a_layer_is_kept_under_autocast():
     torch.manual_seed(0)
     gm = fxhash.transform(nn.Linear(37, 53), 0.9, seed=0)
@@ -515,5 +520,5 @@ def test_adaptive_layers_choose_by_the_size_of_the_batch():
     assert any(node.target is adaptive_linear for node in fast.graph.nodes)
     for positions in (use.costs.max_positions, use.costs.max_positions + 1):
         sizes = kept(fast, (torch.randn(positions, 64, requires_grad=True),))
-        assert 64 * 64 not in sizes
+        assert 64 * 64 not in sizes or not CAN_REGENERATE
         assert_trains_alike(gm, fast, (torch.randn(positions, 64),), rtol=1e-3)
