@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fxhash.graph.layers import CONVOLUTIONS
 from fxhash.graph.recorded import recorded
-from fxhash.lowering.functional import factored_conv
+from fxhash.lowering.functional import depthwise, factored_conv
 from fxhash.smh.precision import accumulated_in_float32
 
 # Channels that ONNX Runtime computes together, at most (AVX-512). In convolutions with groups each group must have a
@@ -88,7 +88,10 @@ def constant_separable_conv(
         ).squeeze(0)
     out, channels, *kernel = shape
     count, ones = kernels.shape[0], [1] * len(kernel)
-    first, second, groups = _two_kernels(left, right, (out, channels * count, *ones))
+    pointwise = (out, channels * count, *ones)
+    if right.shape[1] % count:
+        return constant_conv(depthwise(x, kernels, shape, stride, padding, dilation), left, right, pointwise, bias)
+    first, second, groups = _two_kernels(left, right, pointwise)
     # A group has a number of whole input channels, each with all kernels.
     first = first.view(first.shape[0], -1, count, *ones)
     convolution = CONVOLUTIONS[len(kernel)]

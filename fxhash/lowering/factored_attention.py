@@ -47,9 +47,13 @@ def attention(
     if not is_plain or others.get("use_separate_proj_weight") or any(each is not None for each in further):
         return None
     length, batch, _ = query.shape
-    projected = project(query, in_weight, in_bias).reshape(length, batch, 3, heads, -1).permute(2, 1, 3, 0, 4)
+    projected = project(query, in_weight, in_bias)
+    if projected.shape[-1] != 3 * embed_dim:
+        return None
+    # Each of shape `(batch, heads, length, size)`.
+    queries, keys, values = projected.reshape(length, batch, 3, heads, -1).permute(2, 1, 3, 0, 4).unbind()
     if attn_mask is not None and attn_mask.dim() == 3:
         attn_mask = attn_mask.view(batch, heads, *attn_mask.shape[1:])
-    attended = F.scaled_dot_product_attention(projected[0], projected[1], projected[2], attn_mask=attn_mask)
+    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask)
     merged = attended.permute(2, 0, 1, 3).reshape(length, batch, embed_dim)
     return project(merged, out_weight, out_bias), None

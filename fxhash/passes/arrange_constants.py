@@ -9,7 +9,11 @@ from torch.nn import functional as F
 
 from fxhash.graph.arguments import all_arguments
 from fxhash.graph.layers import CONVOLUTIONS
-from fxhash.lowering.constant_layers import constant_conv, constant_pointwise_conv, constant_separable_conv
+from fxhash.lowering.constant_layers import (
+    constant_conv,
+    constant_pointwise_conv,
+    constant_separable_conv,
+)
 from fxhash.lowering.functional import adaptive_conv, adaptive_linear, depthwise, factored_conv
 from fxhash.passes.contract import graph_pass
 from fxhash.smh.arithmetic import generate
@@ -19,7 +23,7 @@ _SPATIAL = ("stride", "padding", "dilation")
 
 @graph_pass
 def arrange_constants(graph_module: fx.GraphModule) -> bool:
-    """Replace convolutions that apply factors by such with constant kernels, and generate what adaptive layers need.
+    """Replace layers that apply factors by such with constant kernels, and generate what adaptive layers need.
 
     An adaptive layer takes less work with its weight, once that is there: the runtime generates it when it loads.
     """
@@ -58,4 +62,6 @@ def _arrange(node: fx.Node) -> bool:
     node.target = constant_separable_conv if is_factored else constant_pointwise_conv
     node.args = (*arguments, first["shape"], given["bias"], *(first[name] for name in _SPATIAL))
     node.kwargs = {}
+    if not x.users:
+        node.graph.erase_node(x)
     return True
