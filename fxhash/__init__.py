@@ -11,6 +11,8 @@ torch.Size([5, 10])
 from fxhash.api import lower_for_deploy, materialize, transform
 from fxhash.capture.tracing import trace
 from fxhash.errors import BudgetError, CheckpointError, FxhashError, MemoryBudgetError, PlanError, TransformError
+from fxhash.lowering.device import DeviceProfile
+from fxhash.lowering.measuring import profile_device
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.plan import CompressionPlan
 from fxhash.storage.checkpoint import load, save
@@ -23,6 +25,7 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "CompressionPlan",
+    "DeviceProfile",
     "FxhashError",
     "MemoryBudgetError",
     "PlanError",
@@ -35,6 +38,7 @@ __all__ = [
     "load",
     "lower_for_deploy",
     "materialize",
+    "profile_device",
     "save",
     "save_pretrained",
     "summary",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,8 +27,10 @@ from fxhash.lowering.readers import (
     reader_in_graph,
     reader_in_opaque,
 )
+from fxhash.lowering.splitting import is_faster_split
 from fxhash.lowering.weights import Weight
 from fxhash.smh.generator import SMHGenerator
+from fxhash.smh.parameter_plan import ParameterPlan
 
 
 def plan_lowering(
@@ -36,6 +39,7 @@ def plan_lowering(
     budget: int = 0,
     device: DeviceProfile | None = None,
     replaces_watched_layers: bool = False,
+    positions: Mapping[str, int] = MappingProxyType({}),
 ) -> LoweringPlan:
     """Decide how each weight of a transformed model is computed when it is lowered.
 
@@ -49,6 +53,7 @@ def plan_lowering(
         device: what the model is to run on; the device that it is on if omitted.
         replaces_watched_layers: whether to put other layers also into opaque submodules whose code looks at theirs,
             as far as its source shows: only where their outputs are compared afterwards.
+        positions: pixels of the output of convolutions, as far as they are known, by the names of nodes.
 
     Raises:
         TransformError: if `gm` is not a transformed model.
@@ -62,7 +67,7 @@ def plan_lowering(
     generator = gm.get_submodule(str(calls[0].target))
     assert isinstance(generator, SMHGenerator)
     device = device or DeviceProfile.of(generator.right.device)
-    analysis = _Analysis(gm, generator, calls, device, replaces_watched_layers)
+    analysis = _Analysis(gm, generator, calls, device, replaces_watched_layers, positions)
     plan = analysis.plan(requested)
     if budget:
         candidates = {str(call.args[0]) for call in calls} - requested.keys()
@@ -91,6 +96,7 @@ class _Analysis:
         calls: Sequence[fx.Node],
         device: DeviceProfile,
         replaces_watched_layers: bool,
+        positions: Mapping[str, int],
     ) -> None:
         self.gm = gm
         self.generator = generator
@@ -98,6 +104,7 @@ class _Analysis:
         self.flow = Dataflow(gm.graph)
         self.right_bytes = generator.right.nbytes
         self.replaces_watched_layers = replaces_watched_layers
+        self.positions = positions
         self.noticing: dict[OpaqueModule, bool] = {}
         self.weights = {call: self._weight(generator, call) for call in calls}
 
@@ -120,13 +127,17 @@ class _Analysis:
             has_shift=has_shift,
             is_split=(
                 parameter.kernels > 0
-                and parameter.shape[1] >= self.device.least_split_channels
                 and not has_shift
+                and self._is_faster_split(generator, parameter, call)
                 and all(is_plain_layer_of(call, node) for node in call.users)
             ),
             dtype=generator.dtype_of(parameter),
             factor_dtype=generator.right.dtype,
         )
+
+    def _is_faster_split(self, generator: SMHGenerator, parameter: ParameterPlan, call: fx.Node) -> bool:
+        known = [self.positions[node.name] for node in call.users if node.name in self.positions]
+        return is_faster_split(parameter, generator.plan.layout.cols, self.device, min(known, default=None))
 
     def _uses_of(self, call: fx.Node, requested: Method | None) -> Iterable[WeightUse]:
         """The uses of a weight: by modules nested in opaque submodules, by factored layers, and by all other nodes."""
@@ -165,7 +176,8 @@ class _Analysis:
         owners = [called.wrapped_module.get_submodule(name.rpartition(".")[0]) for name in names]
         applies = reader is Reader.ATTENTION or (reader.is_plain_layer and all(map(can_be_factored, owners)))
         costs = weight.costs(reader, applies and weight.can_be_factored)
-        method = requested or (Method.FACTORED if reader is Reader.EMBEDDING and costs.factored else costs.method)
+        chosen = Method.FACTORED if reader is Reader.EMBEDDING and costs.factored else costs.method_on(self.device)
+        method = requested or chosen
         if method is Method.ADAPTIVE and not reader.is_plain_layer:
             method = Method.GENERATE
         if method is Method.FACTORED and costs.factored is None:
@@ -190,7 +202,7 @@ class _Analysis:
         costs = weight.costs(reader, can_be_factored=True)
         # A table is never generated to look up rows of it: its memory is why it is compressed.
         always = requested is Method.FACTORED or reader is Reader.EMBEDDING
-        method = Method.FACTORED if always else costs.method
+        method = Method.FACTORED if always else costs.method_on(self.device)
         if reader is Reader.ATTENTION:
             return self._use(call, [node], reader, method, costs) if method is Method.FACTORED else None
         norm = None if weight.rows_per_channel is None else self._foldable_norm(call, node)
