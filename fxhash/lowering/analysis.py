@@ -203,6 +203,8 @@ class _Analysis:
         # A table is never generated to look up rows of it: its memory is why it is compressed.
         always = requested is Method.FACTORED or reader is Reader.EMBEDDING
         method = Method.FACTORED if always else costs.method_on(self.device)
+        if method is Method.GENERATE:
+            return None
         if reader is Reader.ATTENTION:
             return self._use(call, [node], reader, method, costs) if method is Method.FACTORED else None
         norm = None if weight.rows_per_channel is None else self._foldable_norm(call, node)

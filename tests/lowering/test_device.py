@@ -106,6 +106,10 @@ def test_a_runtime_that_generates_once_has_no_adaptive_layers():
     assert "adaptive" in methods, "the case is not covered"
     of_runtime = [str(use.method) for use in plan_lowering(gm, device=DeviceProfile.onnx_runtime()).uses]
     assert of_runtime == [each.replace("adaptive", "generate") for each in methods]
+    lowered = fxhash.lower_for_deploy(gm, device=DeviceProfile.onnx_runtime())
+    x = torch.randn(3, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(lowered(x), gm(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_device_that_is_no_profile_is_refused():
