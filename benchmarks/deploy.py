@@ -14,9 +14,8 @@ minutes, the dense model and fxhash compiled.
 
 With `--runtimes` it compares other forms instead, each at `--batches` and the default aspect: the dense model in eager
 mode, in ONNX Runtime (float32, and 8 bits by static quantization), as AOTInductor package, in OpenVINO where that is
-installed; fxhash lowered in eager mode, as ONNX file (loaded as usual, and with its factors kept, "small"), as AOTInductor
-package; with regular convolutions too. No thread of ONNX Runtime spins after a call: that slows all others. Batches of
-50 and more take long to compile.
+installed; fxhash lowered in eager mode, as ONNX file (loaded as usual, and with its factors kept, "small"), as
+AOTInductor package; with regular convolutions too. No thread of ONNX Runtime spins after a call: that slows all others.
 
     python benchmarks/deploy.py --runtimes --compress 0.02 0.1 --batches 1 --output benchmarks/results/runtimes.json
     python benchmarks/runtimes_table.py    # writes its table into docs/benchmarks.md
@@ -89,7 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3, help="time for each candidate and batch size")
     parser.add_argument("--compile", action="store_true", help="also measure dense and fxhash under torch.compile")
     parser.add_argument("--feathermap", type=Path, help="path to a checkout of FeatherMap")
-    parser.add_argument("--runtimes", nargs="*", choices=RUNTIMES, help="compare forms in these; in all if none is named")
+    parser.add_argument("--runtimes", nargs="*", choices=RUNTIMES, help="compare forms in these; in all if none")
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()
 
@@ -344,7 +343,9 @@ def peak_of_one_call(model: nn.Module, x: Tensor) -> int:
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
-def interleaved(candidates: Mapping[str, Callable[[Tensor], object]], x: Tensor, seconds: float) -> dict[str, list[float]]:
+def interleaved(
+    candidates: Mapping[str, Callable[[Tensor], object]], x: Tensor, seconds: float
+) -> dict[str, list[float]]:
     """Call all candidates in turn, after a warm-up, until the slowest had about `seconds`; at least three rounds."""
     times: dict[str, list[float]] = {label: [] for label in candidates}
     for model in candidates.values():

@@ -1,6 +1,6 @@
 """Write the table of forms in several runtimes into `docs/benchmarks.md`, from the record of `deploy.py --runtimes`.
 
-    python benchmarks/runtimes_table.py
+python benchmarks/runtimes_table.py
 """
 
 from __future__ import annotations

@@ -23,9 +23,16 @@ from fxhash.lowering.positions import output_positions
 from fxhash.lowering.shared_budget import plan_lowerings
 from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, lower, restore_parameters
-from fxhash.smh.checks import check_aspect, check_device, check_flag, check_fraction, check_range, random_generator, read_dtype
+from fxhash.smh.checks import (
+    check_aspect,
+    check_device,
+    check_flag,
+    check_fraction,
+    check_range,
+    read_dtype,
+)
 from fxhash.smh.generator import SMHGenerator
-from fxhash.smh.initialization import fit_, initialize_
+from fxhash.smh.initialization import fit_, initialize_, random_generator
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import DEFAULT_ASPECT
@@ -186,9 +193,9 @@ def lower_for_deploy(
         device: what the choice is made for: `fxhash.profile_device()` measures this machine,
             `fxhash.DeviceProfile.onnx_runtime()` stands for ONNX Runtime; eager mode on an ordinary device if omitted.
         example_inputs: arguments of `gm`, as for `transform`. Their sizes decide, with the device, which separable
-            convolutions are split into a depthwise and a pointwise one. An opaque submodule whose code looks at its layers keeps
-            them, and their weights are all generated before it is called, unless it is seen to give the same outputs
-            on these with layers that come by their weights one by one. Models of Hugging Face are such.
+            convolutions are split into a depthwise and a pointwise one. An opaque submodule whose code looks at its
+            layers keeps them, and their weights are all generated before it is called, unless it is seen to give the
+            same outputs on these with layers that come by their weights one by one. Models of Hugging Face are such.
 
     Returns:
         A graph module in eval mode whose parameters require no gradient; of a model that holds transformed ones, a copy
@@ -205,7 +212,7 @@ def lower_for_deploy(
     parts = require_transformed(gm)
     budget = read_bytes(memory_budget)
     if not isinstance(device, DeviceProfile | None):
-        raise PlanError(f"device={shown(device)} is no DeviceProfile: give one, such as that of fxhash.profile_device()")
+        raise PlanError(f"device={shown(device)} is no DeviceProfile: give that of fxhash.profile_device()")
     if dtype is not None:
         dtype = read_dtype(dtype, HASHABLE_DTYPES, "type that a model can have")
     hashed = {

@@ -44,11 +44,10 @@ def constant_conv(
     dilation: Any = 1,
 ) -> Tensor:
     """`factored_conv` as two convolutions, with groups where an output channel takes several rows of `W`."""
-    _, channels, *kernel = shape
     if right.shape[1] // math.prod(shape[1:]) > _MOST_PER_ROW or x.dim() != len(shape):
         return factored_conv(x, left, right, shape, bias, stride, padding, dilation)
     first, second, groups = _two_kernels(left, right, shape)
-    convolution = CONVOLUTIONS[len(kernel)]
+    convolution = CONVOLUTIONS[len(shape) - 2]
     parts = convolution(x, first, None, stride, padding, dilation, groups)
     return convolution(parts, second, bias)
 
@@ -116,9 +115,9 @@ def constant_pointwise_conv(
 ) -> Tensor:
     """The same with a pointwise weight that is there, of shape `(out, in * count, 1, ...)`."""
     if x.dim() != len(shape):
-        return constant_pointwise_conv(
-            x.unsqueeze(0), kernels, weight, shape, bias, stride, padding, dilation
-        ).squeeze(0)
+        return constant_pointwise_conv(x.unsqueeze(0), kernels, weight, shape, bias, stride, padding, dilation).squeeze(
+            0
+        )
     out, channels, *kernel = shape
     ones = [1] * len(kernel)
     by_kernel = weight.view(out, channels, -1).transpose(1, 2).reshape(out, -1, *ones)

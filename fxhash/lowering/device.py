@@ -80,8 +80,8 @@ class DeviceProfile:
         for name, value in values.items():
             is_number = type(value) in (int, float) and math.isfinite(value) and value >= 0
             if not (isinstance(value, bool) if kinds[name] is bool else is_number):
-                raise PlanError(f"{name} of a device profile is {shown(value)}: give {_KINDS[kinds[name]]}")
+                raise PlanError(f"{name} of a device profile is {shown(value)}: give {_KINDS[kinds[name] is bool]}")
         return cls(**values)
 
 
-_KINDS = {bool: "true or false", float: "a number that is not negative"}
+_KINDS = {True: "true or false", False: "a number that is not negative"}

@@ -18,7 +18,7 @@ from fxhash.smh.arithmetic import generate, rows_for
 from fxhash.smh.checks import check_device
 
 # Shape of the weight, columns of `W`, rank, and size of the input, of layers where work is what takes time.
-_LAYERS = (
+_LAYERS: tuple[tuple[tuple[int, ...], int, int, tuple[int, ...]], ...] = (
     ((768, 768), 768, 96, (256, 768)),
     ((3072, 768), 3072, 64, (196, 768)),
     ((768, 3072), 3072, 96, (196, 3072)),
@@ -63,7 +63,7 @@ def profile_device(*, device: torch.device | str = "cpu", seconds: float = _SECO
     """
     device = check_device(device)
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
-        thin = [_layer(*layer, device) for layer in _LAYERS]
+        thin = [_layer(shape, cols, rank, size, device) for shape, cols, rank, size in _LAYERS]
         spatial = [_depthwise(channels, side, device) for channels, side in _DEPTHWISE]
         share = seconds / (len(thin) + len(spatial) + 1)
         costs, rates = zip(*(each.cost(share) for each in thin), strict=True)
@@ -86,9 +86,7 @@ def _layer(shape: tuple[int, ...], cols: int, rank: int, size: tuple[int, ...], 
     assert costs.factored is not None
     work = positions * costs.factored, positions * costs.dense
     if len(shape) == 2:
-        return _Timed(
-            lambda: factored_linear(x, left, right, shape), work[0], lambda: F.linear(x, weight), work[1]
-        )
+        return _Timed(lambda: factored_linear(x, left, right, shape), work[0], lambda: F.linear(x, weight), work[1])
     padding = shape[2] // 2
     return _Timed(
         lambda: factored_conv(x, left, right, shape, padding=padding),

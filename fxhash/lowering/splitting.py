@@ -13,9 +13,7 @@ from fxhash.smh.parameter_plan import ParameterPlan
 _FURTHER_CALLS = 2
 
 
-def is_faster_split(
-    parameter: ParameterPlan, cols: int, device: DeviceProfile, positions: int | None = None
-) -> bool:
+def is_faster_split(parameter: ParameterPlan, cols: int, device: DeviceProfile, positions: int | None = None) -> bool:
     """Whether the two convolutions are less work than the regular one, by costs of the device.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-import operator
 import os
 from collections.abc import Collection
 
@@ -165,23 +164,3 @@ def _fits_float(value: float) -> bool:
         return 0 < float(value) < math.inf
     except OverflowError:
         return False
-
-
-def random_generator(seed: int | torch.Generator | None) -> torch.Generator | None:
-    """The random numbers of a seed, or the given ones; None for torch's global ones.
-
-    Raises:
-        PlanError: if it is neither a whole number of 64 bits nor a generator on the CPU.
-    """
-    if seed is None:
-        return None
-    if isinstance(seed, torch.Generator):
-        if seed.device.type != "cpu":
-            raise PlanError(f"seed is a torch.Generator on {seed.device}: give one on the CPU, or a whole number")
-        return seed
-    try:
-        return torch.Generator().manual_seed(operator.index(seed))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise PlanError(
-            f"seed={shown(seed)} is neither a whole number of 64 bits nor a torch.Generator on the CPU"
-        ) from error

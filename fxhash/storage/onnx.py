@@ -86,7 +86,7 @@ def export_onnx(model: nn.Module, inputs: tuple[Any, ...], path: PathLike, *, dy
 
 @contextmanager
 def _arranged(model: nn.Module) -> Iterator[nn.Module]:
-    """A model whose lowered parts are written for ONNX Runtime, for a while; it shares all values with the given one."""
+    """A model whose lowered parts are written for ONNX Runtime, for a while; it shares all values."""
     lowered = [part for part in transformed_parts(model).values() if find_factor_store(part) is not None]
     arranged: dict[nn.Module, nn.Module] = {part: arrange_constants(part).graph_module for part in lowered}
     try:

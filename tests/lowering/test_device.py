@@ -114,5 +114,5 @@ def test_a_runtime_that_generates_once_has_no_adaptive_layers():
 
 def test_a_device_that_is_no_profile_is_refused():
     gm = fxhash.transform(nn.Linear(64, 64), 0.5, seed=0)
-    with pytest.raises(fxhash.PlanError, match="device='cpu' is no DeviceProfile: give one"):
+    with pytest.raises(fxhash.PlanError, match="device='cpu' is no DeviceProfile: give that"):
         fxhash.lower_for_deploy(gm, device="cpu")
