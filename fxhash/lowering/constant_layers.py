@@ -1,6 +1,6 @@
-"""Factored convolutions for runtimes that compute once what depends on constants alone, such as ONNX Runtime.
+"""Factored layers for runtimes that compute once what depends on constants alone, such as ONNX Runtime.
 
-They compute what those of `functional` do, as convolutions of the input with kernels that only constants make: no
+They compute what those of `functional` do. Convolutions are such of the input with kernels that only constants make: no
 activation is reshaped between them. ONNX Runtime then keeps activations in blocks of channels, in which its
 convolutions are fastest, and adds bias, batch norm, residual and activation in the same pass. In PyTorch, which would
 arrange the kernels anew in each call, `functional` is faster.
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fxhash.graph.layers import CONVOLUTIONS
 from fxhash.graph.recorded import recorded
-from fxhash.lowering.functional import depthwise, factored_conv
+from fxhash.lowering.functional import depthwise, factored_conv, factored_linear
 from fxhash.smh.precision import accumulated_in_float32
 
 # Channels that ONNX Runtime computes together, at most (AVX-512). In convolutions with groups each group must have a
@@ -29,6 +29,34 @@ _BLOCK = 16
 _INPUT_MULTIPLE = 4
 # Up to how many channels in a row of `W` mixing is one convolution: its work grows with them, zeros included.
 _MOST_PER_ROW = 4
+
+
+@recorded
+@accumulated_in_float32
+def linear_apart(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int], bias: Tensor | None = None) -> Tensor:
+    """`factored_linear` with its features in the order in which the products give them, for `linear_of_apart`.
+
+    A row of `W` must hold several features, `parts`, and their number be a multiple of that.
+
+    Returns:
+        Shape `(..., out)`, in which feature `j * parts + i` comes as number `i * (out / parts) + j`.
+    """
+    _, features = shape
+    rank, parts = left.shape[1], right.shape[1] // features
+    kernels = right[:rank].view(rank, parts, features).transpose(0, 1).reshape(-1, features)
+    mixed = F.linear(F.linear(x, kernels).unflatten(-1, (parts, rank)), left)
+    return (mixed if bias is None else mixed + bias.view(-1, parts).t().to(mixed)).flatten(-2)
+
+
+@recorded
+@accumulated_in_float32
+def linear_of_apart(
+    x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int], bias: Tensor | None, parts: int
+) -> Tensor:
+    """`factored_linear` of what `linear_apart` gave, whose order `right` takes over."""
+    features, rank = shape[1], left.shape[1]
+    ordered = right[:rank].view(-1, features // parts, parts).transpose(1, 2).reshape(rank, -1)
+    return factored_linear(x, left, ordered, shape, bias)
 
 
 @recorded

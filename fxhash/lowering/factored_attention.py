@@ -51,9 +51,9 @@ def attention(
     if projected.shape[-1] != 3 * embed_dim:
         return None
     # Each of shape `(batch, heads, length, size)`.
-    queries, keys, values = projected.reshape(length, batch, 3, heads, -1).permute(2, 1, 3, 0, 4).unbind()
+    apart = projected.reshape(length, batch, 3, heads, -1).permute(2, 1, 3, 0, 4)
     if attn_mask is not None and attn_mask.dim() == 3:
         attn_mask = attn_mask.view(batch, heads, *attn_mask.shape[1:])
-    attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=attn_mask)
+    attended = F.scaled_dot_product_attention(apart[0], apart[1], apart[2], attn_mask=attn_mask)
     merged = attended.permute(2, 0, 1, 3).reshape(length, batch, embed_dim)
     return project(merged, out_weight, out_bias), None

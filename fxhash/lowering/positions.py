@@ -19,6 +19,9 @@ def output_positions(gm: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[st
         gm: a graph module; it is left untouched.
         args: arguments of its forward.
         kwargs: further ones, by name.
+
+    Returns:
+        Nothing if the model can't be called with these.
     """
     recorder = _Recorder(copy_model(gm))
     given = dict(zip((node.target for node in gm.graph.nodes if node.op == "placeholder"), args, strict=False))
@@ -28,8 +31,11 @@ def output_positions(gm: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[st
         for node in gm.graph.nodes
         if node.op == "placeholder"
     ]
-    with torch.no_grad():
-        recorder.run(*inputs)
+    try:
+        with torch.no_grad():
+            recorder.run(*inputs)
+    except Exception:  # Whatever the model raises: that inputs don't fit is said where outputs are compared.
+        return {}
     return recorder.positions
 
 

@@ -11,7 +11,13 @@ from torch.nn import functional as F
 
 import fxhash
 from fxhash.graph.layers import CONVOLUTIONS
-from fxhash.lowering.constant_layers import constant_conv, constant_pointwise_conv, constant_separable_conv
+from fxhash.lowering.constant_layers import (
+    constant_conv,
+    constant_pointwise_conv,
+    constant_separable_conv,
+    linear_apart,
+    linear_of_apart,
+)
 from fxhash.lowering.functional import adaptive_conv, adaptive_linear, depthwise, factored_conv
 from fxhash.passes.arrange_constants import arrange_constants
 from fxhash.smh.arithmetic import generate, separable
@@ -83,4 +89,39 @@ def test_no_layer_is_left_that_reshapes_activations_or_chooses_by_their_number()
     assert not after & {depthwise, factored_conv, adaptive_conv, adaptive_linear}
     assert F.linear in after
     x = torch.randn(2, 64, 8, 8)
+    torch.testing.assert_close(result(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def perceptron(*between):
+    """Two linear layers that are factored, the first of which has several channels in a row of `W`."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 256), *between, nn.Linear(256, 64))
+    gm = fxhash.transform(model, 0.1, aspect=1 / 8, seed=0)
+    lowered = fxhash.lower_for_deploy(gm, methods={".": "factored"})
+    assert lowered.smh_factors.compression.layout.cols % 256 == 0, "the case is not covered"
+    return lowered
+
+
+@pytest.mark.parametrize(
+    ("between", "apart"),
+    [([nn.GELU()], True), ([nn.ReLU(), nn.Dropout()], True), ([], True), ([nn.Softmax(-1)], False)],
+    ids=["gelu", "relu and dropout", "nothing", "softmax"],
+)
+def test_features_stay_out_of_order_between_two_layers(between, apart):
+    model = perceptron(*between)
+    result = arrange_constants(model).graph_module
+    targets = {node.target for node in result.graph.nodes}
+    assert ({linear_apart, linear_of_apart} <= targets) == apart
+    x = torch.randn(3, 5, 64)
+    torch.testing.assert_close(result(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_reads_features_out_of_order_gives_its_own_in_order():
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 256), nn.Linear(256, 64), nn.Linear(64, 256), nn.Linear(256, 64)]
+    gm = fxhash.transform(nn.Sequential(*layers), 0.1, aspect=1 / 4, seed=0)
+    model = fxhash.lower_for_deploy(gm, methods={".": "factored"})
+    result, x = arrange_constants(model).graph_module, torch.randn(3, 64)
+    targets = [node.target for node in result.graph.nodes]
+    assert (targets.count(linear_apart), targets.count(linear_of_apart)) == (2, 2)
     torch.testing.assert_close(result(x), model(x), rtol=1e-4, atol=1e-5)
