@@ -10,7 +10,15 @@ torch.Size([5, 10])
 
 from fxhash.api import lower_for_deploy, materialize, transform
 from fxhash.capture.tracing import trace
-from fxhash.errors import BudgetError, CheckpointError, FxhashError, MemoryBudgetError, PlanError, TransformError
+from fxhash.errors import (
+    BudgetError,
+    CheckpointError,
+    FxhashError,
+    MemoryBudgetError,
+    OpaqueWarning,
+    PlanError,
+    TransformError,
+)
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.measuring import profile_device
 from fxhash.smh.generator import SMHGenerator
@@ -19,6 +27,7 @@ from fxhash.storage.checkpoint import load, save
 from fxhash.storage.onnx import export_onnx
 from fxhash.storage.pretrained import from_pretrained, save_pretrained
 from fxhash.summary import Summary, summary
+from fxhash.train_form import lower_for_training
 from fxhash.version import __version__
 
 __all__ = [
@@ -28,6 +37,7 @@ __all__ = [
     "DeviceProfile",
     "FxhashError",
     "MemoryBudgetError",
+    "OpaqueWarning",
     "PlanError",
     "SMHGenerator",
     "Summary",
@@ -37,6 +47,7 @@ __all__ = [
     "from_pretrained",
     "load",
     "lower_for_deploy",
+    "lower_for_training",
     "materialize",
     "profile_device",
     "save",

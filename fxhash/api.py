@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,6 +12,7 @@ from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module
 from fxhash.capture.meta_values import InitialValues, materialize_
 from fxhash.capture.opaque import OpaqueModule
+from fxhash.deploy_form import lowered_parts
 from fxhash.errors import PlanError, TransformError, shown
 from fxhash.graph.layers import convolution_weights
 from fxhash.graph.names import OPAQUE_PART, joined, original_name
@@ -20,9 +20,9 @@ from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.method import Method
 from fxhash.lowering.options import read_bytes, read_methods
 from fxhash.lowering.positions import output_positions
-from fxhash.lowering.shared_budget import plan_lowerings
+from fxhash.opaque_parts import announce_opaque_parts
 from fxhash.original import Original, pass_on
-from fxhash.passes import hash_parameters, lower, restore_parameters
+from fxhash.passes import hash_parameters, restore_parameters
 from fxhash.smh.checks import (
     check_aspect,
     check_device,
@@ -44,6 +44,7 @@ from fxhash.transformed import (
     expose,
     refuse_transformed,
     require_transformed,
+    transformed_graph,
     transformed_parts,
     unwrapped,
     with_parts,
@@ -94,7 +95,8 @@ def transform(
         example_inputs: a tuple of forward's arguments, a dictionary of them by name, or a list of such. What was
             captured runs on them beside the original before anything is hashed: in both modes, several calls in a row,
             with each optional argument given and left out. A module that differs is called as a whole, with its own
-            Python code; at worst the whole model is. The summary says on how many inputs it was checked.
+            Python code; at worst the whole model is. Where much can't be traced otherwise, the result is for calls that
+            omit the optional arguments that all examples omit, and refuses others. The summary says all this.
         capture: `"trace"` records the model's operations in a graph, and calls as a whole only those modules that a
             trace can't follow; `"modules"` traces nothing: every module keeps its own Python code and reads generated
             weights. That is slower once lowered, and right for any model.
@@ -110,6 +112,10 @@ def transform(
         TransformError: if the model can't be taken: it is transformed already, lazy, can't be copied, or is on the
             meta device and has no `reset_parameters` for some of its values, or `"pretrained"` is to start from them;
             its code changes a weight, or something else lies in a weight's memory; `example_inputs` don't fit it.
+
+    Warns:
+        OpaqueWarning: if more than a fifth of the weights to hash are in submodules that can't be traced. It says which
+            lines of their code that is due to, and what change of them would help.
 
     Example:
         >>> dense = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 10))
@@ -157,6 +163,8 @@ def transform(
             fit_(generator, originals)
     generator.original = Original.of(traced_model)
     gm = pass_on(hash_parameters(traced, generator).graph_module)
+    if capture != "modules":
+        announce_opaque_parts(gm, plan, stacklevel=2)
     if target.type != "meta" and isinstance(originals, InitialValues):
         materialize_(gm, originals)
     return gm if device is None else gm.to(target)
@@ -231,41 +239,12 @@ def lower_for_deploy(
     if example_inputs is not None:
         calls = read_examples(evaluated, example_inputs)
         first = calls[0]
-        positions = output_positions(parts[""], first.args, first.kwargs) if "" in parts else {}
-        lowered = _lowered(evaluated, requested, budget, device, positions, replaces_watched_layers=True)
+        positions = output_positions(transformed_graph(parts[""]), first.args, first.kwargs) if "" in parts else {}
+        lowered = lowered_parts(evaluated, requested, budget, device, positions, replaces_watched_layers=True)
         if difference(evaluated, lowered, calls, modes=(False,)) is None:
             return lowered
-        return _lowered(evaluated, requested, budget, device, positions)
-    return _lowered(evaluated, requested, budget, device)
-
-
-def _lowered(
-    model: AnyModule,
-    requested: Mapping[str, Mapping[str, Method]],
-    budget: int,
-    device: DeviceProfile | None,
-    positions: Mapping[str, int] = MappingProxyType({}),
-    replaces_watched_layers: bool = False,
-) -> AnyModule:
-    """A model with its transformed models lowered; it is left untouched, and shares what is not lowered.
-
-    Args:
-        model: a transformed model or one that holds some, in eval mode.
-        requested: for the path of each transformed model, the methods that were asked for.
-        budget: bytes for the weights of all of them.
-        device: as of `plan_lowering`.
-        positions: as of `plan_lowering`, where the model itself is a transformed one.
-        replaces_watched_layers: as of `plan_lowering`.
-    """
-    parts = transformed_parts(model)
-    requests = [(part, requested[path]) for path, part in parts.items()]
-    plans = plan_lowerings(requests, budget, replaces_watched_layers, device, positions)
-    lowered = {path: pass_on(lower(part, plan)) for (path, part), plan in zip(parts.items(), plans, strict=True)}
-    if "" in lowered:
-        return with_parts(model, {model: lowered[""]})
-    everything = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    copied = copy_model(model, shared={name for name, _ in everything})
-    return with_parts(copied, {part: lowered[path] for path, part in transformed_parts(copied).items()})
+        return lowered_parts(evaluated, requested, budget, device, positions)
+    return lowered_parts(evaluated, requested, budget, device)
 
 
 def materialize(gm: nn.Module) -> nn.Module:
@@ -290,7 +269,7 @@ def materialize(gm: nn.Module) -> nn.Module:
 
 
 def _dense(gm: fx.GraphModule) -> nn.Module:
-    dense = restore_parameters(gm).graph_module
+    dense = restore_parameters(transformed_graph(gm)).graph_module
     whole_model = dict(dense.named_children()).get(OPAQUE_PART, dense)
     if isinstance(whole_model, OpaqueModule):
         (call,) = [node for node in dense.graph.nodes if node.target == OPAQUE_PART]

@@ -18,6 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import fxhash
 from fxhash.lowering.factored_tensor import FactoredTensor
 
+# Of tests whose models can't be traced; when `transform` warns is what `tests/test_opaque_parts.py` holds.
+may_be_opaque = pytest.mark.filterwarnings("ignore::fxhash.OpaqueWarning")
+
 
 def run(model: nn.Module, *inputs: Any, seed: int = 0, **named: Any) -> list[Tensor]:
     """The tensors that a model returns, under a fixed seed; its buffers are as before afterwards."""

@@ -28,7 +28,7 @@ DOCUMENTS = {
 
 # Commands that are not of fxhash, and what runs them.
 COVERED = {
-    "make demo": "tests/training/test_demo.py",
+    "make demo": "tests/demo/test_demonstration.py",
     "make docs": "tests/test_site.py",
     "make test": ".ci/run",
     "make test-all": "Makefile",

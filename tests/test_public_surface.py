@@ -26,6 +26,9 @@ ORDER = [
     "passes",
     "original",
     "transformed",
+    "deploy_form",
+    "train_form",
+    "opaque_parts",
     "api",
     "summary",
     "storage",
@@ -33,6 +36,7 @@ ORDER = [
     "targets",
     "training",
     "compare",
+    "demo",
     "cli",
     "__main__",
 ]

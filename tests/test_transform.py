@@ -16,9 +16,19 @@ from torch import nn
 from torch.nn import functional as F
 
 import fxhash
-from tests.helpers import CountingOperators, assert_same_outputs, generator_of, run, smallest_transform, trainable
+from tests.helpers import (
+    CountingOperators,
+    assert_same_outputs,
+    generator_of,
+    may_be_opaque,
+    run,
+    smallest_transform,
+    trainable,
+)
 from tests.models import MODELS, AlwaysDropout, FrozenBackbone, FunctionalDropout, ResidualConvNet, UnusedParameter
 from tests.strategies import fractions, random_models
+
+pytestmark = may_be_opaque
 
 every_model = pytest.mark.parametrize("name", MODELS)
 

@@ -25,7 +25,7 @@ def train(
         str | None, typer.Option(help=f"A model of the zoo, such as resnet20, or one of {TARGETS}.")
     ] = None,
     data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist, cifar10, cifar100 or imagefolder:DIR.")
+        str, typer.Option(help="digits, mnist5k, mnist, fashion-mnist, cifar10, cifar100 or imagefolder:DIR.")
     ] = "digits",
     compress: Annotated[
         float | None,
@@ -42,7 +42,7 @@ def train(
     ),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     recipe: Annotated[
-        str | None, typer.Option(help="How to train; if omitted, digits or small-images, depending on the data.")
+        str | None, typer.Option(help="How to train; if omitted, the one named as the data, or small-images.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -82,7 +82,7 @@ def train(
     elif model is None:
         raise UsageError("give --model, such as --model resnet20; `fxhash.zoo.list()` has the names")
     else:
-        named = load_recipe(recipe or ("digits" if data == "digits" else "small-images"))
+        named = load_recipe(recipe or (data if data in ("digits", "mnist5k") else "small-images"))
         options = RunOptions(
             model=model.removeprefix("zoo:"),
             data=data,

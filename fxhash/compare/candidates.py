@@ -85,7 +85,7 @@ def dense_candidate(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) 
         safetensors.torch.save_file(tensors, path)
         sizes[name] = path.stat().st_size
         path.unlink()
-    return Candidate("dense", call, _count(model), sizes, count_multiply_adds(call), _resident_bytes(model))
+    return Candidate("dense", call, _count(model), sizes, count_multiply_adds(call), resident_bytes(model))
 
 
 def lowered_candidate(model: Compressed, inputs: tuple[Tensor, ...], folder: Path) -> Candidate:
@@ -97,16 +97,13 @@ def lowered_candidate(model: Compressed, inputs: tuple[Tensor, ...], folder: Pat
         fxhash.save(model.transformed, path, dtype=dtype, allow_nan=True)
         sizes[name] = path.stat().st_size
         path.unlink()
-    plan = model.summary.deployment
-    assert plan is not None
     return Candidate(
         "fxhash",
         call,
         _count(model.transformed),
         sizes,
         count_multiply_adds(call),
-        # Cached weights are buffers, and counted as such.
-        _resident_bytes(model.lowered) + plan.peak_bytes - plan.cached_bytes,
+        lowered_bytes(model.lowered, model.summary),
         compress=model.compress,
     )
 
@@ -136,6 +133,24 @@ def dynamic_int8_candidate(model: nn.Module, inputs: tuple[Tensor, ...], folder:
     return Candidate("int8", call, _count(model), {"int8": size})
 
 
+def resident_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in _distinct(model).values())
+
+
+def lowered_bytes(lowered: nn.Module, summary: Summary) -> int:
+    """Bytes that a lowered model takes for weights while it is called: factors, buffers, and scratch memory.
+
+    Args:
+        lowered: the model.
+        summary: of it.
+    """
+    plan = summary.deployment
+    assert plan is not None
+    # Cached weights are buffers, and counted as such.
+    return resident_bytes(lowered) + plan.peak_bytes - plan.cached_bytes
+
+
 def _call(model: nn.Module, inputs: tuple[Tensor, ...]) -> Callable[[], object]:
     def call() -> object:
         with torch.inference_mode():
@@ -151,7 +166,3 @@ def _count(model: nn.Module) -> int:
 def _distinct(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, each once."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def _resident_bytes(model: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in _distinct(model).values())

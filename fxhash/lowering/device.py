@@ -25,6 +25,8 @@ class DeviceProfile:
             with 64 channels, 39 and 33 with 128, 14 and 32 with 256.)
         call_cost: time of a call that does nothing.
         generates_once: whether weights are generated when the model is loaded, and kept.
+        depthwise_product_cost: time of a multiply-add in a depthwise convolution over one in a regular one, both in
+            training and in the channels-last format.
         shares_scratch: whether weights are generated into scratch memory that they share. On accelerators they are
             not: the allocator reuses memory in the order of its streams.
 
@@ -40,6 +42,7 @@ class DeviceProfile:
     depthwise_cost: float = 50.0
     call_cost: float = 300_000.0
     generates_once: bool = False
+    depthwise_product_cost: float = 8.0
     shares_scratch: bool = True
 
     @classmethod

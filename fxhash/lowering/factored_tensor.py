@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from fxhash.graph.recorded import recorded
-from fxhash.lowering.factored_attention import attention
+from fxhash.lowering.exported_attention import attention
 from fxhash.lowering.functional import factored_linear, is_exporting
 from fxhash.smh.arithmetic import generate
 

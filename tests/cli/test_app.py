@@ -32,7 +32,7 @@ class TestHelp:
         result = run("--help")
         assert result.exit_code == 0
         assert "Shrink any PyTorch model to a chosen size" in result.stdout
-        assert "demo     Train, deploy and compare small networks." in result.stdout
+        assert "demo     Train one network in several forms, and compare them." in result.stdout
         assert "inspect  Show a model's parameters once compressed." in result.stdout
 
     def test_version(self) -> None:

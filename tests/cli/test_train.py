@@ -61,6 +61,14 @@ def test_all_options_but_those_of_the_recipe(calls: list[tuple[Any, ...]]) -> No
     assert calls == [(options, Path("there"), True)]
 
 
+@pytest.mark.parametrize(
+    ("data", "recipe"), [("digits", "digits"), ("mnist5k", "mnist5k"), ("cifar10", "small-images")]
+)
+def test_the_recipe_follows_the_data(data: str, recipe: str, calls: list[tuple[Any, ...]]) -> None:
+    assert run("train", "--model", "resnet8", "--data", data).exit_code == 0
+    assert calls[0][0].recipe == load_recipe(recipe)
+
+
 def test_a_recipe_by_name_with_a_change(calls: list[tuple[Any, ...]]) -> None:
     assert run("train", "--model", "resnet8", "--recipe", "small-images", "--no-flip").exit_code == 0
     ((options, *_),) = calls

