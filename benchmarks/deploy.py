@@ -12,6 +12,14 @@ FeatherMap's own deployment (`--feathermap`, a path to a checkout); fxhash at ea
 unlimited memory budget, and with `separable=False` where that makes a difference; with `--compile`, which takes
 minutes, the dense model and fxhash compiled.
 
+With `--runtimes` it compares other forms instead, each at `--batches` and the default aspect: the dense model in eager
+mode, in ONNX Runtime (float32, and 8 bits by static quantization), as AOTInductor package, in OpenVINO where that is
+installed; fxhash lowered in eager mode, as ONNX file (loaded as usual, and with its factors kept, "small"), as
+AOTInductor package; with regular convolutions too. No thread of ONNX Runtime spins after a call: that slows all others.
+
+    python benchmarks/deploy.py --runtimes --compress 0.02 0.1 --batches 1 --output benchmarks/results/runtimes.json
+    python benchmarks/runtimes_table.py    # writes its table into docs/benchmarks.md
+
 Of each candidate it reports, beside the ratios:
 
 - `weight_bytes`: what is resident for weights: factors, buffers, whatever is dense, and scratch for generated weights;
@@ -30,14 +38,16 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import StringIO
 from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from record import head
+from runtimes import RUNTIMES, Forms, facts
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -57,7 +67,12 @@ def main() -> None:
     }
     with torch.inference_mode():
         for name in arguments.models:
-            for result in measure(name, *MODELS[name], arguments, record["matmul_gflops"]):
+            results = (
+                compare_runtimes(name, *MODELS[name], arguments)
+                if arguments.runtimes is not None
+                else measure(name, *MODELS[name], arguments, record["matmul_gflops"])
+            )
+            for result in results:
                 record["results"].append(result)
                 print(json.dumps(result), flush=True)
             arguments.output.write_text(json.dumps(record, indent=1) + "\n")
@@ -73,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3, help="time for each candidate and batch size")
     parser.add_argument("--compile", action="store_true", help="also measure dense and fxhash under torch.compile")
     parser.add_argument("--feathermap", type=Path, help="path to a checkout of FeatherMap")
+    parser.add_argument("--runtimes", nargs="*", choices=RUNTIMES, help="compare forms in these; in all if none")
     parser.add_argument("--output", type=Path, required=True)
     return parser.parse_args()
 
@@ -278,6 +294,42 @@ def measure(
             yield result
 
 
+def compare_runtimes(
+    name: str, build: Callable[[], nn.Module], inputs: Callable[[int], Tensor], arguments: argparse.Namespace
+) -> Iterator[dict[str, object]]:
+    """One result for each form in a runtime, and batch size."""
+    dense = build().eval()
+    for batch in arguments.batches:
+        x = inputs(batch)
+        with TemporaryDirectory() as folder:
+            forms = Forms(name, (x,), arguments.threads, Path(folder), tuple(arguments.runtimes or RUNTIMES))
+            forms.add_dense(dense)
+            for compress in arguments.compress:
+                gm = fxhash.transform(dense, compress, seed=0).eval()
+                forms.add_compressed(f"fxhash {compress:.0%}", gm)
+                if gm.smh_generator.plan.kernel_parameters:
+                    regular = fxhash.transform(dense, compress, separable=False, seed=0).eval()
+                    forms.add_compressed(f"fxhash {compress:.0%}, regular convolutions", regular)
+            calls = {label: form.call for label, form in forms.forms.items()}
+            times = interleaved({label: ignoring_input(call) for label, call in calls.items()}, x, arguments.seconds)
+        for label, seconds in times.items():
+            yield {
+                "model": name,
+                "batch": batch,
+                "candidate": label,
+                "milliseconds": round(1e3 * statistics.median(seconds), 3),
+                "ratio_to_dense": ratio(seconds, times["dense"]),
+                "ratio_to_onnx": ratio(seconds, times.get("dense, ONNX Runtime")),
+                "calls": len(seconds),
+                **facts(forms.forms[label]),
+            }
+
+
+def ignoring_input(call: Callable[[], object]) -> Callable[[Tensor], object]:
+    """A call without arguments, as one of an input."""
+    return lambda _: call()
+
+
 def assert_same(label: str, actual: Tensor, expected: Tensor) -> None:
     difference = (actual - expected).abs().max()
     assert difference <= 1e-3 * expected.abs().max() + 1e-6, f"{label}: the deployed model differs by {difference}"
@@ -291,7 +343,9 @@ def peak_of_one_call(model: nn.Module, x: Tensor) -> int:
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
-def interleaved(candidates: dict[str, nn.Module], x: Tensor, seconds: float) -> dict[str, list[float]]:
+def interleaved(
+    candidates: Mapping[str, Callable[[Tensor], object]], x: Tensor, seconds: float
+) -> dict[str, list[float]]:
     """Call all candidates in turn, after a warm-up, until the slowest had about `seconds`; at least three rounds."""
     times: dict[str, list[float]] = {label: [] for label in candidates}
     for model in candidates.values():

@@ -19,6 +19,8 @@ from fxhash.errors import (
     PlanError,
     TransformError,
 )
+from fxhash.lowering.device import DeviceProfile
+from fxhash.lowering.measuring import profile_device
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.plan import CompressionPlan
 from fxhash.storage.checkpoint import load, save
@@ -32,6 +34,7 @@ __all__ = [
     "BudgetError",
     "CheckpointError",
     "CompressionPlan",
+    "DeviceProfile",
     "FxhashError",
     "MemoryBudgetError",
     "OpaqueWarning",
@@ -46,6 +49,7 @@ __all__ = [
     "lower_for_deploy",
     "lower_for_training",
     "materialize",
+    "profile_device",
     "save",
     "save_pretrained",
     "summary",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 
 import torch
@@ -13,18 +12,27 @@ from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module
 from fxhash.capture.meta_values import InitialValues, materialize_
 from fxhash.capture.opaque import OpaqueModule
+from fxhash.deploy_form import lowered_parts
 from fxhash.errors import PlanError, TransformError, shown
 from fxhash.graph.layers import convolution_weights
 from fxhash.graph.names import OPAQUE_PART, joined, original_name
+from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.method import Method
 from fxhash.lowering.options import read_bytes, read_methods
-from fxhash.lowering.shared_budget import plan_lowerings
+from fxhash.lowering.positions import output_positions
 from fxhash.opaque_parts import announce_opaque_parts
 from fxhash.original import Original, pass_on
-from fxhash.passes import hash_parameters, lower, restore_parameters
-from fxhash.smh.checks import check_aspect, check_device, check_flag, check_fraction, check_range, read_dtype
+from fxhash.passes import hash_parameters, restore_parameters
+from fxhash.smh.checks import (
+    check_aspect,
+    check_device,
+    check_flag,
+    check_fraction,
+    check_range,
+    read_dtype,
+)
 from fxhash.smh.generator import SMHGenerator
-from fxhash.smh.initialization import fit_, initialize_
+from fxhash.smh.initialization import fit_, initialize_, random_generator
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import DEFAULT_ASPECT
@@ -36,7 +44,6 @@ from fxhash.transformed import (
     expose,
     refuse_transformed,
     require_transformed,
-    sharing_copy,
     transformed_graph,
     transformed_parts,
     unwrapped,
@@ -123,7 +130,7 @@ def transform(
     check_fraction(compress)
     check_aspect(aspect)
     check_flag("separable", separable)
-    random = _random_generator(seed)
+    random = random_generator(seed)
     device = None if device is None else check_device(device)
     traced_model = unwrapped(as_module(traced_model))
     refuse_transformed(traced_model)
@@ -169,6 +176,7 @@ def lower_for_deploy(
     memory_budget: int | str = 0,
     dtype: torch.dtype | str | None = None,
     methods: Mapping[str, str] | None = None,
+    device: DeviceProfile | None = None,
     example_inputs: ExampleInputs | None = None,
 ) -> AnyModule:
     """Lay a trained model out for inference, layer by layer, with as little work and memory as can be.
@@ -190,9 +198,12 @@ def lower_for_deploy(
         dtype: floating-point type to convert the model to, such as `torch.bfloat16`, or its name.
         methods: overrides the choice by counted operations: `"factored"`, `"generate"` or `"cache"` for each regular
             expression that is found in a parameter's name, such as `{r"^head\\.": "cache"}`; the last one found counts.
-        example_inputs: arguments of `gm`, as for `transform`. An opaque submodule whose code looks at its layers keeps
-            them, and their weights are all generated before it is called, unless it is seen to give the same outputs
-            on these with layers that come by their weights one by one. Models of Hugging Face are such.
+        device: what the choice is made for: `fxhash.profile_device()` measures this machine,
+            `fxhash.DeviceProfile.onnx_runtime()` stands for ONNX Runtime; eager mode on an ordinary device if omitted.
+        example_inputs: arguments of `gm`, as for `transform`. Their sizes decide, with the device, which separable
+            convolutions are split into a depthwise and a pointwise one. An opaque submodule whose code looks at its
+            layers keeps them, and their weights are all generated before it is called, unless it is seen to give the
+            same outputs on these with layers that come by their weights one by one. Models of Hugging Face are such.
 
     Returns:
         A graph module in eval mode whose parameters require no gradient; of a model that holds transformed ones, a copy
@@ -202,12 +213,14 @@ def lower_for_deploy(
     Raises:
         TransformError: if `gm` is not a transformed model.
         MemoryBudgetError: if the budget is less than the weights take that are in use at a time; it names the least.
-        PlanError: for a method that is unknown or impossible for a parameter, an expression found in no name, or a
-            `dtype` that can't hold the values of a parameter.
+        PlanError: for a method that is unknown or impossible for a parameter, an expression found in no name, a
+            `device` that is no profile, or a `dtype` that can't hold the values of a parameter.
     """
     gm = unwrapped(gm)
     parts = require_transformed(gm)
     budget = read_bytes(memory_budget)
+    if not isinstance(device, DeviceProfile | None):
+        raise PlanError(f"device={shown(device)} is no DeviceProfile: give that of fxhash.profile_device()")
     if dtype is not None:
         dtype = read_dtype(dtype, HASHABLE_DTYPES, "type that a model can have")
     hashed = {
@@ -225,33 +238,13 @@ def lower_for_deploy(
         evaluated = evaluated.to(dtype)
     if example_inputs is not None:
         calls = read_examples(evaluated, example_inputs)
-        lowered = _lowered(evaluated, requested, budget, replaces_watched_layers=True)
+        first = calls[0]
+        positions = output_positions(transformed_graph(parts[""]), first.args, first.kwargs) if "" in parts else {}
+        lowered = lowered_parts(evaluated, requested, budget, device, positions, replaces_watched_layers=True)
         if difference(evaluated, lowered, calls, modes=(False,)) is None:
             return lowered
-    return _lowered(evaluated, requested, budget)
-
-
-def _lowered(
-    model: AnyModule,
-    requested: Mapping[str, Mapping[str, Method]],
-    budget: int,
-    replaces_watched_layers: bool = False,
-) -> AnyModule:
-    """A model with its transformed models lowered; it is left untouched, and shares what is not lowered.
-
-    Args:
-        model: a transformed model or one that holds some, in eval mode.
-        requested: for the path of each transformed model, the methods that were asked for.
-        budget: bytes for the weights of all of them.
-        replaces_watched_layers: as of `plan_lowering`.
-    """
-    parts = {path: transformed_graph(part) for path, part in transformed_parts(model).items()}
-    plans = plan_lowerings([(part, requested[path]) for path, part in parts.items()], budget, replaces_watched_layers)
-    lowered = {path: pass_on(lower(part, plan)) for (path, part), plan in zip(parts.items(), plans, strict=True)}
-    if "" in lowered:
-        return with_parts(model, {model: lowered[""]})
-    copied = sharing_copy(model)
-    return with_parts(copied, {part: lowered[path] for path, part in transformed_parts(copied).items()})
+        return lowered_parts(evaluated, requested, budget, device, positions)
+    return lowered_parts(evaluated, requested, budget, device)
 
 
 def materialize(gm: nn.Module) -> nn.Module:
@@ -282,18 +275,3 @@ def _dense(gm: fx.GraphModule) -> nn.Module:
         (call,) = [node for node in dense.graph.nodes if node.target == OPAQUE_PART]
         return whole_model.unwrapped([dense.get_parameter(weight.target) for weight in call.args[0]])
     return whole_model
-
-
-def _random_generator(seed: int | torch.Generator | None) -> torch.Generator | None:
-    if seed is None:
-        return None
-    if isinstance(seed, torch.Generator):
-        if seed.device.type != "cpu":
-            raise PlanError(f"seed is a torch.Generator on {seed.device}: give one on the CPU, or a whole number")
-        return seed
-    try:
-        return torch.Generator().manual_seed(operator.index(seed))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise PlanError(
-            f"seed={shown(seed)} is neither a whole number of 64 bits nor a torch.Generator on the CPU"
-        ) from error

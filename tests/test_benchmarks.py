@@ -82,3 +82,51 @@ def test_a_modulation_by_ones_is_the_product():
     twice = modulate_(gm, [2 * torch.ones(plan.layout.cols)] * len(plan.hashed)).smh_generator
     for parameter in plan.hashed:
         torch.testing.assert_close(twice(parameter.fqn), 2 * fxhash.SMHGenerator.forward(twice, parameter.fqn))
+
+
+RESULT = {
+    "model": "resnet34",
+    "batch": 1,
+    "candidate": "fxhash 2%, OpenVINO",
+    "milliseconds": 1.234,
+    "ratio_to_dense": 0.456,
+    "ratio_to_onnx": None,
+    "calls": 3,
+    "disk_bytes": 1_250_000,
+    "resident_bytes": None,
+}
+
+
+def test_the_table_of_runtimes(tmp_path):
+    from runtimes_table import block
+
+    assert block(tmp_path / "record.json") == ""
+    head = {"machine": "x86_64", "cpu_capability": "AVX2", "threads": 2, "torch": "2.14"}
+    (tmp_path / "record.json").write_text(json.dumps({**head, "results": [RESULT]}))
+    assert "\n| ResNet-34, CIFAR stem, batch 1 | ms |" in block(tmp_path / "record.json")
+    assert "\n| fxhash 2 %, OpenVINO | 1.23 | 0.46 |  | 1.2 |  |\n" in block(tmp_path / "record.json")
+
+
+def test_forms_in_runtimes(tmp_path, capsys):
+    """Each has the outputs of the model that it was made of; what is not installed is left out with a line."""
+    pytest.importorskip("onnxruntime")
+    from runtimes import Forms
+
+    dense, x = zoo.create("resnet20").eval(), torch.randn(1, 3, 16, 16)
+    gm = fxhash.transform(dense, 0.1, seed=0).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        forms = Forms("resnet20", (x,), 1, tmp_path, ("onnxruntime", "openvino"))
+    assert "OpenVINO is not installed" in capsys.readouterr().err
+    forms.add_dense(dense)
+    forms.add_compressed("fxhash 10%", gm)
+    onnx = ["dense, ONNX Runtime", "dense, ONNX Runtime, int8", "fxhash 10%, ONNX Runtime"]
+    assert list(forms.forms) == ["dense", *onnx[:2], "fxhash 10%", onnx[2], f"{onnx[2]}, small"]
+    for label, form in forms.forms.items():
+        if "int8" not in label:
+            result = form.call()
+            actual = torch.as_tensor(result[0] if isinstance(result, list) else result)
+            torch.testing.assert_close(actual, (dense if "dense" in label else gm)(x), rtol=1e-3, atol=1e-4)
+    assert forms.forms["fxhash 10%"].disk_bytes < forms.forms["dense"].disk_bytes / 5
+    small, usual = (forms.forms[label] for label in (f"{onnx[2]}, small", onnx[2]))
+    assert small.resident_bytes < usual.resident_bytes

@@ -133,6 +133,13 @@ def test_deployment_table_is_the_recorded_benchmark(model):
     assert f" | {' | '.join(cells)} | {memory:.1%} |" in BENCHMARKS
 
 
+def test_table_of_runtimes_is_the_recorded_one():
+    table = runpy.run_path(str(ROOT / "benchmarks" / "runtimes_table.py"))
+    written = BENCHMARKS.partition(table["BEGIN"])[2].partition(table["END"])
+    assert written[1]
+    assert written[0] == table["block"](table["RECORD"])
+
+
 COMPARED = [
     "fxhash {} aspect 16",
     "fxhash {} aspect 16, unlimited memory",

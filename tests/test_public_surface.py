@@ -26,6 +26,7 @@ ORDER = [
     "passes",
     "original",
     "transformed",
+    "deploy_form",
     "train_form",
     "opaque_parts",
     "api",

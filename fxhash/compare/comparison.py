@@ -193,7 +193,8 @@ class _Builder:
             name = f"compressed_{size.compress}"
             path = self.folder / f"{name}.onnx"
             rows.append(candidate)
-            rows += self._in_onnx_runtime(candidate, name, partial(write_compressed, size.lowered, self.inputs, path))
+            write = partial(write_compressed, size.transformed, self.inputs, path)
+            rows += self._in_onnx_runtime(candidate, name, write)
         return rows
 
     def _in_onnx_runtime(

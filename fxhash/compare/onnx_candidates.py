@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from fxhash.api import lower_for_deploy
 from fxhash.compare.candidates import Candidate
 from fxhash.compare.rows import ONNX_RUNTIME
+from fxhash.lowering.device import DeviceProfile
 from fxhash.storage.onnx import export_onnx
 
 # Pairs of a tensor and what it is quantized by.
@@ -37,10 +39,10 @@ def write_dense(model: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> Non
         onnx.save(optimizer.optimize(onnx.load(path)), path)
 
 
-def write_compressed(model: nn.Module, inputs: tuple[Tensor, ...], path: Path) -> None:
-    """Write a lowered model as ONNX, which holds the factors."""
+def write_compressed(transformed: fx.GraphModule, inputs: tuple[Tensor, ...], path: Path) -> None:
+    """Lower a transformed model for ONNX Runtime and write it as ONNX, which holds the factors."""
     with _quiet():
-        export_onnx(model, inputs, path)
+        export_onnx(lower_for_deploy(transformed, device=DeviceProfile.onnx_runtime()), inputs, path)
 
 
 def write_int8(dense: Path, inputs: tuple[Tensor, ...], path: Path) -> None:
@@ -71,7 +73,14 @@ def write_int8(dense: Path, inputs: tuple[Tensor, ...], path: Path) -> None:
         )
 
 
-def onnx_candidate(path: Path, like: Candidate, inputs: tuple[Tensor, ...], threads: int, stored_as: str) -> Candidate:
+def onnx_candidate(
+    path: Path,
+    like: Candidate,
+    inputs: tuple[Tensor, ...],
+    threads: int,
+    stored_as: str,
+    keeps_factors: bool = False,
+) -> Candidate:
     """The model of an ONNX file, in ONNX Runtime.
 
     Args:
@@ -80,9 +89,10 @@ def onnx_candidate(path: Path, like: Candidate, inputs: tuple[Tensor, ...], thre
         inputs: of a call.
         threads: of a call.
         stored_as: the type that its weights are stored in, as of `Row.file_bytes`.
+        keeps_factors: whether nothing is computed when the file is loaded, so that weights take less memory.
     """
     optimized = path.with_suffix(".optimized.onnx")
-    session = _session(path, threads, optimized)
+    session = _session(path, threads, optimized, keeps_factors)
     feed = _feed(session, inputs)
     call = partial(session.run, None, feed)
     call()
@@ -97,7 +107,7 @@ def onnx_candidate(path: Path, like: Candidate, inputs: tuple[Tensor, ...], thre
     )
 
 
-def _session(path: Path, threads: int, optimized: Path | None = None) -> Any:
+def _session(path: Path, threads: int, optimized: Path | None = None, keeps_factors: bool = False) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -108,6 +118,8 @@ def _session(path: Path, threads: int, optimized: Path | None = None) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if keeps_factors:
+        options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 

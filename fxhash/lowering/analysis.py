@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,12 +21,14 @@ from fxhash.lowering.memory import assign_slots, choose_cached, peak_of
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader, WeightUse
 from fxhash.lowering.readers import (
+    is_argument,
     is_attention,
     may_store,
     opaque_module,
     reader_in_graph,
     reader_in_opaque,
 )
+from fxhash.lowering.splitting import is_faster_split
 from fxhash.lowering.training_costs import training_costs, trains_faster_split
 from fxhash.lowering.weights import Weight
 from fxhash.smh.generator import SMHGenerator
@@ -38,6 +41,7 @@ def plan_lowering(
     budget: int = 0,
     device: DeviceProfile | None = None,
     replaces_watched_layers: bool = False,
+    positions: Mapping[str, int] = MappingProxyType({}),
     for_training: bool = False,
 ) -> LoweringPlan:
     """Decide how each weight of a transformed model is computed when it is lowered.
@@ -52,6 +56,7 @@ def plan_lowering(
         device: what the model is to run on; the device that it is on if omitted.
         replaces_watched_layers: whether to put other layers also into opaque submodules whose code looks at theirs,
             as far as its source shows: only where their outputs are compared afterwards.
+        positions: pixels of the output of convolutions, as far as they are known, by the names of nodes.
         for_training: whether to count forward and backward, and to fold and replace nothing that is trained.
 
     Raises:
@@ -66,7 +71,7 @@ def plan_lowering(
     generator = gm.get_submodule(str(calls[0].target))
     assert isinstance(generator, SMHGenerator)
     device = device or DeviceProfile.of(generator.right.device)
-    analysis = _Analysis(gm, generator, calls, device, replaces_watched_layers, for_training)
+    analysis = _Analysis(gm, generator, calls, device, replaces_watched_layers, positions, for_training)
     plan = analysis.plan(requested)
     if budget:
         candidates = {str(call.args[0]) for call in calls} - requested.keys()
@@ -95,6 +100,7 @@ class _Analysis:
         calls: Sequence[fx.Node],
         device: DeviceProfile,
         replaces_watched_layers: bool,
+        positions: Mapping[str, int],
         for_training: bool,
     ) -> None:
         self.gm = gm
@@ -103,6 +109,7 @@ class _Analysis:
         self.flow = Dataflow(gm.graph)
         self.right_bytes = generator.right.nbytes
         self.replaces_watched_layers = replaces_watched_layers
+        self.positions = positions
         self.for_training = for_training
         self.noticing: dict[OpaqueModule, bool] = {}
         self.weights = {call: self._weight(generator, call) for call in calls}
@@ -126,20 +133,21 @@ class _Analysis:
             has_shift=has_shift,
             is_split=(
                 parameter.kernels > 0
-                and self._is_faster_split(parameter)
                 and not has_shift
+                and self._is_faster_split(parameter, call)
                 and all(is_plain_layer_of(call, node) for node in call.users)
             ),
             dtype=generator.dtype_of(parameter),
             factor_dtype=generator.right.dtype,
         )
 
-    def _is_faster_split(self, parameter: ParameterPlan) -> bool:
-        if not self.for_training:
-            return parameter.shape[1] >= self.device.least_split_channels
-        # Both halves compute with trained tensors themselves, of one type.
-        has_type = self.generator.dtype_of(parameter) == self.generator.right.dtype
-        return has_type and trains_faster_split(parameter, self.device)
+    def _is_faster_split(self, parameter: ParameterPlan, call: fx.Node) -> bool:
+        if self.for_training:
+            # Both halves compute with trained tensors themselves, of one type.
+            has_type = self.generator.dtype_of(parameter) == self.generator.right.dtype
+            return has_type and trains_faster_split(parameter, self.device)
+        known = [self.positions[node.name] for node in call.users if node.name in self.positions]
+        return is_faster_split(parameter, self.generator.plan.layout.cols, self.device, min(known, default=None))
 
     def _uses_of(self, call: fx.Node, requested: Method | None) -> Iterable[WeightUse]:
         """The uses of a weight: by modules nested in opaque submodules, by factored layers, and by all other nodes."""
@@ -167,7 +175,7 @@ class _Analysis:
             return None
         if self._must_stay(called):
             return None
-        if any(_is_argument(call, caller) for caller in call.users if caller.target == node.target):
+        if any(is_argument(call, caller) for caller in call.users if caller.target == node.target):
             return None
         weight = self.weights[call]
         parameters: Any = node.args[0]
@@ -178,7 +186,8 @@ class _Analysis:
         owners = [called.wrapped_module.get_submodule(name.rpartition(".")[0]) for name in names]
         applies = reader is Reader.ATTENTION or (reader.is_plain_layer and all(map(can_be_factored, owners)))
         costs = weight.costs(reader, applies and weight.can_be_factored)
-        method = requested or (Method.FACTORED if reader is Reader.EMBEDDING and costs.factored else costs.method)
+        chosen = Method.FACTORED if reader is Reader.EMBEDDING and costs.factored else costs.method_on(self.device)
+        method = requested or chosen
         if method is Method.ADAPTIVE and not reader.is_plain_layer:
             method = Method.GENERATE
         if method is Method.FACTORED and costs.factored is None:
@@ -203,7 +212,9 @@ class _Analysis:
         costs = self._costs(weight, reader, can_be_factored=True)
         # A table is never generated to look up rows of it: its memory is why it is compressed.
         always = requested is Method.FACTORED or reader is Reader.EMBEDDING
-        method = Method.FACTORED if always else costs.method
+        method = Method.FACTORED if always else costs.method_on(self.device)
+        if method is Method.GENERATE:
+            return None
         if reader is Reader.ATTENTION:
             return self._use(call, [node], reader, method, costs) if method is Method.FACTORED else None
         norm = None if weight.rows_per_channel is None else self._foldable_norm(call, node)
@@ -283,11 +294,3 @@ class _Analysis:
         weight = self.weights[call]
         fits_reader = reader.is_plain_layer or (reader is Reader.ATTENTION and len(weight.shape) == 2)
         return fits_reader and weight.can_be_factored and not is_changed_in_place(call)
-
-
-def _is_argument(call: fx.Node, node: fx.Node) -> bool:
-    """Whether a node that calls an opaque submodule is given a weight as an argument, not just as a parameter."""
-    _, *arguments = node.args
-    found: list[fx.Node] = []
-    fx.map_arg((arguments, dict(node.kwargs)), found.append)
-    return call in found

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.method import Method
 
 
@@ -37,6 +38,18 @@ class Costs:
         if self.factored is None:
             return Method.GENERATE
         return Method.FACTORED if self.factored <= self.dense else Method.ADAPTIVE
+
+    def method_on(self, device: DeviceProfile) -> Method:
+        """The least work on a device: where weights are generated once, that of a position alone decides.
+
+        Example:
+            >>> once = DeviceProfile(thin_product_cost=1.1, generates_once=True)
+            >>> [str(Costs(generate=600, dense=30, factored=each).method_on(once)) for each in (20, 29, None)]
+            ['factored', 'generate', 'generate']
+        """
+        if not device.generates_once or self.factored is None or self.method is Method.GENERATE:
+            return self.method
+        return Method.FACTORED if device.thin_product_cost * self.factored <= self.dense else Method.GENERATE
 
     @property
     def max_positions(self) -> int:

@@ -1,24 +1,30 @@
-"""What lowering knows of the device that a model is to run on."""
+"""What lowering knows of the device, or the runtime, that a model is to run on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+from dataclasses import asdict, dataclass, fields
 
 import torch
+
+from fxhash.errors import PlanError, shown
 
 
 @dataclass(frozen=True)
 class DeviceProfile:
     """What decides between the methods of computing a weight, apart from counted multiply-adds.
 
-    The defaults stand for an x86 CPU; `benchmarks/costs.py` measures them.
+    The defaults stand for PyTorch's eager mode on an x86 CPU; `fxhash.profile_device` measures those of this machine.
+    Costs are over a multiply-add in a dense layer.
 
     Attributes:
-        thin_product_cost: time of a multiply-add in thin products, as the factors' are, over one in a dense layer.
-        least_split_channels: input channels from which a separable convolution is split into a depthwise and a
-            pointwise one. A depthwise convolution moves memory for few operations: with fewer channels it takes longer
-            than what the pointwise half saves. (ResNet-34's layers at batch 100, split and regular, in ms: 102 and 59
+        thin_product_cost: time of a multiply-add in thin products, as the factors' are.
+        depthwise_cost: time of a multiply-add in a depthwise convolution, which moves memory for few operations.
+            (ResNet-34's layers at batch 100, split in a depthwise and a pointwise one, and regular, in ms: 102 and 59
             with 64 channels, 39 and 33 with 128, 14 and 32 with 256.)
+        call_cost: time of a call that does nothing.
+        generates_once: whether weights are generated when the model is loaded, and kept.
         depthwise_product_cost: time of a multiply-add in a depthwise convolution over one in a regular one, both in
             training and in the channels-last format.
         shares_scratch: whether weights are generated into scratch memory that they share. On accelerators they are
@@ -27,10 +33,15 @@ class DeviceProfile:
     Example:
         >>> DeviceProfile.of("cpu").shares_scratch, DeviceProfile.of("cuda").shares_scratch
         (True, False)
+        >>> profile = DeviceProfile(thin_product_cost=1.25)
+        >>> DeviceProfile.from_json(profile.to_json()) == profile
+        True
     """
 
     thin_product_cost: float = 1.5
-    least_split_channels: int = 256
+    depthwise_cost: float = 50.0
+    call_cost: float = 300_000.0
+    generates_once: bool = False
     depthwise_product_cost: float = 8.0
     shares_scratch: bool = True
 
@@ -42,3 +53,38 @@ class DeviceProfile:
             device: such as `"cpu"` or `torch.device("cuda", 0)`.
         """
         return cls(shares_scratch=torch.device(device).type == "cpu")
+
+    @classmethod
+    def onnx_runtime(cls) -> DeviceProfile:
+        """The profile of ONNX Runtime on an x86 CPU, for models that `fxhash.export_onnx` is to write.
+
+        It generates weights once, when it loads a file, and its depthwise convolutions are fast.
+        """
+        return cls(thin_product_cost=1.1, depthwise_cost=4.0, generates_once=True)
+
+    def to_json(self) -> str:
+        """The profile as a JSON object, for `from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DeviceProfile:
+        """The profile that `to_json` wrote.
+
+        Raises:
+            PlanError: if the text is something else.
+        """
+        try:
+            values = json.loads(text)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PlanError(f"{shown(text)} is no device profile: {error}") from error
+        kinds = {field.name: type(field.default) for field in fields(cls)}
+        if not isinstance(values, dict) or values.keys() != kinds.keys():
+            raise PlanError(f"{shown(text)} is no device profile: it has {', '.join(kinds)}, all of them and no others")
+        for name, value in values.items():
+            is_number = type(value) in (int, float) and math.isfinite(value) and value >= 0
+            if not (isinstance(value, bool) if kinds[name] is bool else is_number):
+                raise PlanError(f"{name} of a device profile is {shown(value)}: give {_KINDS[kinds[name] is bool]}")
+        return cls(**values)
+
+
+_KINDS = {True: "true or false", False: "a number that is not negative"}

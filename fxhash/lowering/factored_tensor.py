@@ -6,14 +6,17 @@ For layers whose own code can't be rewritten node by node, such as `nn.Multihead
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from fxhash.graph.recorded import recorded
-from fxhash.lowering.functional import factored_linear
+from fxhash.lowering.exported_attention import attention
+from fxhash.lowering.functional import factored_linear, is_exporting
 from fxhash.smh.arithmetic import generate
 
 aten = torch.ops.aten
@@ -74,9 +77,18 @@ class FactoredTensor(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Torch's layers leave their fused paths, which need a plain tensor, where an argument has this method."""
+        """Torch's layers leave their fused paths, which need a plain tensor, where an argument has this method.
+
+        An exporter records what is dispatched before this class sees it: there, the factors are applied here.
+        """
+        kwargs = kwargs or {}
+        if torch.compiler.is_compiling() and func in _EXPORTED:
+            result = _EXPORTED[func](*args, **kwargs)
+            if result is not None:
+                return result
+            args, kwargs = tree_map_only(FactoredTensor, FactoredTensor.materialize, (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch declares it without `cls`
@@ -130,16 +142,25 @@ _FACTORED: dict[Any, Callable[..., Any]] = {
 }
 
 
+def _project(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    result = _linear(x, weight, bias)
+    return F.linear(x, weight, bias) if result is None else result
+
+
+_EXPORTED: dict[Any, Callable[..., Any]] = {
+    F.linear: _linear,
+    F.multi_head_attention_forward: partial(attention, _project),
+}
+
+
 @recorded
 def as_factored(left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
     """The weight of `shape` `(out, in)` as a factored tensor.
 
-    Under a compiler or tracer, which see through the layer that gets it, it is materialized.
+    Under a compiler or tracer, which see through the layer that gets it, it is materialized, but not for an exporter.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or type(left) is not torch.nn.Parameter
-    ):
+    if torch.compiler.is_dynamo_compiling() or torch._C._get_tracing_state() is not None:
+        return generate(left, right, shape)
+    if type(left) is not torch.nn.Parameter and not is_exporting():
         return generate(left, right, shape)
     return FactoredTensor(left, right, shape)

@@ -54,14 +54,19 @@ def factored_linear(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int]
     out, features = shape
     rank, cols = left.shape[1], right.shape[1]
     right = right[:rank]
-    if cols <= features:
+    if cols == features:
+        return F.linear(F.linear(x, right), left, bias)
+    if cols < features:
         parts = F.linear(x.unflatten(-1, (features // cols, cols)), right)
         return F.linear(parts.flatten(-2), left.view(out, -1), bias)
+    per_row = cols // features
     # Ordered such that mixing is one large product; the copy is of the size of `right`.
-    kernels = right.view(rank, cols // features, features).transpose(0, 1).reshape(-1, features)
-    parts = F.linear(x, kernels).unflatten(-1, (cols // features, rank))
-    mixed = F.linear(parts, left).transpose(-1, -2).flatten(-2)[..., :out]
-    return mixed if bias is None else mixed + bias.to(mixed)
+    kernels = right.view(rank, per_row, features).transpose(0, 1).reshape(-1, features)
+    mixed = F.linear(F.linear(x, kernels).unflatten(-1, (per_row, rank)), left)
+    if bias is not None:
+        # Before the channels are put in order: behind that, ONNX Runtime fuses it with a GELU that takes twice as long.
+        mixed = mixed + F.pad(bias, (0, -out % per_row)).view(-1, per_row).t().to(mixed)
+    return mixed.transpose(-1, -2).flatten(-2)[..., :out]
 
 
 @recorded
@@ -235,12 +240,12 @@ def _generated(left: Tensor, right: Tensor, shape: Sequence[int], scratch: Tenso
 
 
 # Torch 2.6 has no such function, and decides for the sizes of the example.
-_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
 def _holds(condition: bool) -> bool:
     """Whether a condition on sizes holds; where an exported program leaves sizes open, whether it does for all."""
-    if not _is_exporting():
+    if not is_exporting():
         return condition
     # Here, since it takes longer to import than the rest of this package.
     from torch.fx.experimental.symbolic_shapes import statically_known_true

@@ -54,6 +54,14 @@ def opaque_module(graph_module: fx.GraphModule, node: fx.Node) -> OpaqueModule |
     return called if isinstance(called, OpaqueModule) else None
 
 
+def is_argument(call: fx.Node, node: fx.Node) -> bool:
+    """Whether a node that calls an opaque submodule is given a weight as an argument, not just as a parameter."""
+    _, *arguments = node.args
+    found: list[fx.Node] = []
+    fx.map_arg((arguments, dict(node.kwargs)), found.append)
+    return call in found
+
+
 def may_store(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node calls what may keep what it is given: a user's module, or a method such as a list's `append`."""
     if node.op == "call_method":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 
 from torch import fx
 
 from fxhash.errors import MemoryBudgetError
 from fxhash.lowering.analysis import plan_lowering
+from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan
 
@@ -17,6 +19,8 @@ def plan_lowerings(
     models: Sequence[tuple[fx.GraphModule, Mapping[str, Method]]],
     budget: int = 0,
     replaces_watched_layers: bool = False,
+    device: DeviceProfile | None = None,
+    positions: Mapping[str, int] = MappingProxyType({}),
 ) -> list[LoweringPlan]:
     """The plans of several transformed models that share a memory budget: the first may use what the others don't need.
 
@@ -24,12 +28,14 @@ def plan_lowerings(
         models: each in eval mode, with the methods that were asked for.
         budget: bytes for the weights of all of them; 0 for no limit and nothing cached.
         replaces_watched_layers: as of `plan_lowering`.
+        device: as of `plan_lowering`.
+        positions: as of `plan_lowering`, of a single model.
 
     Raises:
         MemoryBudgetError: if the budget is too small; it names the least that is enough.
         PlanError: as of `plan_lowering`.
     """
-    plan = partial(plan_lowering, replaces_watched_layers=replaces_watched_layers)
+    plan = partial(plan_lowering, replaces_watched_layers=replaces_watched_layers, device=device, positions=positions)
     if len(models) == 1 or not budget:
         return [plan(gm, requested, budget) for gm, requested in models]
     least = [plan(gm, requested).peak_bytes for gm, requested in models]

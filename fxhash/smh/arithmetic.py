@@ -75,8 +75,13 @@ def generate(
     rows = torch.mm(left, right, out=room) if shift is None else torch.addmm(shift, left, right, out=room)
     numel = math.prod(shape)
     weight = (rows if numel == math.prod(size) else rows.flatten()[:numel]).view(tuple(shape))
-    if channel_scale is not None:
-        weight.view(shape[0], -1).mul_(channel_scale.unsqueeze(1))
+    if channel_scale is None:
+        return weight
+    channels = weight.view(shape[0], -1)
+    if torch.compiler.is_compiling():
+        # What is written into a part of a tensor would be exported as a scatter.
+        return (channels * channel_scale.unsqueeze(1)).view(weight.shape)
+    channels.mul_(channel_scale.unsqueeze(1))
     return weight
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Mapping
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxhash.errors import TransformError
+from fxhash.errors import PlanError, TransformError, shown
 from fxhash.smh.arithmetic import separable
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.parameter_plan import ParameterPlan
@@ -178,3 +179,23 @@ def _nearest_rows(generator: SMHGenerator, index: int, original: Tensor) -> Tens
         values = nearest_pointwise(values, generator.kernels_of(parameter.fqn))
     unused = generator.plan.rows_of(parameter) * cols - parameter.slice_numel
     return F.pad(values.flatten(), (0, unused)).view(-1, cols)
+
+
+def random_generator(seed: int | torch.Generator | None) -> torch.Generator | None:
+    """The random numbers of a seed, or the given ones; None for torch's global ones.
+
+    Raises:
+        PlanError: if it is neither a whole number of 64 bits nor a generator on the CPU.
+    """
+    if seed is None:
+        return None
+    if isinstance(seed, torch.Generator):
+        if seed.device.type != "cpu":
+            raise PlanError(f"seed is a torch.Generator on {seed.device}: give one on the CPU, or a whole number")
+        return seed
+    try:
+        return torch.Generator().manual_seed(operator.index(seed))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PlanError(
+            f"seed={shown(seed)} is neither a whole number of 64 bits nor a torch.Generator on the CPU"
+        ) from error

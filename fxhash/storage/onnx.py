@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxhash.errors import CheckpointError, TransformError, shown
+from fxhash.lowering.factor_store import find_factor_store
+from fxhash.passes.arrange_constants import arrange_constants
 from fxhash.printable import shortened
 from fxhash.smh.checks import check_module
 from fxhash.storage.atomic import replacing
 from fxhash.storage.checkpoint import PathLike
+from fxhash.storage.onnx_graph import remove_zero_biases
 from fxhash.storage.paths import read_target
+from fxhash.transformed import transformed_parts, with_parts
 
 
 def export_onnx(model: nn.Module, inputs: tuple[Any, ...], path: PathLike, *, dynamic_shapes: Any = None) -> None:
@@ -52,10 +58,11 @@ def export_onnx(model: nn.Module, inputs: tuple[Any, ...], path: PathLike, *, dy
     try:
         with torch.no_grad():
             _require_inputs(model.eval(), inputs)
-            # Without the exporter's optimiser, which multiplies small factors and stores what they give.
-            program = torch.onnx.export(
-                model.eval(), inputs, dynamo=True, optimize=False, verbose=False, dynamic_shapes=dynamic_shapes
-            )
+            with _arranged(model) as arranged:
+                # Without the exporter's optimiser, which multiplies small factors and stores what they give.
+                program = torch.onnx.export(
+                    arranged.eval(), inputs, dynamo=True, optimize=False, verbose=False, dynamic_shapes=dynamic_shapes
+                )
     except _InputsError:
         raise
     except Exception as error:  # Whatever dynamo or the exporter raises for such a model.
@@ -69,11 +76,23 @@ def export_onnx(model: nn.Module, inputs: tuple[Any, ...], path: PathLike, *, dy
     assert program is not None
     # Stack traces of every operator, which are larger than the factors of a small model.
     ClearMetadataAndDocStringPass()(program.model)
+    remove_zero_biases(program.model)
     try:
         with replacing(target) as temporary:
             program.save(str(temporary), external_data=False)
     except OSError as error:
         raise CheckpointError(f"{path} can't be written: {error}") from error
+
+
+@contextmanager
+def _arranged(model: nn.Module) -> Iterator[nn.Module]:
+    """A model whose lowered parts are written for ONNX Runtime, for a while; it shares all values."""
+    lowered = [part for part in transformed_parts(model).values() if find_factor_store(part) is not None]
+    arranged: dict[nn.Module, nn.Module] = {part: arrange_constants(part).graph_module for part in lowered}
+    try:
+        yield with_parts(model, arranged)
+    finally:
+        with_parts(model, {other: part for part, other in arranged.items()})
 
 
 class _InputsError(TransformError):

@@ -85,7 +85,8 @@ def export(folder: Path, path: Path, dtype: torch.dtype | str | None = None) -> 
             raise CheckpointError(f"{path} can't be written: {error}") from error
         return
     _, configuration = read_configuration(folder)
-    deployed = fxhash.lower_for_deploy(model) if isinstance(model, fx.GraphModule) else model
+    runtime = fxhash.DeviceProfile.onnx_runtime()
+    deployed = fxhash.lower_for_deploy(model, device=runtime) if isinstance(model, fx.GraphModule) else model
     images = torch.zeros(2, configuration["channels"], *configuration["size"])
     fxhash.export_onnx(deployed, (images,), path, dynamic_shapes=({0: torch.export.Dim("batch")},))
 

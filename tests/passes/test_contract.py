@@ -38,7 +38,7 @@ def partly_lowered(count, name, budget):
         gm, plan, store = partly_lowered(count - 1, name, budget)
         return LOWERING[count - 1](gm, plan, store).graph_module, plan, store
     gm = transformed(name)
-    plan = plan_lowering(gm, budget=budget, device=DeviceProfile(least_split_channels=1))
+    plan = plan_lowering(gm, budget=budget, device=DeviceProfile(depthwise_cost=0.0, call_cost=0.0))
     return gm, plan, build_factor_store(gm, generator_of(gm), plan)
 
 

@@ -1,5 +1,7 @@
 """Models exported to ONNX and run in ONNX Runtime: equal outputs, and files that hold factors instead of weights."""
 
+from collections import Counter
+
 import pytest
 import torch
 from torch import nn
@@ -261,3 +263,82 @@ def test_wrong_steps_are_answered_by_the_right_one(inputs, name, message, tmp_pa
     assert "\x1b" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr().out == ""
+
+
+def operators(path):
+    """What the nodes of an ONNX file are, and how many of each."""
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+class ConvolutionsWithNorms(nn.Module):
+    """Separable convolutions of few and of many channels, regular ones, and a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 256, 3, padding=1, bias=False)
+        self.convs = nn.ModuleList(nn.Conv2d(256, 256, 3, padding=1, bias=False) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(256) for _ in range(3))
+
+    def forward(self, x):
+        x = torch.relu(self.norms[0](self.stem(x)))
+        for conv, norm in zip(self.convs, self.norms[1:], strict=True):
+            x = torch.relu(norm(conv(x)) + x)
+        return x
+
+
+@every_form
+@pytest.mark.parametrize("separable", [True, False])
+def test_a_session_runs_nothing_but_convolutions(separable, form, tmp_path):
+    """No bias of zeros, no batch norm, nothing that reshapes or reorders activations between convolutions."""
+    torch.manual_seed(0)
+    dense = ConvolutionsWithNorms()
+    for norm in dense.norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    gm = fxhash.transform(dense, 0.1, separable=separable, seed=0).eval()
+    model, inputs = in_form(form, gm), (torch.randn(1, 3, 8, 8),)
+    skip_what_torch_2_6_cannot_export(model)
+    if form == "lowered":
+        assert {str(use.method) for use in model.smh_factors.plan.uses} >= {"factored"}
+    fxhash.export_onnx(model, inputs, tmp_path / "model.onnx")
+    session = load(tmp_path / "model.onnx", tmp_path / "optimized.onnx")
+    assert set(operators(tmp_path / "optimized.onnx")) <= {"Conv", "ReorderInput", "ReorderOutput", "Concat"}
+    assert operators(tmp_path / "optimized.onnx")["ReorderOutput"] <= 1
+    assert_runs_as(model, session, inputs)
+
+
+@pytest.mark.parametrize("name", ["Attention", "TransformerEncoderLayer"])
+def test_attention_applies_the_factors(name, tmp_path):
+    """No weight of an attention that is factored is generated, not even when ONNX Runtime folds constants."""
+    dense, inputs = WideAttention(name == "Attention").eval(), (torch.randn(2, 6, 256),)
+    gm = fxhash.transform(dense, 0.05, seed=0).eval()
+    model = fxhash.lower_for_deploy(gm)
+    assert {str(use.method) for use in model.smh_factors.plan.uses} == {"factored"}
+    fxhash.export_onnx(model, inputs, tmp_path / "model.onnx")
+    session = load(tmp_path / "model.onnx", tmp_path / "optimized.onnx")
+    assert constant_bytes(tmp_path / "optimized.onnx") < dense_bytes(gm) / 2
+    assert_runs_as(model, session, inputs)
+
+
+class WideAttention(nn.Module):
+    """Attention whose factors are much smaller than its weights, by itself or with what a transformer adds."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(256, 4, batch_first=True) if alone else None
+        self.layer = None if alone else nn.TransformerEncoderLayer(256, 4, 512, batch_first=True)
+
+    def forward(self, x):
+        if self.attention is None:
+            return self.layer(x)
+        return self.attention(x, x, x, need_weights=False)[0]
+
+
+def test_a_model_that_holds_a_lowered_one_is_as_before(tmp_path):
+    gm, inputs = transformed("ResidualConvNet")
+    lowered = fxhash.lower_for_deploy(gm)
+    skip_what_torch_2_6_cannot_export(lowered)
+    model = nn.Sequential(lowered, nn.Identity())
+    fxhash.export_onnx(model, inputs, tmp_path / "model.onnx")
+    assert model[0] is lowered
+    assert_runs_as(model, load(tmp_path / "model.onnx"), inputs)
