@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxhash.capture.calibration import Batch, collect_moments, layer_weights
 from fxhash.capture.checking import ExampleInputs, difference, read_examples
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module
@@ -21,6 +23,7 @@ from fxhash.lowering.options import read_bytes, read_methods
 from fxhash.lowering.shared_budget import plan_lowerings
 from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, lower, restore_parameters
+from fxhash.smh.calibrated_start import fit_to_inputs_
 from fxhash.smh.checks import check_aspect, check_device, check_flag, check_fraction, check_range, read_dtype
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.initialization import fit_, initialize_
@@ -42,6 +45,12 @@ from fxhash.transformed import (
 
 INITS = ("random", "pretrained")
 
+_UNCALIBRATED = (
+    "init='pretrained' without calibration=... comes near to the values of the weights, not to what the layers make of "
+    "their inputs, which is far better for a model that is used as it is or trained little: give "
+    "calibration=[batches of inputs]"
+)
+
 
 def transform(
     traced_model: Model,
@@ -52,6 +61,7 @@ def transform(
     aspect: float = DEFAULT_ASPECT,
     separable: bool = True,
     init: str = "random",
+    calibration: Iterable[Batch] | None = None,
     seed: int | torch.Generator | None = None,
     device: torch.device | str | None = None,
     example_inputs: ExampleInputs | None = None,
@@ -76,8 +86,12 @@ def transform(
             same budget, which makes deployment faster.
         separable: whether the weights of convolutions may be entries of the matrix for pairs of channels times spatial
             kernels, where the budget is small; if not, each weight is an entry of its own.
-        init: `"random"`, or `"pretrained"` for the factors whose weights come nearest to the model's own (a truncated
-            SVD): a start from which fewer epochs are needed, not yet a good model.
+        init: `"random"`, or `"pretrained"` for factors that come nearest to the model that is given.
+        calibration: for `init="pretrained"`, batches of inputs without labels, such as a list of some hundred examples
+            in batches of 32: each a tensor, a tuple of forward's arguments, or a dictionary of them by name. The model
+            runs on them in eval mode, and the factors are those with which the outputs of its linear layers and
+            convolutions are off least, in squares. Without it, the values of the weights are off least instead (a
+            truncated SVD): a start from which fewer epochs are needed, not yet a good model.
         seed: an integer or a CPU `torch.Generator` for the initial factors; torch's global one if omitted.
         device: where the result is to be; the model's own if omitted. A model on the meta device is initialized
             there: module by module, `reset_parameters` makes the values whose standard deviation is matched, so that no
@@ -100,7 +114,11 @@ def transform(
         PlanError: for arguments out of range or if nothing is left to hash.
         TransformError: if the model can't be taken: it is transformed already, lazy, can't be copied, or is on the
             meta device and has no `reset_parameters` for some of its values, or `"pretrained"` is to start from them;
-            its code changes a weight, or something else lies in a weight's memory; `example_inputs` don't fit it.
+            its code changes a weight, or something else lies in a weight's memory; `example_inputs` or a batch of
+            `calibration` don't fit it, or no batch reaches one of its layers.
+
+    Warns:
+        UserWarning: for `init="pretrained"` without `calibration`.
 
     Example:
         >>> dense = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 10))
@@ -112,6 +130,10 @@ def transform(
     """
     if not isinstance(init, str) or init not in INITS:
         raise PlanError(f"init={shown(init)} is unknown: give one of {', '.join(map(repr, INITS))}")
+    if calibration is not None and init != "pretrained":
+        raise PlanError("calibration is what init='pretrained' is fitted to: give both, or neither")
+    if calibration is None and init == "pretrained":
+        warnings.warn(_UNCALIBRATED, UserWarning, stacklevel=2)
     check_fraction(compress)
     check_aspect(aspect)
     check_flag("separable", separable)
@@ -144,7 +166,11 @@ def transform(
     generator = SMHGenerator(plan, target)
     if target.type != "meta":
         initialize_(generator, originals, random)
-        if init == "pretrained":
+        if calibration is not None:
+            hashed = {parameter.fqn: originals[parameter.fqn] for parameter in plan.hashed}
+            layers = layer_weights(traced_model, traced, hashed)
+            fit_to_inputs_(generator, originals, collect_moments(traced_model, hashed, layers, calibration))
+        elif init == "pretrained":
             fit_(generator, originals)
     generator.original = Original.of(traced_model)
     gm = pass_on(hash_parameters(traced, generator).graph_module)

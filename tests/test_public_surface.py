@@ -19,6 +19,7 @@ ORDER = [
     "errors",
     "printable",
     "tables",
+    "progress",
     "graph",
     "smh",
     "capture",
