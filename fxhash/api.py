@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, fx, nn
 
-from fxhash.capture.calibration import Batch, collect_moments, layer_weights
+from fxhash.capture.calibration import Batch
 from fxhash.capture.checking import ExampleInputs, difference, read_examples
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module
@@ -18,15 +17,14 @@ from fxhash.capture.opaque import OpaqueModule
 from fxhash.errors import PlanError, TransformError, shown
 from fxhash.graph.layers import convolution_weights
 from fxhash.graph.names import OPAQUE_PART, joined, original_name
+from fxhash.initial_factors import check_start, initialize_factors_
 from fxhash.lowering.method import Method
 from fxhash.lowering.options import read_bytes, read_methods
 from fxhash.lowering.shared_budget import plan_lowerings
 from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, lower, restore_parameters
-from fxhash.smh.calibrated_start import fit_to_inputs_
 from fxhash.smh.checks import check_aspect, check_device, check_flag, check_fraction, check_range, read_dtype
 from fxhash.smh.generator import SMHGenerator
-from fxhash.smh.initialization import fit_, initialize_
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import DEFAULT_ASPECT
@@ -41,14 +39,6 @@ from fxhash.transformed import (
     transformed_parts,
     unwrapped,
     with_parts,
-)
-
-INITS = ("random", "pretrained")
-
-_UNCALIBRATED = (
-    "init='pretrained' without calibration=... comes near to the values of the weights, not to what the layers make of "
-    "their inputs, which is far better for a model that is used as it is or trained little: give "
-    "calibration=[batches of inputs]"
 )
 
 
@@ -128,12 +118,7 @@ def transform(
         >>> small(torch.zeros(5, 100)).shape
         torch.Size([5, 10])
     """
-    if not isinstance(init, str) or init not in INITS:
-        raise PlanError(f"init={shown(init)} is unknown: give one of {', '.join(map(repr, INITS))}")
-    if calibration is not None and init != "pretrained":
-        raise PlanError("calibration is what init='pretrained' is fitted to: give both, or neither")
-    if calibration is None and init == "pretrained":
-        warnings.warn(_UNCALIBRATED, UserWarning, stacklevel=2)
+    check_start(init, calibration)
     check_fraction(compress)
     check_aspect(aspect)
     check_flag("separable", separable)
@@ -165,13 +150,7 @@ def transform(
         originals = InitialValues(traced_model, target)
     generator = SMHGenerator(plan, target)
     if target.type != "meta":
-        initialize_(generator, originals, random)
-        if calibration is not None:
-            hashed = {parameter.fqn: originals[parameter.fqn] for parameter in plan.hashed}
-            layers = layer_weights(traced_model, traced, hashed)
-            fit_to_inputs_(generator, originals, collect_moments(traced_model, hashed, layers, calibration))
-        elif init == "pretrained":
-            fit_(generator, originals)
+        initialize_factors_(generator, originals, random, init, calibration, traced_model, traced)
     generator.original = Original.of(traced_model)
     gm = pass_on(hash_parameters(traced, generator).graph_module)
     if target.type != "meta" and isinstance(originals, InitialValues):

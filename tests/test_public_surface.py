@@ -27,6 +27,7 @@ ORDER = [
     "passes",
     "original",
     "transformed",
+    "initial_factors",
     "api",
     "summary",
     "storage",

@@ -1,4 +1,4 @@
-"""What the layers of a model read on some inputs: each product with a weight is watched, whatever Python code makes it."""
+"""What the layers of a model read on some inputs: each product with a weight is watched, whatever code makes it."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class _Reading:
     names: set[str]
 
     def is_of(self, inputs: Tensor, unfolding: tuple[Any, ...]) -> bool:
-        """Whether other inputs are the same values: the same memory, unchanged; it is alive, so nothing else is there."""
+        """Whether other inputs are the same values: the same memory, unchanged. It is alive: nothing else is there."""
         mine = self.inputs
         return (
             mine.untyped_storage().data_ptr() == inputs.untyped_storage().data_ptr()
@@ -213,8 +213,8 @@ class _Watch(TorchDispatchMode):
         if weight is None or factor.shape != weight.shape or transposed or not inputs.numel():
             return
         kernel = tuple(weight.shape[2:])
-        sizes = [tuple(each) * (len(kernel) if len(each) == 1 else 1) for each in (stride, padding, dilation)]
-        self._read(name, inputs, (kernel, *sizes, groups), lambda: unfolded(inputs, kernel, *sizes, groups))
+        unfolding = (kernel, tuple(stride), tuple(padding), tuple(dilation), groups)
+        self._read(name, inputs, unfolding, lambda: unfolded(inputs, kernel, stride, padding, dilation, groups))
 
     def _read(self, name: str, inputs: Tensor, unfolding: tuple[Any, ...], pieces: Callable[[], Any]) -> None:
         if self._last is not None and self._last.is_of(inputs, unfolding):

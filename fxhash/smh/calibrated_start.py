@@ -65,12 +65,14 @@ class _Fitted:
     Attributes:
         parameter: what the plan says of it.
         target: the weight as the layer has it.
+        unit: what the weight was divided by, so that its mean square is one.
         weight: its slice of `W`.
         kernels: those of a separable convolution.
     """
 
     parameter: ParameterPlan
     target: WeightTarget
+    unit: float
     weight: FactoredWeight
     kernels: Tensor | None
 
@@ -78,17 +80,17 @@ class _Fitted:
     def of(cls, generator: SMHGenerator, parameter: ParameterPlan, original: Tensor, seen: MomentStore) -> _Fitted:
         """A parameter with its shift, and kernels, of the generator."""
         shift = generator.shift(parameter.fqn)
-        values = original.detach().to(torch.promote_types(original.dtype, torch.float32))
-        values = values.reshape(original.shape[0] if original.dim() > 1 else 1, -1) - (0.0 if shift is None else shift)
-        known = parameter.fqn in seen
-        gram = damped(seen[parameter.fqn].gram).to(values) if known else None
+        centred = original.detach().double() - (0.0 if shift is None else shift.double())
+        unit = centred.square().mean().sqrt().clamp(min=1e-150).item()
+        values = (centred / unit).to(torch.promote_types(original.dtype, torch.float32))
+        values = values.reshape(original.shape[0] if original.dim() > 1 else 1, -1)
+        gram = damped(seen[parameter.fqn].gram).to(values) if parameter.fqn in seen else None
         target = WeightTarget(values, gram).relative()
         kernels = generator.kernels_of(parameter.fqn).to(values) if parameter.kernels else None
         in_slice = target if kernels is None else pointwise_target(target, kernels)
         cols = generator.plan.layout.cols
-        return cls(
-            parameter, target, FactoredWeight(in_slice, cols, parameter.rank or 0, parameter.more_rows), kernels
-        )
+        weight = FactoredWeight(in_slice, cols, parameter.rank or 0, parameter.more_rows)
+        return cls(parameter, target, unit, weight, kernels)
 
     def improve_kernels_(self, right: Tensor) -> None:
         """Set the kernels to the best with the present slice of `W`, and what the slice has to come near to."""
@@ -109,11 +111,11 @@ class _Fitted:
         self.weight.target = pointwise_target(self.target, self.kernels)
 
     def write_(self, generator: SMHGenerator, size: float) -> None:
-        """Write what was fitted to the generator, whose `right` is larger by `size`; entries are scaled as in training."""
+        """Write what was fitted to the generator, whose `right` is larger by `size`."""
         index, rank = generator.plan.hashed.index(self.parameter), self.parameter.rank or 0
         # As in random initialization, entries of `left` are about as large as the original's.
         scale = rank**-0.5
-        left = self.weight.left / (size * scale)
+        left = self.weight.left.double() * (self.unit / (size * scale))
         generator.log_scales[index] = math.log(scale)
         block, *more = generator.blocks(self.parameter.fqn)
         block.copy_(left[:, :rank])

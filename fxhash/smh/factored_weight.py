@@ -93,7 +93,10 @@ class FactoredWeight:
         of_channels = torch.einsum("rcn,qcn->crq", weighed, parts.view(-1, channels, length))
         wanted = self.in_rows(self.target.weighed(self.target.values)) @ right.T
         full, rest = divmod(len(self.target.values), channels)
-        for first, last, normal in ((0, full, of_channels.sum(0)), (full, full + bool(rest), of_channels[:rest].sum(0))):
+        for first, last, normal in (
+            (0, full, of_channels.sum(0)),
+            (full, full + bool(rest), of_channels[:rest].sum(0)),
+        ):
             for rows, columns in _alike(self._used[first:last]):
                 rows = rows + first
                 solved = solve_right(wanted[rows][:, columns], normal[columns][:, columns])

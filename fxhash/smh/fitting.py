@@ -10,8 +10,8 @@ from torch import Tensor
 from fxhash.smh.factored_weight import FactoredWeight, conjugate_gradients
 from fxhash.smh.weight_target import damped
 
-_ROUNDS = 4
-_STEPS_OF_RIGHT = 12
+_ROUNDS = 6
+_STEPS_OF_RIGHT = 6
 
 
 def total_loss(weights: Sequence[FactoredWeight], right: Tensor) -> float:
@@ -71,8 +71,8 @@ def whitened_start(weights: Sequence[FactoredWeight], rank: int) -> Tensor:
 def improve_right(weights: Sequence[FactoredWeight], right: Tensor, steps: int = _STEPS_OF_RIGHT) -> Tensor:
     """A `right` of less loss with the present `left` of all weights, by conjugate gradients with products alone.
 
-    The system couples all entries of `right`, a generalised Sylvester equation. It is preconditioned by what it would be
-    if all rows of `W` had one Gram matrix.
+    The system couples all entries of `right`, a generalised Sylvester equation. It is preconditioned by what it would
+    be if all rows of `W` had one Gram matrix.
     """
     rank = right.shape[0]
 
@@ -91,7 +91,7 @@ def improve_right(weights: Sequence[FactoredWeight], right: Tensor, steps: int =
     squares = right.new_zeros(rank, rank, dtype=torch.float64)
     for weight in weights:
         size = weight.left.shape[1]
-        squares[:size, :size] += (weight.left.T @ weight.left).double()
+        squares[:size, :size] += weight.target.mean_importance() * (weight.left.T @ weight.left).double()
     of_left = _inverse(squares).to(right.dtype)
     of_inputs = _inverse(segment_gram(weights)).to(right.dtype)
     step = conjugate_gradients(apply, over_all(gradient), steps, lambda residual: of_left @ residual @ of_inputs)
@@ -146,7 +146,7 @@ def fit(
 
 
 def orthonormal_(weights: Sequence[FactoredWeight], right: Tensor) -> Tensor:
-    """An equal product whose `right` has orthonormal rows; the first rows span what they did. `left` changes in place."""
+    """The `right` of an equal product whose rows are orthonormal, the first ones for the same ranks; `left` follows."""
     vectors, upper = torch.linalg.qr(right.T.double())
     lower = upper.T
     for weight in weights:

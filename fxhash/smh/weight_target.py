@@ -44,8 +44,14 @@ class WeightTarget:
         """`importance * tr(E G E^T) + constant`."""
         return max((self.weighed(error) * error).sum(dtype=torch.float64).item(), 0.0) + self.constant
 
+    def mean_importance(self) -> float:
+        """How much the error of an entry matters, on the average of all."""
+        if self.gram is None:
+            return self.importance
+        return self.importance * self.gram.diagonal(dim1=1, dim2=2).mean().item()
+
     def relative(self) -> WeightTarget:
-        """The same with the importance by which a weight of zero has a loss of its number of rows; none if it is zero."""
+        """The same with such importance that zeros would have a loss of the number of rows; none if it is zero."""
         energy = replace(self, importance=1.0).loss(self.values)
         return replace(self, importance=len(self.values) / energy if energy > 0 else 0.0)
 
@@ -74,8 +80,7 @@ def pointwise_target(target: WeightTarget, kernels: Tensor) -> WeightTarget:
     Returns:
         A target of shape `(out, in * count)`.
     """
-    count, positions = kernels.shape
-    channels = target.values.shape[1] // positions
+    channels = target.values.shape[1] // kernels.shape[1]
     kernels = kernels.to(target.values.dtype)
     expand = torch.kron(torch.eye(channels, dtype=kernels.dtype, device=kernels.device), kernels)
     equal = replace(target, importance=1.0)
