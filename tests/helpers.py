@@ -18,6 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import fxhash
 from fxhash.lowering.factored_tensor import FactoredTensor
 
+# Tests of the start that knows no inputs, whose warning `test_calibration.py` demands.
+uncalibrated = pytest.mark.filterwarnings("ignore:init='pretrained' without calibration")
+
 
 def run(model: nn.Module, *inputs: Any, seed: int = 0, **named: Any) -> list[Tensor]:
     """The tensors that a model returns, under a fixed seed; its buffers are as before afterwards."""
