@@ -53,10 +53,10 @@ def build_model(options: RunOptions, data: ImageData) -> nn.Module:
         if options.compress is None:
             return dense
         examples = (torch.rand(2, channels, *size),)
-        given: dict[str, Any] = {"seed": options.seed, "example_inputs": examples}
+        start: dict[str, Any] = {"seed": options.seed, "example_inputs": examples}
         if options.start is not None:
-            given |= {"init": "pretrained", "calibration": _calibration(data)}
-        return fxhash.transform(dense, options.compress, **given)
+            start |= {"init": "pretrained", "calibration": _calibration(data)}
+        return fxhash.transform(dense, options.compress, **start)
 
 
 def _calibration(data: ImageData) -> list[Tensor]:
