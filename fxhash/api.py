@@ -17,18 +17,17 @@ from fxhash.capture.opaque import OpaqueModule
 from fxhash.errors import PlanError, TransformError, shown
 from fxhash.graph.layers import convolution_weights
 from fxhash.graph.names import OPAQUE_PART, joined, original_name
-from fxhash.initial_factors import check_start, initialize_factors_
+from fxhash.initial_factors import check_start, initial_generator
 from fxhash.lowering.method import Method
 from fxhash.lowering.options import read_bytes, read_methods
 from fxhash.lowering.shared_budget import plan_lowerings
 from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, lower, restore_parameters
 from fxhash.smh.checks import check_aspect, check_device, check_flag, check_fraction, check_range, read_dtype
-from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import DEFAULT_ASPECT
-from fxhash.smh.planning import plan_parameters
+from fxhash.smh.planning import other_plans, plan_parameters
 from fxhash.smh.selection import Selector, describe_parameters
 from fxhash.transformed import (
     AnyModule,
@@ -48,7 +47,7 @@ def transform(
     *,
     include: Selector | None = None,
     exclude: Selector | None = None,
-    aspect: float = DEFAULT_ASPECT,
+    aspect: float | None = None,
     separable: bool = True,
     init: str = "random",
     calibration: Iterable[Batch] | None = None,
@@ -73,9 +72,10 @@ def transform(
             `(fqn, parameter) -> bool`; those of two or more dimensions if omitted.
         exclude: which of them to keep dense after all, in the same form.
         aspect: rows over columns of the matrix: 1 is the square of the paper; a taller one has a smaller rank for the
-            same budget, which makes deployment faster.
+            same budget, which makes deployment faster. If omitted it is 16 or, with `calibration`, the best of a few.
         separable: whether the weights of convolutions may be entries of the matrix for pairs of channels times spatial
-            kernels, where the budget is small; if not, each weight is an entry of its own.
+            kernels, where the budget is small or, with `calibration`, where that is better; if not, each weight is an
+            entry of its own.
         init: `"random"`, or `"pretrained"` for factors that come nearest to the model that is given.
         calibration: for `init="pretrained"`, batches of inputs without labels, such as a list of some hundred examples
             in batches of 32: each a tensor, a tuple of forward's arguments, or a dictionary of them by name. The model
@@ -120,7 +120,8 @@ def transform(
     """
     check_start(init, calibration)
     check_fraction(compress)
-    check_aspect(aspect)
+    if aspect is not None:
+        check_aspect(aspect)
     check_flag("separable", separable)
     random = _random_generator(seed)
     device = None if device is None else check_device(device)
@@ -134,7 +135,8 @@ def transform(
     used = [parameter for parameter in described if names_in_use & {parameter.fqn, *parameter.aliases}]
     unused = [parameter.fqn for parameter in described if not names_in_use & {parameter.fqn, *parameter.aliases}]
     convolutions = convolution_weights(traced.graph) if separable else set()
-    plan = plan_parameters(used, compress, aspect, unused, convolutions)
+    plan = plan_parameters(used, compress, aspect or DEFAULT_ASPECT, unused, convolutions)
+    plans = [plan] if calibration is None else [plan, *other_plans(plan, convolutions, aspect)]
 
     originals: Mapping[str, Tensor] = {names[0]: same[0] for names, same in tied_groups(traced_model)}
     devices = sorted({str(originals[parameter.fqn].device) for parameter in plan.hashed})
@@ -148,9 +150,7 @@ def transform(
         if init == "pretrained":
             raise TransformError("init='pretrained' needs values, but the model is on the meta device: load them first")
         originals = InitialValues(traced_model, target)
-    generator = SMHGenerator(plan, target)
-    if target.type != "meta":
-        initialize_factors_(generator, originals, random, init, calibration, traced_model, traced)
+    generator = initial_generator(plans, target, originals, random, init, calibration, traced_model, traced)
     generator.original = Original.of(traced_model)
     gm = pass_on(hash_parameters(traced, generator).graph_module)
     if target.type != "meta" and isinstance(originals, InitialValues):

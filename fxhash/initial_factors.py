@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxhash.capture.calibration import Batch, collect_moments, layer_weights
 from fxhash.errors import PlanError, shown
+from fxhash.progress import with_bar
 from fxhash.smh.calibrated_start import fit_to_inputs_
+from fxhash.smh.fitting import ROUNDS
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.initialization import fit_, initialize_
+from fxhash.smh.plan import CompressionPlan
 
 INITS = ("random", "pretrained")
 
@@ -32,19 +35,21 @@ def check_start(init: object, calibration: object) -> None:
         )
 
 
-def initialize_factors_(
-    generator: SMHGenerator,
+def initial_generator(
+    plans: Sequence[CompressionPlan],
+    device: torch.device,
     originals: Mapping[str, Tensor],
     random: torch.Generator | None,
     init: str,
     calibration: Iterable[Batch] | None,
     model: nn.Module,
     traced: fx.GraphModule,
-) -> None:
-    """Fill a generator, in place.
+) -> SMHGenerator:
+    """The generator of a transformed model, with its factors; without values on the meta device.
 
     Args:
-        generator: not on the meta device.
+        plans: of several, the one counts that leaves least loss on the calibration before any round of improvement.
+        device: where it is to be.
         originals: the original parameters, at least those that are hashed, by their names.
         random: source of randomness; torch's global one if None.
         init: as of `fxhash.transform`, as is `calibration`.
@@ -52,10 +57,21 @@ def initialize_factors_(
         model: the original.
         traced: what was captured of it.
     """
-    initialize_(generator, originals, random)
-    if calibration is not None:
-        hashed = {parameter.fqn: originals[parameter.fqn] for parameter in generator.plan.hashed}
-        layers = layer_weights(model, traced, hashed)
-        fit_to_inputs_(generator, originals, collect_moments(model, hashed, layers, calibration))
-    elif init == "pretrained":
-        fit_(generator, originals)
+    if calibration is None or device.type == "meta":
+        generator = SMHGenerator(plans[0], device)
+        if device.type != "meta":
+            initialize_(generator, originals, random)
+            if init == "pretrained":
+                fit_(generator, originals)
+        return generator
+    hashed = {parameter.fqn: originals[parameter.fqn] for parameter in plans[0].hashed}
+    seen = collect_moments(model, hashed, layer_weights(model, traced, hashed), calibration)
+    generators, losses = [], []
+    for plan in with_bar(plans, "choosing columns"):
+        generators.append(SMHGenerator(plan, device))
+        initialize_(generators[-1], originals, random)
+        losses.append(fit_to_inputs_(generators[-1], originals, seen, rounds=0 if len(plans) > 1 else ROUNDS))
+    generator = generators[losses.index(min(losses))]
+    if len(plans) > 1:
+        fit_to_inputs_(generator, originals, seen)
+    return generator

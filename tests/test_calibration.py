@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import warnings
 from collections import UserDict
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 import fxhash
 from fxhash.capture.calibration import collect_moments, layer_weights
+from fxhash.smh.calibrated_start import fit_to_inputs_
 from fxhash.smh.calibration import moments, unfolded
 from fxhash.transformed import expose
 from tests.helpers import assert_same_outputs, trainable, uncalibrated
@@ -123,10 +125,8 @@ def test_every_model_can_be_calibrated(name):
         with pytest.raises(fxhash.TransformError, match=f"no batch reached the layer of .*{UNREACHED[name]}"):
             fxhash.transform(model, 0.9, init="pretrained", calibration=[given_inputs])
         return
-    plain = fxhash.transform(model, 0.9, seed=0)
     gm = fxhash.transform(model, 0.9, init="pretrained", calibration=[given_inputs], seed=0)
-    assert gm.smh_generator.plan == plain.smh_generator.plan
-    assert trainable(gm) == trainable(plain)
+    assert trainable(gm) == gm.smh_generator.plan.trainable_after <= 0.9 * trainable(model)
     assert all(bool(each.isfinite().all()) for each in gm.smh_generator.parameters())
 
 
@@ -152,30 +152,52 @@ def calibrated_loss(model: nn.Module, gm: nn.Module, batches) -> float:
 def test_a_calibrated_start_is_never_worse_on_what_it_was_fitted_to(case, compress):
     model, x = case
     try:
-        near = fxhash.transform(model, compress, init="pretrained", seed=0, separable=False)
+        near = fxhash.transform(model, compress, init="pretrained", seed=0, separable=False, aspect=4)
     except fxhash.BudgetError as error:
         compress = error.smallest_compress
-        near = fxhash.transform(model, compress, init="pretrained", seed=0, separable=False)
-    gm = fxhash.transform(model, compress, init="pretrained", calibration=[x], seed=0, separable=False)
+        near = fxhash.transform(model, compress, init="pretrained", seed=0, separable=False, aspect=4)
+    gm = fxhash.transform(model, compress, init="pretrained", calibration=[x], seed=0, separable=False, aspect=4)
     assert gm.smh_generator.plan == near.smh_generator.plan
     worst = calibrated_loss(model, near, [x])
     assert calibrated_loss(model, gm, [x]) <= worst * (1 + 2e-2) + 1e-3
 
 
-@uncalibrated
-def test_separable_convolutions_come_nearer_too():
+def convolutions() -> tuple[nn.Module, Tensor]:
+    """Three convolutions, with smooth images for them."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3))
-    x = F.interpolate(torch.randn(16, 3, 4, 4), size=14, mode="bilinear")
-    gms = [
-        fxhash.transform(model, 0.15, init="pretrained", calibration=given_inputs, seed=0)
-        for given_inputs in (None, [x])
-    ]
-    assert any(parameter.kernels for parameter in gms[1].smh_generator.plan.hashed)
+    return model, F.interpolate(torch.randn(16, 3, 4, 4), size=14, mode="bilinear")
+
+
+@uncalibrated
+def test_separable_convolutions_come_nearer_too():
+    model, x = convolutions()
+    plain = fxhash.transform(model, 0.15, init="pretrained", seed=0)
+    assert any(parameter.kernels for parameter in plain.smh_generator.plan.hashed)
+    fitted = copy.deepcopy(plain)
+    loss = fit_to_inputs_(fitted.smh_generator, hashed(model), seen(model, [x]))
     expected = model(x)
-    plain, calibrated = ((gm(x) - expected).square().mean().item() for gm in gms)
-    assert calibrated < 0.8 * plain
-    assert calibrated_loss(model, gms[1], [x]) < 0.8 * calibrated_loss(model, gms[0], [x])
+    assert (fitted(x) - expected).square().mean() < 0.8 * (plain(x) - expected).square().mean()
+    found = calibrated_loss(model, fitted, [x])
+    assert found < 0.8 * calibrated_loss(model, plain, [x])
+    assert abs(found - loss) < 1e-2 * loss
+    unimproved = fit_to_inputs_(copy.deepcopy(plain).smh_generator, hashed(model), seen(model, [x]), rounds=0)
+    assert loss < unimproved
+
+
+def test_the_best_of_some_layouts_is_taken():
+    """Where rows are to have one length, and convolutions to be separable or not, that stays; the budget always does."""
+    model, x = convolutions()
+    losses, plans = [], []
+    for options in ({}, {"aspect": 16.0}, {"separable": False}, {"aspect": 16.0, "separable": False}):
+        gm = fxhash.transform(model, 0.15, init="pretrained", calibration=[x], seed=0, **options)
+        assert trainable(gm) <= 0.15 * trainable(model)
+        losses.append(calibrated_loss(model, gm, [x]))
+        plans.append(gm.smh_generator.plan)
+    assert losses[0] < 1.05 * min(losses)
+    assert losses[0] < 0.9 * losses[3]
+    assert [plan.aspect for plan in plans[1::2]] == [16.0, 16.0]
+    assert not any(parameter.kernels for plan in plans[2:] for parameter in plan.hashed)
 
 
 def test_inputs_of_few_dimensions_need_few_ranks():

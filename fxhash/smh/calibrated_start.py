@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxhash.smh.calibration import MomentStore
 from fxhash.smh.factored_weight import FactoredWeight, conjugate_gradients
-from fxhash.smh.fitting import fit, whitened_start
+from fxhash.smh.fitting import ROUNDS, fit, total_loss, whitened_start
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.initialization import fit_
 from fxhash.smh.parameter_plan import ParameterPlan
@@ -19,7 +19,9 @@ from fxhash.smh.weight_target import WeightTarget, damped, pointwise_target
 
 
 @torch.no_grad()
-def fit_to_inputs_(generator: SMHGenerator, originals: Mapping[str, Tensor], seen: MomentStore) -> None:
+def fit_to_inputs_(
+    generator: SMHGenerator, originals: Mapping[str, Tensor], seen: MomentStore, rounds: int = ROUNDS
+) -> float:
     """Set the factors to those whose layers' outputs come nearest to the original ones; call `initialize_` before.
 
     Each layer counts by its relative error: the mean square of what its outputs are off by on the calibration inputs,
@@ -30,6 +32,10 @@ def fit_to_inputs_(generator: SMHGenerator, originals: Mapping[str, Tensor], see
         generator: changed in place.
         originals: the original parameters by their fully qualified names, at least those that are hashed.
         seen: the moments of the inputs of linear layers and convolutions.
+        rounds: of alternating least squares.
+
+    Returns:
+        The loss: the sum of what all count by.
 
     Raises:
         TransformError: if a parameter holds values so large that its generated weights overflow.
@@ -42,7 +48,7 @@ def fit_to_inputs_(generator: SMHGenerator, originals: Mapping[str, Tensor], see
         if generator.left[index].any()
     ]
     if not fitted:
-        return
+        return 0.0
     weights = [each.weight for each in fitted]
 
     def improve_kernels(right: Tensor) -> None:
@@ -51,11 +57,12 @@ def fit_to_inputs_(generator: SMHGenerator, originals: Mapping[str, Tensor], see
                 each.improve_kernels_(right)
 
     nearest = generator.right.to(weights[0].left.dtype)
-    right = fit(weights, [whitened_start(weights, len(nearest)), nearest], between=improve_kernels)
+    right = fit(weights, [whitened_start(weights, len(nearest)), nearest], rounds, improve_kernels)
     size = math.sqrt(right.shape[1])
     generator.right.copy_(right * size)
     for each in fitted:
         each.write_(generator, size)
+    return total_loss(weights, right)
 
 
 @dataclass
@@ -82,7 +89,7 @@ class _Fitted:
         shift = generator.shift(parameter.fqn)
         centred = original.detach().double() - (0.0 if shift is None else shift.double())
         unit = centred.square().mean().sqrt().clamp(min=1e-150).item()
-        values = (centred / unit).to(torch.promote_types(generator.right.dtype, torch.float32))
+        values = (centred / unit).to(generator.right.device, torch.promote_types(generator.right.dtype, torch.float32))
         values = values.reshape(original.shape[0] if original.dim() > 1 else 1, -1)
         gram = damped(seen[parameter.fqn].gram).to(values) if parameter.fqn in seen else None
         target = WeightTarget(values, gram).relative()

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fxhash.progress import with_bar
 from fxhash.smh.factored_weight import FactoredWeight, conjugate_gradients
 from fxhash.smh.weight_target import damped
 
-_ROUNDS = 6
+ROUNDS = 6
 _STEPS_OF_RIGHT = 6
 
 
@@ -107,7 +108,7 @@ def _inverse(matrix: Tensor) -> Tensor:
 def fit(
     weights: Sequence[FactoredWeight],
     starts: Sequence[Tensor],
-    rounds: int = _ROUNDS,
+    rounds: int = ROUNDS,
     between: Callable[[Tensor], None] = lambda right: None,
 ) -> Tensor:
     """Set the `left` of all weights, and find the `right` of shape `(rank, cols)`, that have little loss together.
@@ -130,7 +131,7 @@ def fit(
     right = starts[losses.index(least)]
     for weight in weights:
         weight.solve_left_(right)
-    for _ in range(rounds):
+    for _ in with_bar(range(rounds), "fitting factors"):
         before = [weight.left.clone() for weight in weights]
         improved = improve_right(weights, right)
         for weight in weights:
