@@ -36,7 +36,7 @@ from fxhash.smh.weight_target import damped
 
 CALIBRATED_ON, TESTED_ON, AT_ONCE = 512, 256, 32
 # Packages of the standard library whose modules can be imported anywhere, without a side effect.
-DOCUMENTED = (
+DOCUMENTED = [
     "asyncio",
     "collections",
     "concurrent",
@@ -46,9 +46,16 @@ DOCUMENTED = (
     "json",
     "logging",
     "multiprocessing",
-)
-DOCUMENTED += ("unittest", "urllib", "xml", "argparse", "ast", "datetime", "decimal", "difflib", "doctest", "fractions")
-DOCUMENTED += (
+    "unittest",
+    "urllib",
+    "xml",
+    "argparse",
+    "ast",
+    "datetime",
+    "decimal",
+    "difflib",
+    "doctest",
+    "fractions",
     "functools",
     "inspect",
     "ipaddress",
@@ -59,8 +66,6 @@ DOCUMENTED += (
     "random",
     "shutil",
     "socket",
-)
-DOCUMENTED += (
     "statistics",
     "string",
     "subprocess",
@@ -70,7 +75,7 @@ DOCUMENTED += (
     "tokenize",
     "typing",
     "zipfile",
-)
+]
 
 
 def documented_objects() -> Iterator[object]:
@@ -208,11 +213,11 @@ def main() -> None:
         transformed: dict[str, nn.Module] = {}
 
         def fxhash_start(name: str, given: object, fraction: float = fraction, made: Any = transformed) -> nn.Module:
-            made[name] = fxhash.transform(model, fraction, init="pretrained", calibration=given, seed=0)  # type: ignore[arg-type]
+            made[name] = fxhash.transform(model, fraction, init="pretrained", calibration=given, seed=0)
             return made[name]
 
         measure("fxhash, calibrated", fraction, lambda: fxhash_start("calibrated", calibration))
-        measure("fxhash, calibrated, 8 bits", fraction, lambda: in_8_bits(transformed["calibrated"], model))
+        measure("fxhash, calibrated, 8 bits", fraction, lambda t=transformed: in_8_bits(t["calibrated"], model))
         measure("fxhash, of the weights alone", fraction, lambda: fxhash_start("plain", None))
         measure("SVD of each layer", fraction, lambda f=fraction: with_own_factors(model, None, f))
         measure(

@@ -186,7 +186,7 @@ def test_separable_convolutions_come_nearer_too():
 
 
 def test_the_best_of_some_layouts_is_taken():
-    """Where rows are to have one length, and convolutions to be separable or not, that stays; the budget always does."""
+    """An aspect that is given stays, as does a convolution that is not to be separable; the budget always does."""
     model, x = convolutions()
     losses, plans = [], []
     for options in ({}, {"aspect": 16.0}, {"separable": False}, {"aspect": 16.0, "separable": False}):
