@@ -1,18 +1,21 @@
 """What a step of training costs: forward, backward and optimizer, of the dense model and of compressed ones.
 
-ResNet-34 with the stem for CIFAR's small images. The candidates take their steps in turn in one process, and what is
-reported is the median of the ratios of neighbouring steps to the dense model's, so that a drift of the machine's speed
-hits all of them alike. Run it on an otherwise idle machine.
+ResNet-34 with the stem for CIFAR's small images, ViT-B/16, and a 6-layer encoder of BERT's size. The candidates take
+their steps in turn in one process, and what is reported is the median of the ratios of neighbouring steps to the dense
+model's, so that a drift of the machine's speed hits all of them alike. Run it on an otherwise idle machine.
 
-    python benchmarks/training.py --output benchmarks/results/training.json
+    python benchmarks/training.py --optimizer none --output benchmarks/results/training_lowered.json
+    python benchmarks/training.py --models resnet34 --batch 128 --compress 0.1 --parametrize --output FILE
 
-Candidates: the dense model; fxhash at each compression; `torch.nn.utils.parametrize` with the same factors, which
-generates each weight at every access and is not a graph. Before anything is timed, both must give the same logits.
+Candidates: the dense model; at each compression the transformed model, and what `fxhash.lower_for_training` makes of
+it; with `--parametrize`, `torch.nn.utils.parametrize` with the same factors, which generates each weight at every
+access and is not a graph. Before anything is timed, all must give the same outputs.
 
 Of each candidate it reports, beside the ratio:
 
 - `peak_step_bytes`: the most that one step allocates: activations, generated weights, gradients;
-- `resident_bytes`: parameters that are trained, buffers, and the optimizer's state, which stay between steps.
+- `resident_bytes`: parameters that are trained, buffers, and the optimizer's state, which stay between steps;
+- `peak_ratio`: the sum of both over that of the dense model.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from deploy import assert_same, images, parametrized, peak_of_one_call, ratio, resnet34
+from deploy import MODELS, assert_same, parametrized, peak_of_one_call, ratio
 from record import head
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,6 +40,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "sgd": lambda parameters, lr: torch.optim.SGD(parameters, lr, momentum=0.9, nesterov=True),
 }
+# Examples in a batch; the encoder's have 64 tokens each.
+BATCHES = {"encoder": 8, "vit_b_16": 4, "resnet34": 64}
 
 
 def main() -> None:
@@ -45,12 +50,11 @@ def main() -> None:
     torch.manual_seed(0)
     record = {
         **head(arguments.device),
-        "model": "resnet34",
         "optimizer": arguments.optimizer,
         "results": [],
     }
-    for batch in arguments.batch:
-        for result in measure(batch, arguments):
+    for name in arguments.models:
+        for result in measure(name, arguments.batch or BATCHES[name], arguments):
             record["results"].append(result)
             print(json.dumps(result), flush=True)
         arguments.output.write_text(json.dumps(record, indent=1) + "\n")
@@ -58,10 +62,12 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[128])
-    parser.add_argument("--compress", type=float, nargs="+", default=[0.1])
+    parser.add_argument("--models", nargs="+", choices=BATCHES, default=list(BATCHES))
+    parser.add_argument("--batch", type=int, help="examples in a batch; one that suits the model if omitted")
+    parser.add_argument("--compress", type=float, nargs="+", default=[0.02, 0.1])
+    parser.add_argument("--parametrize", action="store_true", help="also measure torch.nn.utils.parametrize")
     parser.add_argument("--repeats", type=int, default=9, help="steps of each candidate, after one to warm up")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
+    parser.add_argument("--optimizer", choices=[*OPTIMIZERS, "none"], default="adamw")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--output", type=Path, required=True)
@@ -69,70 +75,90 @@ def parse_arguments() -> argparse.Namespace:
 
 
 class Step:
-    """A step of training on a batch of images; it leaves no gradients behind."""
+    """A step of training on a batch; it leaves no gradients behind. Without optimizer, forward and backward alone."""
 
-    def __init__(self, model: nn.Module, trained: list[nn.Parameter], labels: Tensor, optimizer: str) -> None:
-        self.model, self.trained, self.labels = model, trained, labels
-        self.optimizer = OPTIMIZERS[optimizer](trained, lr=1e-4)
+    def __init__(self, model: nn.Module, trained: list[nn.Parameter], optimizer: str) -> None:
+        self.model, self.trained = model, trained
+        self.optimizer = None if optimizer == "none" else OPTIMIZERS[optimizer](trained, lr=1e-4)
 
     def __call__(self, x: Tensor) -> None:
-        F.cross_entropy(self.model(x), self.labels).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        outputs = self.model(x)
+        if outputs.dim() == 2:
+            F.cross_entropy(outputs, torch.arange(len(x), device=x.device) % outputs.shape[1]).backward()
+        else:
+            outputs.square().mean().backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+        for parameter in self.trained:
+            parameter.grad = None
 
     def resident_bytes(self) -> int:
-        state = [each for own in self.optimizer.state.values() for each in own.values() if isinstance(each, Tensor)]
+        states = {} if self.optimizer is None else self.optimizer.state
+        state = [each for own in states.values() for each in own.values() if isinstance(each, Tensor)]
         return sum(tensor.nbytes for tensor in (*self.trained, *self.model.buffers(), *state))
 
 
-def measure(batch: int, arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
-    x = images(32)(batch).to(arguments.device)
-    labels = torch.randint(10, (batch,), device=arguments.device)
-    steps, facts = candidates(x, labels, arguments)
+def measure(name: str, batch: int, arguments: argparse.Namespace) -> Iterator[dict[str, object]]:
+    build, inputs = MODELS[name]
+    x = inputs(batch).to(arguments.device)
+    steps, facts = candidates(build().to(arguments.device), x, arguments)
     times = interleaved(steps, x, arguments.repeats)
+    peaks = {label: peak(step, x) for label, step in steps.items()}
+    whole = {label: peaks[label] + step.resident_bytes() for label, step in steps.items()}
     for label, seconds in times.items():
         ratios = [one / dense for one, dense in zip(seconds, times["dense"], strict=True)]
         yield {
+            "model": name,
             "batch": batch,
             "candidate": label,
             "milliseconds": round(1e3 * statistics.median(seconds), 2),
             "ratio_to_dense": ratio(seconds, times["dense"]),
             "ratios": [round(each, 3) for each in ratios],
             "trained_parameters": sum(parameter.numel() for parameter in steps[label].trained),
-            "peak_step_bytes": peak(steps[label], x),
+            "peak_step_bytes": peaks[label],
             "resident_bytes": steps[label].resident_bytes(),
+            "peak_ratio": round(whole[label] / whole["dense"], 4),
             **facts.get(label, {}),
         }
 
 
 def candidates(
-    x: Tensor, labels: Tensor, arguments: argparse.Namespace
+    dense: nn.Module, x: Tensor, arguments: argparse.Namespace
 ) -> tuple[dict[str, Step], dict[str, dict[str, object]]]:
     """Steps by name, and what is to be known of the compressed ones."""
-    dense = resnet34().to(arguments.device)
     steps: dict[str, Step] = {}
     facts: dict[str, dict[str, object]] = {}
 
     def add(label: str, model: nn.Module, trained: list[nn.Parameter]) -> None:
-        steps[label] = Step(model.train(), trained, labels, arguments.optimizer)
+        steps[label] = Step(model.train(), trained, arguments.optimizer)
 
     model = copy.deepcopy(dense)
     add("dense", model, list(model.parameters()))
     for compress in arguments.compress:
         gm = fxhash.transform(dense, compress, seed=0)
-        # A generator of its own, with the same values: no candidate trains another's factors.
-        generator = copy.deepcopy(gm.smh_generator)
-        same = parametrized(copy.deepcopy(dense), generator)
+        # With parameters of its own: no candidate trains another's.
+        lowered = fxhash.lower_for_training(copy.deepcopy(gm))
         with torch.no_grad():
-            assert_same(f"parametrize {compress:.0%}", same.eval()(x[:2]), gm.eval()(x[:2]))
-        # What it replaced is still there, but never used.
-        kept = [parameter for name, parameter in same.named_parameters() if ".parametrizations." not in f".{name}"]
+            assert_same(f"lowered {compress:.0%}", lowered.eval()(x[:2]), gm.eval()(x[:2]))
         add(f"fxhash {compress:.0%}", gm, list(gm.parameters()))
-        add(f"parametrize {compress:.0%}", same, [*kept, *generator.parameters()])
-        layout = generator.plan.layout
+        add(f"fxhash {compress:.0%}, lowered", lowered, list(lowered.parameters()))
+        if arguments.parametrize:
+            generator = copy.deepcopy(gm.smh_generator)
+            same = parametrized(copy.deepcopy(dense), generator)
+            with torch.no_grad():
+                assert_same(f"parametrize {compress:.0%}", same.eval()(x[:2]), gm.eval()(x[:2]))
+            gm.train()
+            # What it replaced is still there, but never used.
+            kept = [parameter for name, parameter in same.named_parameters() if ".parametrizations." not in f".{name}"]
+            add(f"parametrize {compress:.0%}", same, [*kept, *generator.parameters()])
+        plan = gm.smh_generator.plan
         # Forward, and the gradients of both factors.
-        gflop = 3 * 2 * generator.plan.hashed_before * layout.rank / 1e9
-        facts[f"fxhash {compress:.0%}"] = {"rank": layout.rank, "cols": layout.cols, "generating_gflop": gflop}
+        gflop = 3 * 2 * plan.hashed_before * plan.layout.rank / 1e9
+        facts[f"fxhash {compress:.0%}"] = {
+            "rank": plan.layout.rank,
+            "cols": plan.layout.cols,
+            "generating_gflop": gflop,
+        }
     return steps, facts
 
 

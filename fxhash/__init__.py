@@ -10,13 +10,22 @@ torch.Size([5, 10])
 
 from fxhash.api import lower_for_deploy, materialize, transform
 from fxhash.capture.tracing import trace
-from fxhash.errors import BudgetError, CheckpointError, FxhashError, MemoryBudgetError, PlanError, TransformError
+from fxhash.errors import (
+    BudgetError,
+    CheckpointError,
+    FxhashError,
+    MemoryBudgetError,
+    OpaqueWarning,
+    PlanError,
+    TransformError,
+)
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.plan import CompressionPlan
 from fxhash.storage.checkpoint import load, save
 from fxhash.storage.onnx import export_onnx
 from fxhash.storage.pretrained import from_pretrained, save_pretrained
 from fxhash.summary import Summary, summary
+from fxhash.train_form import lower_for_training
 from fxhash.version import __version__
 
 __all__ = [
@@ -25,6 +34,7 @@ __all__ = [
     "CompressionPlan",
     "FxhashError",
     "MemoryBudgetError",
+    "OpaqueWarning",
     "PlanError",
     "SMHGenerator",
     "Summary",
@@ -34,6 +44,7 @@ __all__ = [
     "from_pretrained",
     "load",
     "lower_for_deploy",
+    "lower_for_training",
     "materialize",
     "save",
     "save_pretrained",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -14,13 +13,14 @@ from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module
 from fxhash.capture.meta_values import InitialValues, materialize_
 from fxhash.capture.opaque import OpaqueModule
-from fxhash.errors import PlanError, TransformError, shown
+from fxhash.errors import TransformError
 from fxhash.graph.layers import convolution_weights
 from fxhash.graph.names import OPAQUE_PART, joined, original_name
-from fxhash.initial_factors import check_start, initial_generator
+from fxhash.initial_factors import check_start, initial_generator, random_generator
 from fxhash.lowering.method import Method
 from fxhash.lowering.options import read_bytes, read_methods
 from fxhash.lowering.shared_budget import plan_lowerings
+from fxhash.opaque_parts import announce_opaque_parts
 from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, lower, restore_parameters
 from fxhash.smh.checks import check_aspect, check_device, check_flag, check_fraction, check_range, read_dtype
@@ -35,6 +35,8 @@ from fxhash.transformed import (
     expose,
     refuse_transformed,
     require_transformed,
+    sharing_copy,
+    transformed_graph,
     transformed_parts,
     unwrapped,
     with_parts,
@@ -89,7 +91,8 @@ def transform(
         example_inputs: a tuple of forward's arguments, a dictionary of them by name, or a list of such. What was
             captured runs on them beside the original before anything is hashed: in both modes, several calls in a row,
             with each optional argument given and left out. A module that differs is called as a whole, with its own
-            Python code; at worst the whole model is. The summary says on how many inputs it was checked.
+            Python code; at worst the whole model is. Where much can't be traced otherwise, the result is for calls that
+            omit the optional arguments that all examples omit, and refuses others. The summary says all this.
         capture: `"trace"` records the model's operations in a graph, and calls as a whole only those modules that a
             trace can't follow; `"modules"` traces nothing: every module keeps its own Python code and reads generated
             weights. That is slower once lowered, and right for any model.
@@ -110,6 +113,10 @@ def transform(
     Warns:
         UserWarning: for `init="pretrained"` without `calibration`.
 
+    Warns:
+        OpaqueWarning: if more than a fifth of the weights to hash are in submodules that can't be traced. It says which
+            lines of their code that is due to, and what change of them would help.
+
     Example:
         >>> dense = nn.Sequential(nn.Linear(100, 200), nn.ReLU(), nn.Linear(200, 10))
         >>> small = transform(dense, compress=0.1)
@@ -123,7 +130,7 @@ def transform(
     if aspect is not None:
         check_aspect(aspect)
     check_flag("separable", separable)
-    random = _random_generator(seed)
+    random = random_generator(seed)
     device = None if device is None else check_device(device)
     traced_model = unwrapped(as_module(traced_model))
     refuse_transformed(traced_model)
@@ -153,6 +160,8 @@ def transform(
     generator = initial_generator(plans, target, originals, random, init, calibration, traced_model, traced)
     generator.original = Original.of(traced_model)
     gm = pass_on(hash_parameters(traced, generator).graph_module)
+    if capture != "modules":
+        announce_opaque_parts(gm, plan, stacklevel=2)
     if target.type != "meta" and isinstance(originals, InitialValues):
         materialize_(gm, originals)
     return gm if device is None else gm.to(target)
@@ -240,13 +249,12 @@ def _lowered(
         budget: bytes for the weights of all of them.
         replaces_watched_layers: as of `plan_lowering`.
     """
-    parts = transformed_parts(model)
+    parts = {path: transformed_graph(part) for path, part in transformed_parts(model).items()}
     plans = plan_lowerings([(part, requested[path]) for path, part in parts.items()], budget, replaces_watched_layers)
     lowered = {path: pass_on(lower(part, plan)) for (path, part), plan in zip(parts.items(), plans, strict=True)}
     if "" in lowered:
         return with_parts(model, {model: lowered[""]})
-    everything = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    copied = copy_model(model, shared={name for name, _ in everything})
+    copied = sharing_copy(model)
     return with_parts(copied, {part: lowered[path] for path, part in transformed_parts(copied).items()})
 
 
@@ -272,24 +280,9 @@ def materialize(gm: nn.Module) -> nn.Module:
 
 
 def _dense(gm: fx.GraphModule) -> nn.Module:
-    dense = restore_parameters(gm).graph_module
+    dense = restore_parameters(transformed_graph(gm)).graph_module
     whole_model = dict(dense.named_children()).get(OPAQUE_PART, dense)
     if isinstance(whole_model, OpaqueModule):
         (call,) = [node for node in dense.graph.nodes if node.target == OPAQUE_PART]
         return whole_model.unwrapped([dense.get_parameter(weight.target) for weight in call.args[0]])
     return whole_model
-
-
-def _random_generator(seed: int | torch.Generator | None) -> torch.Generator | None:
-    if seed is None:
-        return None
-    if isinstance(seed, torch.Generator):
-        if seed.device.type != "cpu":
-            raise PlanError(f"seed is a torch.Generator on {seed.device}: give one on the CPU, or a whole number")
-        return seed
-    try:
-        return torch.Generator().manual_seed(operator.index(seed))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise PlanError(
-            f"seed={shown(seed)} is neither a whole number of 64 bits nor a torch.Generator on the CPU"
-        ) from error

@@ -71,6 +71,10 @@ class TrainingError(FxhashError, ValueError):
     """A run can't be started or go on: an impossible setting, data that can't be read, or a loss that is not finite."""
 
 
+class OpaqueWarning(UserWarning):
+    """Much of a model could not be traced, so that it is called with its own Python code: right, but slower."""
+
+
 def shown(value: object, longest: int = 80) -> str:
     """A value as it is shown in a message: one line, cut where it is long, whatever its `repr` does.
 

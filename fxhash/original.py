@@ -25,7 +25,7 @@ from fxhash.capture.opaque import OpaqueModule
 from fxhash.capture.references import references_from
 from fxhash.capture.replicas import owners_of, replicate, set_parameters, take_over
 from fxhash.errors import TransformError
-from fxhash.graph.names import OPAQUE_PART
+from fxhash.graph.names import OPAQUE_PART, TRANSFORMED
 from fxhash.lowering.factor_store import FactorStore
 from fxhash.smh.generator import SMHGenerator
 
@@ -97,11 +97,16 @@ class TransformedModule(fx.GraphModule):
         return pass_on(super().__deepcopy__(memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled_model, super().__reduce__()
+        return _unpickled_model, (*super().__reduce__(), self.meta.get(TRANSFORMED))
 
 
-def _unpickled_model(rebuild: Callable[..., fx.GraphModule], arguments: tuple[Any, ...]) -> fx.GraphModule:
-    return pass_on(rebuild(*arguments))
+def _unpickled_model(
+    rebuild: Callable[..., fx.GraphModule], arguments: tuple[Any, ...], transformed: fx.Graph | None = None
+) -> fx.GraphModule:
+    gm = rebuild(*arguments)
+    if transformed is not None:
+        gm.meta[TRANSFORMED] = transformed
+    return pass_on(gm)
 
 
 def pass_on(gm: fx.GraphModule) -> fx.GraphModule:

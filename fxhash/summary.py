@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import fx, nn
 
-from fxhash.capture.opaque import OpaqueModule
 from fxhash.errors import TransformError
-from fxhash.graph.names import joined, original_name
+from fxhash.graph.names import joined
 from fxhash.lowering.factor_store import find_factor_store
 from fxhash.lowering.plan import LoweringPlan
+from fxhash.opaque_parts import OpaqueSummary, opaque_parts
 from fxhash.printable import printable
 from fxhash.smh.checks import check_flag
 from fxhash.smh.generator import find_generator
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import CompressionPlan
 from fxhash.transformed import current_plan, transformed_parts, unwrapped
-
-
-class OpaqueSummary(NamedTuple):
-    """An opaque submodule: one that could not be traced, so that the graph calls it as one node.
-
-    Attributes:
-        path: its name in the original model; empty for the model itself.
-        reason: why it could not be traced.
-        weights: how many of its weights are generated.
-    """
-
-    path: str
-    reason: str
-    weights: int
 
 
 @dataclass(frozen=True)
@@ -60,12 +45,7 @@ class PartSummary:
         lines += [str(self.plan), f"captured: {self.captured}"]
         if self.opaque_parts:
             lines.append("opaque submodules, which can't be traced:")
-            for opaque in self.opaque_parts:
-                share = opaque.weights / self.plan.hashed_before
-                lines.append(
-                    f"  {printable(opaque.path) or 'the whole model'} ({share:.1%} of the generated weights): "
-                    f"{printable(opaque.reason)}"
-                )
+            lines += [line for opaque in self.opaque_parts for line in opaque.lines(self.plan.hashed_before)]
         if self.deployment is not None:
             lines.extend(["", str(self.deployment)])
         return "\n".join(lines)
@@ -174,14 +154,9 @@ def summary(gm: nn.Module, *, verbose: bool = False) -> Summary:
 def _describe(path: str, gm: fx.GraphModule) -> PartSummary:
     deployed = find_factor_store(gm)
     plan = current_plan(gm) if deployed is None else deployed.compression
-    opaque = tuple(
-        OpaqueSummary(original_name(name), module.reason, _weights_below(original_name(name), plan))
-        for name, module in gm.named_modules()
-        if isinstance(module, OpaqueModule)
-    )
     holder = find_generator(gm) if deployed is None else deployed
     assert holder is not None
-    return PartSummary(path, plan, holder.captured, opaque, None if deployed is None else deployed.plan)
+    return PartSummary(path, plan, holder.captured, opaque_parts(gm, plan), None if deployed is None else deployed.plan)
 
 
 def _original_bytes(plan: CompressionPlan) -> int:
@@ -195,13 +170,3 @@ def _size(count: int) -> str:
         if count >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count} bytes"
-
-
-def _weights_below(path: str, plan: CompressionPlan) -> int:
-    """Number of generated weights of the module at `path`."""
-    prefix = f"{path}." if path else ""
-    return sum(
-        parameter.numel
-        for parameter in plan.hashed
-        if any(name.startswith(prefix) for name in (parameter.fqn, *parameter.aliases))
-    )

@@ -10,10 +10,11 @@ from torch import fx, nn
 
 from fxhash.capture.capturing import capture_model
 from fxhash.capture.checking import ExampleInputs
+from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module
 from fxhash.capture.ownership import refuse_originals, refuse_shared_memory
 from fxhash.errors import TransformError
-from fxhash.graph.names import CAPTURED, original_name
+from fxhash.graph.names import CAPTURED, TRANSFORMED, original_name
 from fxhash.lowering.factor_store import FactorStore, find_factor_store
 from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, restore_training_flags
@@ -81,6 +82,22 @@ def with_parts(model: AnyModule, parts: Mapping[nn.Module, nn.Module]) -> AnyMod
             if child is not None and child in parts:
                 module._modules[name] = parts[child]
     return parts.get(model, model)  # type: ignore[return-value]
+
+
+def transformed_graph(gm: fx.GraphModule) -> fx.GraphModule:
+    """The transformed model that one lowered for training was made of, with what that holds now; any other itself."""
+    graph = gm.meta.get(TRANSFORMED)
+    if graph is None:
+        return gm
+    result = fx.GraphModule(gm, graph, class_name=type(gm).__name__)
+    result.meta = {key: value for key, value in gm.meta.items() if key != TRANSFORMED}
+    return pass_on(result)
+
+
+def sharing_copy(model: AnyModule) -> AnyModule:
+    """A copy of a model that shares all parameters and buffers with it."""
+    everything = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return copy_model(model, shared={name for name, _ in everything})
 
 
 def generator_of(gm: fx.GraphModule) -> SMHGenerator:

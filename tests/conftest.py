@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.helpers import may_be_opaque
+
 torch.set_num_threads(1)
 
 _SLOW_DATA = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -17,3 +19,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+# Models of `tests.models` that are opaque, so that `transform` warns, whatever the test is about.
+_OPAQUE = (
+    *("BranchesOnMode", "BranchesOnInput", "RandomControlFlow", "NoGradBlock", "CountsCalls", "StarArguments"),
+    "KeepsActivation",
+)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if any(name in item.name for name in _OPAQUE):
+            item.add_marker(may_be_opaque)

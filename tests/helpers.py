@@ -21,6 +21,9 @@ from fxhash.lowering.factored_tensor import FactoredTensor
 # Tests of the start that knows no inputs, whose warning `test_calibration.py` demands.
 uncalibrated = pytest.mark.filterwarnings("ignore:init='pretrained' without calibration")
 
+# Of tests whose models can't be traced; when `transform` warns is what `tests/test_opaque_parts.py` holds.
+may_be_opaque = pytest.mark.filterwarnings("ignore::fxhash.OpaqueWarning")
+
 
 def run(model: nn.Module, *inputs: Any, seed: int = 0, **named: Any) -> list[Tensor]:
     """The tensors that a model returns, under a fixed seed; its buffers are as before afterwards."""

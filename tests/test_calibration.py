@@ -18,9 +18,11 @@ from fxhash.capture.calibration import collect_moments, layer_weights
 from fxhash.smh.calibrated_start import fit_to_inputs_
 from fxhash.smh.calibration import moments, unfolded
 from fxhash.transformed import expose
-from tests.helpers import assert_same_outputs, trainable, uncalibrated
+from tests.helpers import assert_same_outputs, may_be_opaque, trainable, uncalibrated
 from tests.models import MODELS
 from tests.strategies import fractions, random_models
+
+pytestmark = may_be_opaque
 
 
 class Everything(nn.Module):

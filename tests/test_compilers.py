@@ -77,13 +77,14 @@ def loss_and_step(model, called, inputs):
         pytest.param("Attention", marks=needs_compiler_of("2.11")),
     ],
 )
-def test_compiled_training(name):
+@pytest.mark.parametrize("lowered", [lambda gm: gm, fxhash.lower_for_training], ids=["transformed", "lowered"])
+def test_compiled_training(name, lowered):
     gm, inputs = transformed(name)
     reference = copy.deepcopy(gm)
     # With dropout's random numbers from eager's generator.
     with torch._inductor.config.patch(fallback_random=True):
         torch.manual_seed(1)
-        compiled = loss_and_step(gm, torch.compile(gm, fullgraph=True), inputs)
+        compiled = loss_and_step(gm, torch.compile(lowered(gm), fullgraph=True), inputs)
     torch.manual_seed(1)
     eager = loss_and_step(reference, reference, inputs)
     assert any("left" in key and gradient.any() for key, gradient in compiled["gradients"].items())

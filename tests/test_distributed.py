@@ -75,11 +75,15 @@ def data_parallel(name, rank, folder):
     losses, _ = train(model, batch[rank::PROCESSES])
     if rank == 0:
         fxhash.save(model.module, folder / f"{name}.safetensors")
+    fast, _ = build(name, seed=rank)
+    fast = DistributedDataParallel(fxhash.lower_for_training(fast))
+    losses_lowered, _ = train(fast, batch[rank::PROCESSES])
     dense, counted_dense = DistributedDataParallel(fxhash.materialize(gm)), []
     dense.register_comm_hook(counted_dense, count_and_reduce)
     train(dense, batch[rank::PROCESSES])
     return {
         "losses": losses,
+        "losses lowered for training": losses_lowered,
         "state": gm.state_dict(),
         "bytes a step": sum(counted) / STEPS,
         "bytes a step of the dense model": sum(counted_dense) / STEPS,
@@ -188,6 +192,12 @@ def assert_trained_as_in_one_process(name, results, folder):
 @every_case
 def test_data_parallel_training_equals_one_process(name, data_parallel_results, data_parallel_folder):
     assert_trained_as_in_one_process(name, data_parallel_results[name], data_parallel_folder)
+
+
+@every_case
+def test_data_parallel_training_of_what_is_lowered_for_it_is_the_same(name, data_parallel_results):
+    for result in data_parallel_results[name]:
+        torch.testing.assert_close(result["losses lowered for training"], result["losses"], rtol=1e-4, atol=0)
 
 
 @every_case

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 import fxhash
 from tests.capture.reasons import reasons
+from tests.helpers import may_be_opaque
 from tests.odd import ODD, Inputs, Odd
 from tests.odd.contract import WAYS, Refused, assert_faithful, built, transformed
 from tests.odd.drawn import drawn_sources, executed
@@ -41,6 +42,7 @@ from tests.odd.ownership import originals_reached
 
 # The compiler's own, of inputs that are no leaves.
 pytestmark = [
+    may_be_opaque,
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     # Of `float(x)`: raised once a process as an error, it would be what a forward catches.
     pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad"),

@@ -28,11 +28,13 @@ from tests.concurrency import (
     threads,
     transformed,
 )
+from tests.helpers import may_be_opaque
 
 # Traced, with opaque submodules, and with an opaque one of torch's own.
 NAMES = ("ResidualConvNet", "TiedEmbedding", "BranchesOnInput", "TransformerEncoderLayer", "HookedWeightNorm")
 
 pytestmark = [
+    may_be_opaque,
     # Python's own advice, from 3.12 on: what may go wrong is what is tested here.
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning"),
 ]

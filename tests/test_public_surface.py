@@ -28,6 +28,8 @@ ORDER = [
     "original",
     "transformed",
     "initial_factors",
+    "train_form",
+    "opaque_parts",
     "api",
     "summary",
     "storage",

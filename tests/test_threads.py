@@ -42,6 +42,9 @@ from tests.concurrency import (
     transformed,
     visible,
 )
+from tests.helpers import may_be_opaque
+
+pytestmark = may_be_opaque
 
 # Traced, with opaque submodules, and opaque as a whole.
 NAMES = (

@@ -12,7 +12,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tests.helpers import assert_carried_through
+from tests.helpers import assert_carried_through, may_be_opaque
+
+pytestmark = may_be_opaque
 
 DETECTION = ("rcnn", "retinanet", "fcos", "ssd")
 VIDEO = ("r3d_18", "mc3_18", "r2plus1d_18", "s3d", "swin3d", "mvit")

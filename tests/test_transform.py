@@ -20,6 +20,7 @@ from tests.helpers import (
     CountingOperators,
     assert_same_outputs,
     generator_of,
+    may_be_opaque,
     run,
     smallest_transform,
     trainable,
@@ -27,6 +28,8 @@ from tests.helpers import (
 )
 from tests.models import MODELS, AlwaysDropout, FrozenBackbone, FunctionalDropout, ResidualConvNet, UnusedParameter
 from tests.strategies import fractions, random_models
+
+pytestmark = may_be_opaque
 
 every_model = pytest.mark.parametrize("name", MODELS)
 

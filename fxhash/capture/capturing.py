@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 from torch import fx, nn
 
 from fxhash.capture.called_code import called_functions
-from fxhash.capture.checking import Call, ExampleInputs, code_called, difference, differing_parts, read_examples
+from fxhash.capture.checking import (
+    Call,
+    ExampleInputs,
+    code_called,
+    difference,
+    differing_parts,
+    omitted_arguments,
+    read_examples,
+)
 from fxhash.capture.kept_state import KeptState
 from fxhash.capture.references import names_in
 from fxhash.capture.tracing import trace, trace_without
 from fxhash.capture.weight_changes import refuse_changed_weights
 from fxhash.errors import TransformError, shown
-from fxhash.graph.names import CAPTURED
+from fxhash.graph.names import CAPTURED, OPAQUE_PART
 
 CAPTURES = ("trace", "modules")
+# The share of the weights above which opaque submodules are too much.
+MOST_OPAQUE = 0.2
 
 
 def capture_model(
@@ -48,6 +59,8 @@ def capture_model(
     if any(parameter.is_meta for parameter in model.parameters()):
         raise TransformError("example_inputs need a model with values, but this one is on the meta device")
     calls = read_examples(model, example_inputs)
+    if not opaque and opaque_share(captured) > MOST_OPAQUE:
+        captured = _without_arguments(model, exposed, calls, captured)
     with _restoring_surroundings(model):
         refuse_changed_weights(captured, exposed, code_called(model, calls))
         how = difference(model, captured, calls)
@@ -60,6 +73,33 @@ def capture_model(
         )
     captured.meta[CAPTURED] += f", checked on {len(calls)} input{'s' if len(calls) > 1 else ''}"
     return captured
+
+
+def opaque_share(captured: fx.GraphModule) -> float:
+    """How many of the exposed weights of a captured model are passed to opaque submodules, of 1."""
+    weights = {node.target for node in captured.graph.nodes if node.op == "get_attr"}
+    passed = {
+        weight.target
+        for node in captured.graph.nodes
+        if node.op == "call_module" and str(node.target).rpartition(".")[2] == OPAQUE_PART
+        for weight in node.args[0]
+    }
+    numel = {name: getattr(attrgetter(name)(captured), "numel", int)() for name in weights}
+    return sum(numel[name] for name in passed) / max(1, sum(numel.values()))
+
+
+def _without_arguments(
+    model: nn.Module, exposed: Collection[str], calls: list[Call], captured: fx.GraphModule
+) -> fx.GraphModule:
+    """The captured model for calls that omit what all of the examples do, if more of that can be traced."""
+    omitted = omitted_arguments(model, calls)
+    if not omitted:
+        return captured
+    other = trace_without(model, exposed, {}, omitted)
+    if opaque_share(other) >= opaque_share(captured):
+        return captured
+    other.meta[CAPTURED] += f" for calls without {', '.join(omitted)}"
+    return other
 
 
 @contextmanager

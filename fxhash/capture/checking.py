@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fxhash.capture.copy_model import copy_model
-from fxhash.capture.observer import keeps_changing_function, noticing_draws
+from fxhash.capture.observer import noticing_draws
 from fxhash.capture.own_randomness import OwnRandomness
+from fxhash.capture.surroundings import keeps_changing_function
 from fxhash.errors import TransformError
 
 # The arguments of one call: a tuple for those by position, a dictionary for those by name; a list of these for several.
@@ -53,6 +54,25 @@ def read_examples(model: nn.Module, examples: ExampleInputs) -> list[Call]:
     if not calls:
         raise TransformError("example_inputs is empty: give the arguments of at least one call")
     return calls + [shorter for call in calls for shorter in _without_optional_ones(model, call)]
+
+
+def omitted_arguments(model: nn.Module, calls: Sequence[Call]) -> dict[str, Any]:
+    """The optional arguments of a model that all of some calls omit, with their defaults, where these are plain values.
+
+    Args:
+        model: the model.
+        calls: the arguments of the calls.
+    """
+    try:
+        signature = inspect.signature(model.forward)
+        given = {name for call in calls for name in signature.bind(*call.args, **call.kwargs).arguments}
+    except (TypeError, ValueError):
+        return {}
+    return {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in given and isinstance(parameter.default, (bool, int, float, str, type(None)))
+    }
 
 
 def _without_optional_ones(model: nn.Module, call: Call) -> Iterator[Call]:

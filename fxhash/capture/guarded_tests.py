@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType, FunctionType
 
-from fxhash.capture.hazards import functions_of
+from fxhash.capture.sources import functions_of
 
 _COMPARISONS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
 # In these, Python asks for the truth of other values than that of the test.

@@ -9,16 +9,15 @@ from __future__ import annotations
 import ast
 import dis
 import inspect
-import linecache
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+from fxhash.capture.sources import functions_of, own_nodes
+
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 # Functions that ask a proxy what only a tensor can answer, without it noticing.
 _ASKING = {"type", "id", "callable", "hasattr"}
@@ -83,48 +82,6 @@ def hazards_of(code: CodeType) -> tuple[Hazard, ...] | None:
     return tuple(hazard for function in functions for hazard in _hazards_in(function))
 
 
-def functions_of(code: CodeType) -> list[ast.AST]:
-    """The source of a function: several where several begin on its line, none where it can't be read."""
-    functions = _functions_in(code.co_filename, _checksum(code.co_filename))
-    return functions.get((code.co_name, code.co_firstlineno), [])
-
-
-def with_lines_of(function: Callable[..., Any], changed: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that torch.fx made of another, with other arguments, gets the numbers of the other's lines.
-
-    On Python 3.10, and in old versions of torch on any, its own are in a form that Python misreads: its frames name
-    lines at random.
-    """
-    if isinstance(function, FunctionType) and isinstance(changed, FunctionType):
-        code, other = function.__code__, changed.__code__
-        if other is not code and other.co_code == code.co_code:
-            changed.__code__ = other.replace(co_linetable=code.co_linetable)
-    return changed
-
-
-def calls_on_line(frame: FrameType, names: frozenset[str]) -> bool:
-    """Whether the line that a frame runs may call a function of one of these names, or read such an attribute."""
-    if not names & {*frame.f_code.co_names}:
-        return False
-    functions = functions_of(frame.f_code)
-    nodes = [node for function in functions for node in ast.walk(function)]
-    return not functions or any(
-        node.lineno <= frame.f_lineno <= (node.end_lineno or node.lineno)
-        for node in nodes
-        if (isinstance(node, ast.Attribute) and node.attr in names) or (isinstance(node, ast.Name) and node.id in names)
-    )
-
-
-def is_message(frame: FrameType) -> bool:
-    """Whether the line that a frame runs is a call of `torch._assert`, whose message nobody reads if all is well."""
-    return any(
-        node.lineno <= frame.f_lineno <= (node.end_lineno or node.lineno)
-        for function in functions_of(frame.f_code)
-        for node in ast.walk(function)
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "_assert"
-    )
-
-
 def _no(value: object) -> bool:
     return False
 
@@ -141,32 +98,12 @@ def _may_have_some(code: CodeType) -> bool:
     return False
 
 
-def _checksum(filename: str) -> int:
-    return hash(tuple(linecache.getlines(filename)))
-
-
-@cache
-def _functions_in(filename: str, checksum: int) -> dict[tuple[str, int], list[ast.AST]]:
-    """The functions of a file, by name and first line, that of the first decorator."""
-    try:
-        tree = ast.parse("".join(linecache.getlines(filename)))
-    except SyntaxError:
-        return {}
-    found: dict[tuple[str, int], list[ast.AST]] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, _FUNCTIONS):
-            decorators = getattr(node, "decorator_list", [])
-            line = min(node.lineno, *(each.lineno for each in decorators)) if decorators else node.lineno
-            found.setdefault((getattr(node, "name", "<lambda>"), line), []).append(node)
-    return found
-
-
 def _hazards_in(function: ast.AST) -> Iterator[Hazard]:
     body: Sequence[ast.AST] = function.body if isinstance(function.body, list) else [function.body]  # type: ignore[attr-defined]
-    for statement in _own_nodes(body):
+    for statement in own_nodes(body):
         handlers: list[ast.AST] = getattr(statement, "handlers", [])
-        if handlers:
-            guarded: list[Any] = statement.body  # type: ignore[attr-defined]
+        guarded: list[Any] = getattr(statement, "body", [])
+        if handlers and not _only_asks_torch(guarded):
             last = max(each.end_lineno for each in guarded)
             yield Hazard(guarded[0].lineno, last, (), {}, "catches errors")
         for operands, what in _questions(statement):
@@ -179,19 +116,22 @@ def _hazards_in(function: ast.AST) -> Iterator[Hazard]:
             yield Hazard(first, last, operands, bound, what, is_call, about_none, owner)
 
 
-def _own_nodes(body: Sequence[ast.AST]) -> Iterator[ast.AST]:
-    """The nodes of a function's body without those of functions and classes in it."""
-    pending = list(body)
-    while pending:
-        node = pending.pop()
-        yield node
-        if not isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
-            pending.extend(ast.iter_child_nodes(node))
+def _only_asks_torch(statements: Sequence[ast.AST]) -> bool:
+    """Whether statements only return what a function of torch without arguments says, which no value can make fail."""
+    if len(statements) != 1 or not isinstance(statements[0], ast.Return):
+        return False
+    nodes = [node for node in ast.walk(statements[0]) if isinstance(node, ast.expr)]
+    return all(
+        (isinstance(node, ast.Call) and not node.args and not node.keywords)
+        or isinstance(node, ast.Attribute)
+        or (isinstance(node, ast.Name) and node.id == "torch")
+        for node in nodes
+    )
 
 
 def _questions(node: ast.AST) -> Iterator[tuple[tuple[ast.expr, ...], str]]:
     if isinstance(node, ast.Compare) and any(isinstance(operator, (ast.Is, ast.IsNot)) for operator in node.ops):
-        yield (node.left, *node.comparators), "asks whether it is None, or the same object as another,"
+        yield (node.left, *node.comparators), "asks whether it is None, or the same object as another"
     elif isinstance(node, ast.Match):
         yield (node.subject,), "asks for the form"
     elif isinstance(node, ast.Call):
@@ -204,9 +144,9 @@ def _bound_on(body: Sequence[ast.AST], first: int, last: int) -> dict[str, ast.e
     """Names that get a value on some lines, before or while a question is asked there: a frame may hold older ones."""
     bound: dict[str, ast.expr | None] = {}
     statements = [
-        node for node in _own_nodes(body) if isinstance(node, ast.stmt) and first <= node.lineno and node.lineno <= last
+        node for node in own_nodes(body) if isinstance(node, ast.stmt) and first <= node.lineno and node.lineno <= last
     ]
-    for node in _own_nodes(body):
+    for node in own_nodes(body):
         if not hasattr(node, "lineno") and not isinstance(node, ast.comprehension):
             continue
         if isinstance(node, _COMPREHENSIONS) and first <= node.lineno <= last:

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from fxhash.capture.called_code import functions_called_by
-from fxhash.capture.hazards import functions_of
 from fxhash.capture.references import names_in
+from fxhash.capture.sources import functions_of
 
 # What shows the layers of a module or takes them apart.
 _LOOKS_AT_LAYERS = frozenset(

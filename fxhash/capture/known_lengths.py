@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxhash.capture.hazards import functions_of
+from fxhash.capture.sources import functions_of
 
 # Those of torch that return one tensor for each that they are given.
 _ONE_FOR_EACH = frozenset([torch.meshgrid, torch.broadcast_tensors])

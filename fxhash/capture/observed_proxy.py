@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
-from fxhash.capture.guarded_tests import guarded_test
-from fxhash.capture.hazards import calls_on_line, is_message
+from fxhash.capture.guarded_tests import GuardedTest, guarded_test
 from fxhash.capture.known_lengths import is_chunk, known_length, taken_from
 from fxhash.capture.known_values import is_never_none
+from fxhash.capture.sources import calls_on_line, is_message
 from fxhash.capture.user_code import is_recording_code
 from fxhash.graph.guards import of_length, require
 from fxhash.graph.in_place import IN_PLACE_OPERATORS
@@ -43,6 +43,10 @@ class ObservingTracer(Protocol):
 
     def refuse(self, reason: str) -> NoReturn:
         """Give up what is traced, for a reason."""
+        raise NotImplementedError
+
+    def branch_on_mode(self, flag: ObservedFlag, reason: str) -> bool:
+        """The way to go where a forward branches on a training flag."""
         raise NotImplementedError
 
     def training_flag(self, module: nn.Module, value: bool) -> fx.Node:
@@ -76,10 +80,7 @@ class ObservedProxy(fx.Proxy):
 
     def is_never_none(self) -> bool:
         """Whether this value is certain not to be None."""
-        node = self.node
-        if node.op == "call_module":
-            return bool(self.tracer.returns_something(str(node.target)))
-        return node.op == "get_attr" or is_never_none(node)
+        return is_never_none(self.node, self.tracer.returns_something)
 
     def _refuse(self, what: str) -> NoReturn:
         tracer: ObservingTracer = self.tracer
@@ -104,6 +105,9 @@ class ObservedProxy(fx.Proxy):
         test = guarded_test(sys._getframe(1))
         if test is None:
             self._refuse("branches on a value")
+        return self._guarded(test)
+
+    def _guarded(self, test: GuardedTest) -> bool:
         self.tracer.create_proxy("call_function", require, (self, test.wanted, test.error, test.message), {})
         return test.wanted
 
@@ -242,6 +246,13 @@ class ObservedFlag(ObservedProxy):
     """The `training` flag of a module, in the place of the flag itself: a value of the graph wherever it is read."""
 
     origin = "that is a training flag"
+
+    def __bool__(self) -> bool:
+        test = guarded_test(sys._getframe(1))
+        if test is not None:
+            return self._guarded(test)
+        tracer: ObservingTracer = self.tracer
+        return tracer.branch_on_mode(self, f"its forward branches on a value {self.origin}")
 
     def __init__(self, tracer: ObservingTracer, module: nn.Module, value: bool) -> None:
         self.tracer = tracer

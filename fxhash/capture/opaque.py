@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.inspection import looks_at_weights, tells_modules_apart
+from fxhash.capture.reasons import Reason
 from fxhash.capture.references import Reference, references_of
 from fxhash.capture.replicas import Owners, owners_of, replicate, set_parameters, take_over
 from fxhash.errors import TransformError
+from fxhash.smh.regeneration import regenerating
 
 # Modules that are reached by more than their parents hold parameters themselves while they run: one thread at a time.
 _lock = threading.RLock()
@@ -56,7 +58,7 @@ class OpaqueModule(nn.Module):
         self,
         module: nn.Module,
         names: Sequence[tuple[str, ...]],
-        reason: str,
+        reason: Reason,
         defaults: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         super().__init__()
@@ -102,7 +104,7 @@ class OpaqueModule(nn.Module):
             named = {name: weight for names, weight in zip(self.names, parameters, strict=True) for name in names}
             return torch.func.functional_call(self.wrapped_module, named, args, kwargs)
         if self.is_reached_otherwise:
-            with _lock, self._holding(parameters):
+            with _lock, self._holding(parameters), regenerating(parameters):
                 return self.wrapped_module(*args, **kwargs)
         replicas = replicate(self.wrapped_module)
         replica = replicas[id(self.wrapped_module)]
@@ -111,7 +113,7 @@ class OpaqueModule(nn.Module):
             for group in self._owners
         )
         set_parameters(owners, parameters)
-        with self._keeping(owners, parameters):
+        with self._keeping(owners, parameters), regenerating(parameters):
             result = replica(*args, **kwargs)
         take_over(self.wrapped_module, replicas)
         return result
@@ -207,7 +209,7 @@ class OpaqueModule(nn.Module):
 
     def extra_repr(self) -> str:
         """Why the module is opaque, for `repr`."""
-        return f"reason={self.reason!r}"
+        return f"reason={str(self.reason)!r}"
 
 
 def _is_reached_otherwise(wrapped: nn.Module) -> bool:

@@ -11,10 +11,11 @@ from torch import fx, nn
 from fxhash.capture.assembly import assemble, detached
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.opaque import OpaqueModule
+from fxhash.capture.reasons import Reason
 from fxhash.graph.names import OPAQUE_PART
 
 
-def wrap_model(exposure: Exposure, reason: str) -> fx.GraphModule:
+def wrap_model(exposure: Exposure, reason: Reason) -> fx.GraphModule:
     """The whole model as one opaque submodule, which is passed the exposed parameters.
 
     Args:

@@ -7,14 +7,23 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from torch import fx, nn
 
 from fxhash.capture.assembly import detached
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.own_modes import modules_with_own_modes
-from fxhash.capture.tracer import ChangedSurroundingsError, ExposingTracer, OpaqueCall
-from fxhash.capture.untraceable import Untraceable, UntraceableError, never_traced_because, overrides_call, reason_of
+from fxhash.capture.reasons import Reason, where_raised
+from fxhash.capture.tracer import ChangedSurroundingsError, ExposingTracer
+from fxhash.capture.untraceable import (
+    OpaqueCall,
+    Untraceable,
+    UntraceableError,
+    never_traced_because,
+    overrides_call,
+    reason_of,
+)
 from fxhash.capture.wrapped_functions import RecordedFunctions
 from fxhash.graph.names import OPAQUE_PART
 
@@ -48,12 +57,17 @@ class Recording:
     is_spoiled: bool
 
 
-def record(exposure: Exposure, opaque: Mapping[str, str] = MappingProxyType({})) -> Recording | Untraceable:
+def record(
+    exposure: Exposure,
+    opaque: Mapping[str, str] = MappingProxyType({}),
+    omitted: Mapping[str, Any] = MappingProxyType({}),
+) -> Recording | Untraceable:
     """Trace a model. Afterwards the model is as before, whatever its forward does.
 
     Args:
         exposure: the model and what to expose of it.
         opaque: modules not to trace, by path, each with the reason.
+        omitted: optional arguments that the calls of the model omit, with their defaults.
 
     Returns:
         The recording; or why the model can't be traced, not even with opaque submodules.
@@ -69,20 +83,20 @@ def record(exposure: Exposure, opaque: Mapping[str, str] = MappingProxyType({}))
     if "forward" in vars(model):
         reason = "its forward was replaced"
     if reason:
-        return Untraceable(reason)
-    tracer = ExposingTracer(exposure, opaque)
+        return Untraceable(Reason(reason, where_raised(None, model)))
+    tracer = ExposingTracer(exposure, opaque, omitted=omitted)
     try:
         with _lock, RecordedFunctions() as functions:
             try:
                 graph = tracer.record(functions)
             except ChangedSurroundingsError:
                 spoiled = tracer.is_spoiled
-                tracer = ExposingTracer(exposure, opaque, careful=True)
+                tracer = ExposingTracer(exposure, opaque, careful=True, omitted=omitted)
                 tracer.is_spoiled = spoiled
                 graph = tracer.record(functions)
         return _recording(tracer, detached(graph))
     except (UntraceableError, Exception) as error:
-        return Untraceable(reason_of(error), tracer.is_spoiled)
+        return Untraceable(reason_of(error, model), tracer.is_spoiled)
 
 
 def _recording(tracer: ExposingTracer, graph: fx.Graph) -> Recording:

@@ -9,6 +9,8 @@ that is passed its parameters.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -58,13 +60,20 @@ def trace(model: Model, expose: Collection[str] | None = None) -> fx.GraphModule
     return trace_without(model, expose, {})
 
 
-def trace_without(model: Model, expose: Collection[str] | None, opaque: Mapping[str, str]) -> fx.GraphModule:
-    """The same, with some modules opaque.
+def trace_without(
+    model: Model,
+    expose: Collection[str] | None,
+    opaque: Mapping[str, str],
+    omitted: Mapping[str, Any] = MappingProxyType({}),
+) -> fx.GraphModule:
+    """The same, with some modules opaque, or without some arguments.
 
     Args:
         model: the module to capture.
         expose: names of the parameters to expose.
         opaque: modules not to trace, by path, each with the reason; the empty path is the model itself.
+        omitted: optional arguments that the calls of the model omit, by name, with their defaults: the graph raises a
+            TransformError for any other value of these.
     """
     model = as_module(model)
     if find_generator(model) is not None:
@@ -76,7 +85,7 @@ def trace_without(model: Model, expose: Collection[str] | None, opaque: Mapping[
         return capture_exported(model, exposed)
     exposure = Exposure.of(without_compilation(copy_model(model, shared=exposed)), exposed)
     with torch.inference_mode(False), torch.enable_grad():
-        recorded = record(exposure, opaque)
+        recorded = record(exposure, opaque, omitted)
         if recorded.is_spoiled:
             exposure = Exposure.of(without_compilation(copy_model(model, shared=exposed)), exposed)
         if isinstance(recorded, Untraceable):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from torch import fx, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from fxhash.capture.reasons import Reason, where_raised
+
 # Of torch's own modules, those whose forward is plain arithmetic on their parameters. The others stay whole: they
 # branch on their inputs (attention, recurrent layers) or on their mode (batch norm).
 _TRACED_TORCH_MODULES = (
@@ -30,12 +32,25 @@ class Untraceable:
     """What a trace returns for a model that can't be traced.
 
     Attributes:
-        reason: why, in one line, such as `"it has hooks"`.
+        reason: why.
         is_spoiled: whether the trace left something changed in the model, such as an iterator.
     """
 
-    reason: str
+    reason: Reason
     is_spoiled: bool = False
+
+
+@dataclass(frozen=True)
+class OpaqueCall:
+    """A module that a trace rolled back.
+
+    Attributes:
+        reason: why it can't be traced.
+        names: for each parameter that the call passes to it, its names in the module (several if tied).
+    """
+
+    reason: Reason
+    names: tuple[tuple[str, ...], ...]
 
 
 class UntraceableError(BaseException):
@@ -68,10 +83,14 @@ def overrides_call(module: nn.Module) -> bool:
     return kind.__call__ is not nn.Module.__call__ or kind._call_impl is not nn.Module._call_impl
 
 
-def reason_of(error: BaseException) -> str:
-    """The reason that an error during a trace gives, in one line."""
+def reason_of(error: BaseException, module: nn.Module) -> Reason:
+    """The reason that an error during a trace of a module gives."""
     message = " ".join(str(error).split())
-    return message if isinstance(error, UntraceableError) else f"{type(error).__name__}: {message}"
+    what = message if isinstance(error, UntraceableError) else f"{type(error).__name__}: {message}"
+    if isinstance(error, TypeError) and "cannot be interpreted as an integer" in message:
+        # A value has no `__index__`, so that torch takes it as a size: Python's own functions find none.
+        what = "its forward makes a number of a value"
+    return Reason(what, where_raised(error.__traceback__, module))
 
 
 def _has_hooks(module: nn.Module) -> bool:

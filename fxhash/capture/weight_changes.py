@@ -11,9 +11,9 @@ import torch
 from torch import fx, nn
 
 from fxhash.capture.called_code import functions_called_by
-from fxhash.capture.hazards import functions_of
 from fxhash.capture.opaque import OpaqueModule
 from fxhash.capture.references import names_in
+from fxhash.capture.sources import functions_of
 from fxhash.capture.user_code import is_user_code
 from fxhash.errors import TransformError
 from fxhash.graph.liveness import is_changed_in_place

@@ -1,4 +1,4 @@
-"""Functions that `torch.fx.wrap` names, of `math` and of einops: calls with a value of the graph are recorded.
+"""Functions that `torch.fx.wrap` names, of `math`, einops and those of numbers: calls with a value are recorded.
 
 Each is replaced where its module has it, as `torch.fx` does. The replacement asks for the thread: in all others it is
 the function itself.
@@ -13,12 +13,14 @@ import os
 import sys
 from collections.abc import Callable
 from threading import get_ident
-from types import BuiltinFunctionType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any
 
 import torch.fx._symbolic_trace as symbolic_trace
 from torch import fx
 from torch.utils._pytree import tree_leaves
+
+from fxhash.capture.number_functions import number_functions
 
 _MISSING = object()
 _EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack")
@@ -53,6 +55,18 @@ class RecordedFunctions:
             of_math = type(value) is BuiltinFunctionType and value.__module__ == "math"
             if of_math or (type(value) is FunctionType and _is_of_einops(value)):
                 self._replace(variables, name, value, value)
+
+    def replace_for(self, code: CodeType, variables: dict[str, Any]) -> None:
+        """Replace what a function calls: the same, and functions that give numbers.
+
+        Args:
+            code: the function's own code.
+            variables: those of its module.
+        """
+        self.replace_in(variables)
+        for names, name, function in number_functions(code, variables, self._thread):
+            _replaced.append((names, name, names.get(name, _MISSING)))
+            names[name] = function
 
     def _replace(self, variables: dict[str, Any], name: str, before: Any, function: Callable[..., Any]) -> None:
         _replaced.append((variables, name, before))

@@ -1,13 +1,14 @@
-"""A user's mistake in one line on standard error, with a non-zero exit status."""
+"""A user's mistake in one line on standard error, with a non-zero exit status; warnings in the same form."""
 
 import inspect
 import re
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ContextDecorator, contextmanager
 from typing import Any, TypeVar
 
-from fxhash.errors import FxhashError, TargetError, described
+from fxhash.errors import FxhashError, OpaqueWarning, TargetError, described
 from fxhash.printable import printable
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -25,6 +26,7 @@ class OneLineErrors(ContextDecorator):
 
     def __init__(self) -> None:
         self.options: tuple[str, ...] | None = None
+        self._shown_before: list[Callable[..., Any]] = []
 
     def __call__(self, command: _Command) -> _Command:
         """The command with its mistakes caught."""
@@ -32,9 +34,23 @@ class OneLineErrors(ContextDecorator):
         return super().__call__(command)
 
     def __enter__(self) -> None:
-        pass
+        self._shown_before.append(warnings.showwarning)
+        warnings.showwarning = self._show_warning
+
+    def _show_warning(self, message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        """Print a warning of ours as ours; of any other, its place in the code is of use."""
+        if not issubclass(category, OpaqueWarning):
+            self._shown_before[-1](message, category, *where, **more)
+            return
+        first, *lines = str(message).splitlines()
+        print_warning(first if self.options is None else in_options(first, self.options))
+        for line in lines:
+            # What Python alone can do is no help here.
+            if "fxhash." not in line and "capture=" not in line:
+                print(printable(line), file=sys.stderr)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        warnings.showwarning = self._shown_before.pop()
         if isinstance(error, (UsageError, FxhashError)):
             text = " ".join(str(error).split())
             text = text if self.options is None else in_options(text, self.options)

@@ -28,6 +28,25 @@ def of_length(values: Sequence[Any], count: int) -> Sequence[Any]:
 
 
 @recorded
+def as_captured(value: Any, default: Any, name: str) -> None:
+    """Let an argument be only what it is where a call omits it, as a trace took it.
+
+    Args:
+        value: the argument.
+        default: its default: None, a number or a string.
+        name: its name.
+
+    Raises:
+        TransformError: if it is something else.
+    """
+    if value is not default and (type(value) is not type(default) or value != default):
+        raise TransformError(
+            f"the model was captured without its argument {name!r}, which no example_inputs has: give transform one "
+            "that has it, or capture='modules'"
+        )
+
+
+@recorded
 def require(condition: Any, wanted: bool, error: str, message: str) -> None:
     """What an `assert`, or an `if` that does nothing but raise an error, found right in the trace.
 
@@ -42,3 +61,4 @@ def require(condition: Any, wanted: bool, error: str, message: str) -> None:
 
 
 fx.node.has_side_effect(require)
+fx.node.has_side_effect(as_captured)

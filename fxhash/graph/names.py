@@ -11,6 +11,8 @@ OPAQUE_PART = "opaque_part"
 WRAPPED_MODULE = "wrapped_module"
 # Where the `meta` of a traced graph module says how it was captured.
 CAPTURED = "fxhash.captured"
+# Where the `meta` of a model that is lowered for training has the graph of the transformed model.
+TRANSFORMED = "fxhash.transformed"
 
 
 def free_name(module: nn.Module, name: str) -> str:

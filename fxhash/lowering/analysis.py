@@ -26,8 +26,10 @@ from fxhash.lowering.readers import (
     reader_in_graph,
     reader_in_opaque,
 )
+from fxhash.lowering.training_costs import training_costs, trains_faster_split
 from fxhash.lowering.weights import Weight
 from fxhash.smh.generator import SMHGenerator
+from fxhash.smh.parameter_plan import ParameterPlan
 
 
 def plan_lowering(
@@ -36,6 +38,7 @@ def plan_lowering(
     budget: int = 0,
     device: DeviceProfile | None = None,
     replaces_watched_layers: bool = False,
+    for_training: bool = False,
 ) -> LoweringPlan:
     """Decide how each weight of a transformed model is computed when it is lowered.
 
@@ -43,12 +46,13 @@ def plan_lowering(
     slots, and what is cached within the budget.
 
     Args:
-        gm: a transformed model in eval mode; it is read and not changed.
+        gm: a transformed model, in eval mode unless it is for training; it is read and not changed.
         requested: methods for parameters by their names; the cost model chooses for all others.
         budget: bytes for weights, scratch included, within which weights are cached; with 0, only those requested are.
         device: what the model is to run on; the device that it is on if omitted.
         replaces_watched_layers: whether to put other layers also into opaque submodules whose code looks at theirs,
             as far as its source shows: only where their outputs are compared afterwards.
+        for_training: whether to count forward and backward, and to fold and replace nothing that is trained.
 
     Raises:
         TransformError: if `gm` is not a transformed model.
@@ -62,7 +66,7 @@ def plan_lowering(
     generator = gm.get_submodule(str(calls[0].target))
     assert isinstance(generator, SMHGenerator)
     device = device or DeviceProfile.of(generator.right.device)
-    analysis = _Analysis(gm, generator, calls, device, replaces_watched_layers)
+    analysis = _Analysis(gm, generator, calls, device, replaces_watched_layers, for_training)
     plan = analysis.plan(requested)
     if budget:
         candidates = {str(call.args[0]) for call in calls} - requested.keys()
@@ -91,6 +95,7 @@ class _Analysis:
         calls: Sequence[fx.Node],
         device: DeviceProfile,
         replaces_watched_layers: bool,
+        for_training: bool,
     ) -> None:
         self.gm = gm
         self.generator = generator
@@ -98,6 +103,7 @@ class _Analysis:
         self.flow = Dataflow(gm.graph)
         self.right_bytes = generator.right.nbytes
         self.replaces_watched_layers = replaces_watched_layers
+        self.for_training = for_training
         self.noticing: dict[OpaqueModule, bool] = {}
         self.weights = {call: self._weight(generator, call) for call in calls}
 
@@ -120,13 +126,20 @@ class _Analysis:
             has_shift=has_shift,
             is_split=(
                 parameter.kernels > 0
-                and parameter.shape[1] >= self.device.least_split_channels
+                and self._is_faster_split(parameter)
                 and not has_shift
                 and all(is_plain_layer_of(call, node) for node in call.users)
             ),
             dtype=generator.dtype_of(parameter),
             factor_dtype=generator.right.dtype,
         )
+
+    def _is_faster_split(self, parameter: ParameterPlan) -> bool:
+        if not self.for_training:
+            return parameter.shape[1] >= self.device.least_split_channels
+        # Both halves compute with trained tensors themselves, of one type.
+        has_type = self.generator.dtype_of(parameter) == self.generator.right.dtype
+        return has_type and trains_faster_split(parameter, self.device)
 
     def _uses_of(self, call: fx.Node, requested: Method | None) -> Iterable[WeightUse]:
         """The uses of a weight: by modules nested in opaque submodules, by factored layers, and by all other nodes."""
@@ -150,7 +163,7 @@ class _Analysis:
     def _nested_use(self, call: fx.Node, node: fx.Node, requested: Method | None) -> WeightUse | None:
         """The use by a module nested in an opaque submodule, which computes the weight itself; None if it can't."""
         called = opaque_module(self.gm, node)
-        if called is None or is_attention(self.gm, node) or requested is Method.CACHE:
+        if called is None or is_attention(self.gm, node) or requested is Method.CACHE or self.for_training:
             return None
         if self._must_stay(called):
             return None
@@ -187,7 +200,7 @@ class _Analysis:
         if requested in (Method.GENERATE, Method.CACHE) or not self._can_apply_factors(call, reader):
             return None
         weight = self.weights[call]
-        costs = weight.costs(reader, can_be_factored=True)
+        costs = self._costs(weight, reader, can_be_factored=True)
         # A table is never generated to look up rows of it: its memory is why it is compressed.
         always = requested is Method.FACTORED or reader is Reader.EMBEDDING
         method = Method.FACTORED if always else costs.method
@@ -201,7 +214,7 @@ class _Analysis:
         """The use by nodes that need the weight itself."""
         weight, first = self.weights[call], nodes[0]
         reader = reader_in_graph(self.gm, call, first)
-        costs = weight.costs(reader, self._can_apply_factors(call, reader))
+        costs = self._costs(weight, reader, self._can_apply_factors(call, reader))
         is_only_weight = len(nodes) == 1 and is_layer_of(call, first)
         # The shift of a separable weight is added after its kernels, where no scale of a channel reaches it.
         shifted_later = weight.has_shift and weight.parameter.kernels > 0 and method is Method.GENERATE
@@ -247,17 +260,24 @@ class _Analysis:
             memory_bytes=memory_bytes,
             live=(self.flow.position[first], self.flow.position[last]),
             until=last.name,
-            slot=0 if generates_in_graph and self.device.shares_scratch else None,
+            slot=0 if generates_in_graph and self.device.shares_scratch and not self.for_training else None,
             stored=tuple(weight.stored(method, norm)),
         )
 
     def _foldable_norm(self, call: fx.Node, node: fx.Node) -> FoundNorm | None:
         """The batch norm that can be folded into a convolution; none whose folding overflows in float16."""
+        if self.for_training:
+            return None
         norm, weight = foldable_norm(self.gm, node), self.weights[call]
         if norm is None or weight.dtype != torch.float16:
             return norm
         largest = self.generator.largest_entry(weight.parameter.fqn, pointwise=weight.is_split)
         return norm if norm.fits(weight.dtype, largest) else None
+
+    def _costs(self, weight: Weight, reader: Reader, can_be_factored: bool) -> Costs:
+        if self.for_training:
+            return training_costs(weight, reader, can_be_factored, self.device)
+        return weight.costs(reader, can_be_factored)
 
     def _can_apply_factors(self, call: fx.Node, reader: Reader) -> bool:
         weight = self.weights[call]

@@ -44,6 +44,21 @@ class Costs:
         assert self.method is Method.ADAPTIVE
         return self.generate // ((self.factored or 0) - self.dense)
 
+    def of_training(self, thin_product_cost: float = 1.0) -> Costs:
+        """What forward and backward take together, where a weight is generated again for backward.
+
+        The gradients of both factors of a product take as much as the product each.
+
+        Args:
+            thin_product_cost: as in `DeviceProfile`.
+
+        Example:
+            >>> Costs(generate=600, dense=30, factored=20).of_training()
+            Costs(generate=2400, dense=90, factored=60)
+        """
+        factored = None if self.factored is None else int(3 * thin_product_cost * self.factored)
+        return Costs(4 * self.generate, 3 * self.dense, factored)
+
     def saved_by_caching(self, method: Method, thin_product_cost: float) -> int:
         """What a call saves with a cached weight: generating it, or what a position costs more with the factors.
 

@@ -19,6 +19,8 @@ class DeviceProfile:
             pointwise one. A depthwise convolution moves memory for few operations: with fewer channels it takes longer
             than what the pointwise half saves. (ResNet-34's layers at batch 100, split and regular, in ms: 102 and 59
             with 64 channels, 39 and 33 with 128, 14 and 32 with 256.)
+        depthwise_product_cost: time of a multiply-add in a depthwise convolution over one in a regular one, both in
+            training and in the channels-last format.
         shares_scratch: whether weights are generated into scratch memory that they share. On accelerators they are
             not: the allocator reuses memory in the order of its streams.
 
@@ -29,6 +31,7 @@ class DeviceProfile:
 
     thin_product_cost: float = 1.5
     least_split_channels: int = 256
+    depthwise_product_cost: float = 8.0
     shares_scratch: bool = True
 
     @classmethod

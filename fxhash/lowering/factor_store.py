@@ -96,7 +96,7 @@ def _tensor(generator: SMHGenerator, use: WeightUse, role: str, norm: FoundNorm 
         assert shift is not None
         return shift.clone()
     if role == "weight":
-        weight = generator(use.fqn, pointwise=use.split)
+        weight = generator(use.fqn, "pointwise" if use.split else "weight")
         return weight if norm is None else scale_channels(weight, norm.scale())
     left = generator.scaled_left(use.fqn)
     if use.split:

@@ -23,6 +23,7 @@ from fxhash.graph.layers import CONVOLUTIONS
 from fxhash.graph.recorded import recorded
 from fxhash.smh.arithmetic import generate
 from fxhash.smh.precision import accumulated_in_float32, without_autocast
+from fxhash.smh.regeneration import apply_layer, generate_weight
 
 # Elements of what a lookup computes at a time, and up to how many entries in a row of `W` it computes the whole row.
 _LARGEST_INTERMEDIATE = 2**20
@@ -200,13 +201,13 @@ def adaptive_linear(
     right: Tensor,
     shape: Sequence[int],
     bias: Tensor | None,
-    max_positions: int,
+    max_positions: float,
     scratch: Tensor | None = None,
 ) -> Tensor:
     """`factored_linear` for at most `max_positions` rows of input; beyond, generating the weight once is less work."""
     if _holds(x.numel() // shape[1] <= max_positions):
         return factored_linear(x, left, right, shape, bias)
-    return F.linear(x, generate(left, right, shape, scratch=scratch), bias)
+    return apply_layer(F.linear, x, _generated(left, right, shape, scratch), bias)
 
 
 @recorded
@@ -225,8 +226,12 @@ def adaptive_conv(
     """`factored_conv` for at most `max_positions` pixels of input; beyond, generating the weight once is less work."""
     if _holds(x.numel() // shape[1] <= max_positions):
         return factored_conv(x, left, right, shape, bias, stride, padding, dilation)
-    weight = generate(left, right, shape, scratch=scratch)
-    return CONVOLUTIONS[len(shape) - 2](x, weight, bias, stride, padding, dilation)
+    weight = _generated(left, right, shape, scratch)
+    return apply_layer(CONVOLUTIONS[len(shape) - 2], x, weight, bias, stride, padding, dilation)
+
+
+def _generated(left: Tensor, right: Tensor, shape: Sequence[int], scratch: Tensor | None) -> Tensor:
+    return generate_weight(left, right, shape) if scratch is None else generate(left, right, shape, scratch=scratch)
 
 
 # Torch 2.6 has no such function, and decides for the sizes of the example.

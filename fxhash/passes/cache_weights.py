@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from torch import fx
 
-from fxhash.lowering.factor_store import FactorStore
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import planned, read, weight_of
+from fxhash.passes.nodes import Factors, planned, read, weight_of
 
 
 @graph_pass
-def cache_weights(graph_module: fx.GraphModule, plan: LoweringPlan, store: FactorStore) -> bool:
+def cache_weights(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
     """Let the nodes that read a weight which the plan caches read the stored one."""
     modified = False
     for use, readers in planned(graph_module.graph, plan):
         if use.method is Method.CACHE:
-            cached = read(graph_module, store, use.key("weight"), before=readers[0])
+            cached = read(graph_module, factors, use, "weight", before=readers[0])
             for reader in readers:
                 reader.replace_input_with(weight_of(use, reader), cached)
             modified = True

@@ -7,16 +7,15 @@ from torch.nn import functional as F
 
 from fxhash.graph.arguments import all_arguments, set_argument
 from fxhash.graph.layers import is_plain_layer_of
-from fxhash.lowering.factor_store import FactorStore
 from fxhash.lowering.functional import depthwise
 from fxhash.lowering.input_check import checked_input
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import planned, weight_of
+from fxhash.passes.nodes import Factors, planned, weight_of
 
 
 @graph_pass
-def check_inputs(graph_module: fx.GraphModule, plan: LoweringPlan, store: FactorStore) -> bool:
+def check_inputs(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
     """Check the input of each linear layer, convolution and embedding of the graph."""
     modified = False
     for use, readers in planned(graph_module.graph, plan):

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from torch import Tensor, fx
 
 from fxhash.graph.arguments import all_arguments
-from fxhash.lowering.factor_store import FactorStore
 from fxhash.lowering.functional import (
     adaptive_conv,
     adaptive_linear,
@@ -18,7 +17,7 @@ from fxhash.lowering.functional import (
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import USE, planned, read, read_right
+from fxhash.passes.nodes import USE, Factors, planned, read, read_right
 
 _FUNCTIONS: dict[tuple[Reader, Method], Callable[..., Tensor]] = {
     (Reader.LINEAR, Method.FACTORED): factored_linear,
@@ -30,7 +29,7 @@ _FUNCTIONS: dict[tuple[Reader, Method], Callable[..., Tensor]] = {
 
 
 @graph_pass
-def factor_layers(graph_module: fx.GraphModule, plan: LoweringPlan, store: FactorStore) -> bool:
+def factor_layers(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
     """Replace the function of each linear layer, convolution and embedding that the plan factors."""
     modified = False
     for use, (layer, *_) in planned(graph_module.graph, plan):
@@ -38,8 +37,8 @@ def factor_layers(graph_module: fx.GraphModule, plan: LoweringPlan, store: Facto
         if function is None or use.module is not None:
             continue
         given = all_arguments(layer)
-        left = read(graph_module, store, use.key("left"), before=layer)
-        arguments = [given["input"], left, read_right(graph_module, store), use.shape]
+        left = read(graph_module, factors, use, "left", before=layer)
+        arguments = [given["input"], left, read_right(graph_module, factors), use.shape]
         arguments += [given[name] for name in ("bias", "stride", "padding", "dilation") if name in given]
         if use.method is Method.ADAPTIVE:
             arguments.append(use.costs.max_positions)

@@ -7,15 +7,14 @@ from torch import fx
 from fxhash.graph.arguments import set_argument
 from fxhash.graph.names import free_name
 from fxhash.lowering.batch_norm import foldable_norm
-from fxhash.lowering.factor_store import FactorStore
 from fxhash.lowering.functional import scale_channels
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import planned, read, weight_of
+from fxhash.passes.nodes import Factors, planned, read, weight_of
 
 
 @graph_pass
-def fold_batch_norm(graph_module: fx.GraphModule, plan: LoweringPlan, store: FactorStore) -> bool:
+def fold_batch_norm(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
     """Scale the weight's channels and replace the bias, for each batch norm that the plan folds.
 
     The scale is a node of its own until a later pass computes the weight with the scale in it.
@@ -31,7 +30,7 @@ def fold_batch_norm(graph_module: fx.GraphModule, plan: LoweringPlan, store: Fac
             scale = graph.get_attr(name)
             scaled = graph.call_function(scale_channels, (weight_of(use, convolution), scale))
         set_argument(convolution, "weight", scaled)
-        set_argument(convolution, "bias", read(graph_module, store, use.key("bias"), before=convolution))
+        set_argument(convolution, "bias", read(graph_module, factors, use, "bias", before=convolution))
         norm.node.replace_all_uses_with(convolution)
         graph.erase_node(norm.node)
         modified = True

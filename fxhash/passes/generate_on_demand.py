@@ -7,21 +7,20 @@ from typing import Any
 
 from torch import fx
 
-from fxhash.lowering.factor_store import FactorStore
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, WeightUse
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import USE, planned, read, read_right, weight_of
+from fxhash.passes.nodes import USE, Factors, planned, read, read_right, weight_of
 from fxhash.smh.arithmetic import generate, separable
 
 
 @graph_pass
-def generate_on_demand(graph_module: fx.GraphModule, plan: LoweringPlan, store: FactorStore) -> bool:
+def generate_on_demand(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
     """Replace calls of the generator by the arithmetic on the stored factors, where the plan generates a weight."""
     modified = False
     for use, readers in planned(graph_module.graph, plan):
         if use.method is Method.GENERATE and use.module is None:
-            weight = _generated(graph_module, use, store, readers[0])
+            weight = _generated(graph_module, use, factors, readers[0])
             weight.meta[USE] = use
             for reader in readers:
                 reader.replace_input_with(weight_of(use, reader), weight)
@@ -29,19 +28,19 @@ def generate_on_demand(graph_module: fx.GraphModule, plan: LoweringPlan, store: 
     return modified
 
 
-def _generated(graph_module: fx.GraphModule, use: WeightUse, store: FactorStore, before: fx.Node) -> fx.Node:
+def _generated(graph_module: fx.GraphModule, use: WeightUse, factors: Factors, before: fx.Node) -> fx.Node:
     """The node of a generated weight, before another node."""
     graph = graph_module.graph
 
     def stored(role: str) -> fx.Node:
-        return read(graph_module, store, use.key(role), before)
+        return read(graph_module, factors, use, role, before)
 
     is_separable = use.parameter.kernels > 0 and not use.split
     shift = stored("shift") if use.stores("shift") else None
     options: dict[str, Any] = {} if shift is None or is_separable else {"shift": shift}
     if use.stores("channel scale"):
         options["channel_scale"] = stored("channel scale")
-    left, right = stored("left"), read_right(graph_module, store)
+    left, right = stored("left"), read_right(graph_module, factors)
     with graph.inserting_before(before):
         weight = graph.call_function(generate, (left, right, use.parameter.slice_shape), options)
     if is_separable:

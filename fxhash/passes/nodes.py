@@ -10,6 +10,10 @@ from fxhash.graph.names import free_name
 from fxhash.lowering.factor_store import FactorStore
 from fxhash.lowering.functional import scale_channels
 from fxhash.lowering.plan import LoweringPlan, WeightUse
+from fxhash.smh.generator import SMHGenerator
+
+# Where a lowered model reads its factors: what was computed of them, or, to train them, the generator itself.
+Factors = FactorStore | SMHGenerator
 
 # Where the `meta` of a node that generates a weight has its use, between passes.
 USE = "fxhash.use"
@@ -30,16 +34,25 @@ def weight_of(use: WeightUse, reader: fx.Node) -> fx.Node:
     return next(node for node in reader.all_input_nodes if _is_or_scales(node, use.weight))
 
 
-def read(graph_module: fx.GraphModule, store: FactorStore, key: str, before: fx.Node) -> fx.Node:
-    """A node that reads a stored tensor, before another node."""
-    path = _path_of(graph_module, store)
+def read(graph_module: fx.GraphModule, factors: Factors, use: WeightUse, role: str, before: fx.Node) -> fx.Node:
+    """A node that reads what belongs to a use, before another node.
+
+    Args:
+        graph_module: whose graph gets the node.
+        factors: where to read it.
+        use: the use.
+        role: as of `StoredTensor`.
+        before: the other node.
+    """
+    arguments = (use.key(role),) if isinstance(factors, FactorStore) else (use.fqn, role)
+    path = _path_of(graph_module, factors)
     with graph_module.graph.inserting_before(before):
-        return graph_module.graph.call_module(path, (key,))
+        return graph_module.graph.call_module(path, arguments)
 
 
-def read_right(graph_module: fx.GraphModule, store: FactorStore) -> fx.Node:
+def read_right(graph_module: fx.GraphModule, factors: Factors) -> fx.Node:
     """The one node that reads `right`, behind the inputs."""
-    path = _path_of(graph_module, store)
+    path = _path_of(graph_module, factors)
     for node in graph_module.graph.nodes:
         if node.target == path and not node.args:
             return node
@@ -48,14 +61,14 @@ def read_right(graph_module: fx.GraphModule, store: FactorStore) -> fx.Node:
         return graph_module.graph.call_module(path, ())
 
 
-def _path_of(graph_module: fx.GraphModule, store: FactorStore) -> str:
+def _path_of(graph_module: fx.GraphModule, factors: Factors) -> str:
     # By name: a search among all children would take as long for each tensor that is read.
-    path = "smh_factors"
-    while (taken := getattr(graph_module, path, None)) is not store and taken is not None:
+    name = path = "smh_factors" if isinstance(factors, FactorStore) else "smh_generator"
+    while (taken := getattr(graph_module, path, None)) is not factors and taken is not None:
         path += "_"
     if taken is None:
-        path = free_name(graph_module, "smh_factors")
-        graph_module.add_submodule(path, store)
+        path = free_name(graph_module, name)
+        graph_module.add_submodule(path, factors)
     return path
 
 

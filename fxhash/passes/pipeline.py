@@ -9,6 +9,7 @@ from torch import fx
 from fxhash.lowering.analysis import generator_calls
 from fxhash.lowering.factor_store import FactorStore, build_factor_store
 from fxhash.lowering.plan import LoweringPlan
+from fxhash.passes.apply_separable import apply_separable
 from fxhash.passes.cache_weights import cache_weights
 from fxhash.passes.check_inputs import check_inputs
 from fxhash.passes.contract import GraphPass, in_sequence
@@ -17,7 +18,9 @@ from fxhash.passes.factor_layers import factor_layers
 from fxhash.passes.fold_batch_norm import fold_batch_norm
 from fxhash.passes.generate_on_demand import generate_on_demand
 from fxhash.passes.lower_opaque_modules import lower_opaque_modules
-from fxhash.passes.nodes import USE
+from fxhash.passes.nodes import USE, Factors
+from fxhash.passes.regenerate_weights import regenerate_weights
+from fxhash.passes.restore_layout import restore_layout
 from fxhash.passes.share_scratch import share_scratch
 from fxhash.passes.split_separable import split_separable
 from fxhash.smh.generator import SMHGenerator
@@ -37,6 +40,16 @@ LOWERING: tuple[LoweringPass, ...] = (
     share_scratch,
 )
 
+# The same for a model that goes on being trained: nothing is folded, cached, or computed of its parameters beforehand.
+TRAINING: tuple[GraphPass[[LoweringPlan, Factors]], ...] = (
+    check_inputs,
+    apply_separable,
+    factor_layers,
+    factor_attention,
+    regenerate_weights,
+    restore_layout,
+)
+
 
 def lower(gm: fx.GraphModule, plan: LoweringPlan, passes: Sequence[LoweringPass] = LOWERING) -> fx.GraphModule:
     """Carry out a plan.
@@ -49,11 +62,34 @@ def lower(gm: fx.GraphModule, plan: LoweringPlan, passes: Sequence[LoweringPass]
     Returns:
         A graph module with the same outputs up to rounding.
     """
-    weight, *_ = generator_calls(gm)
-    generator = gm.get_submodule(str(weight.target))
-    assert isinstance(generator, SMHGenerator)
-    store = build_factor_store(gm, generator, plan)
+    store = build_factor_store(gm, _generator(gm), plan)
     lowered = in_sequence(passes)(gm, plan, store).graph_module
     for node in lowered.graph.nodes:
         node.meta.pop(USE, None)
     return lowered
+
+
+def lower_to_train(
+    gm: fx.GraphModule, plan: LoweringPlan, passes: Sequence[GraphPass[[LoweringPlan, Factors]]] = TRAINING
+) -> fx.GraphModule:
+    """Carry out a plan for training.
+
+    Args:
+        gm: the transformed model that was planned; it is left untouched, and shares all parameters with the result.
+        plan: of `plan_lowering` for training.
+        passes: those to run, the first few of `TRAINING`.
+
+    Returns:
+        A graph module with the same outputs and gradients up to rounding.
+    """
+    lowered = in_sequence(passes)(gm, plan, _generator(gm)).graph_module
+    for node in lowered.graph.nodes:
+        node.meta.pop(USE, None)
+    return lowered
+
+
+def _generator(gm: fx.GraphModule) -> SMHGenerator:
+    weight, *_ = generator_calls(gm)
+    generator = gm.get_submodule(str(weight.target))
+    assert isinstance(generator, SMHGenerator)
+    return generator

@@ -23,11 +23,11 @@ def split_separable(graph_module: fx.GraphModule, plan: LoweringPlan, store: Fac
     ]
     for use, convolution in splitting:
         given, weight = all_arguments(convolution), weight_of(use, convolution)
-        kernels = read(graph_module, store, use.key("kernels"), before=convolution)
+        kernels = read(graph_module, store, use, "kernels", before=convolution)
         spatial = (given["stride"], given["padding"], given["dilation"])
         with graph_module.graph.inserting_before(convolution):
             arguments = (given["input"], kernels, use.parameter.shape, *spatial)
             first = graph_module.graph.call_function(depthwise, arguments)
-        weight.update_kwarg("pointwise", True)
+        weight.args = (use.fqn, "pointwise")
         convolution.args, convolution.kwargs = (first, weight, given["bias"]), {}
     return bool(splitting)

@@ -85,28 +85,44 @@ class SMHGenerator(nn.Module):
             anchor = torch.empty(0, dtype=getattr(torch, dtype), device=device)
             self.register_buffer(_anchor(dtype), anchor, persistent=False)
 
-    def forward(self, name: str, pointwise: bool = False) -> Tensor:
-        """The weight of one parameter, in its own shape and type.
+    def forward(self, name: str | None = None, role: str = "weight") -> Tensor:
+        """The weight of one parameter, in its own shape and type, or something else that belongs to it.
 
         Args:
-            name: its fully qualified name in the original model.
-            pointwise: whether to return the weight of a separable convolution's pointwise half instead, of shape
-                `(out, in * count, 1, ...)`: its slice of `W`, which goes with `depthwise_kernels`.
+            name: its fully qualified name in the original model; if omitted, the result is `right`.
+            role: `"weight"`; `"left"` for its scaled rows of `left`, `"kernels"` and `"shift"`; `"pointwise"` for the
+                weight of the pointwise half of a separable convolution, of shape `(out, in * count, 1, ...)`: its
+                slice of `W`, which goes with `depthwise_kernels`.
         """
+        if name is None:
+            return self.right
+        if role != "weight":
+            return self._part(name, role)
         index, parameter = self._hashed[name]
-        shift, dtype = self.shifts[index], self.dtype_of(parameter)
-        if self.right.dtype != shift.dtype:
-            # FSDP's mixed precision casts parameters for a call, but no buffers: weights have the cast's type then.
-            dtype = self.right.dtype
+        shift, dtype = self.shifts[index], self._weight_dtype(parameter)
         with full_precision(self.right.device.type):
             shift = shift.to(self.right.dtype)
-            if pointwise:
-                weight = self.slice(name) * self.balance(name)
-            elif parameter.kernels:
+            if parameter.kernels:
                 weight = separable(self.slice(name), self.kernels_of(name), parameter.shape) + shift
             else:
                 weight = generate(self.scaled_left(name), self.right, parameter.shape, shift)
         return weight.to(dtype)
+
+    def _part(self, name: str, role: str) -> Tensor:
+        index, parameter = self._hashed[name]
+        if role == "left":
+            return self.scaled_left(name)
+        if role == "kernels":
+            return self.kernels_of(name)
+        if role == "shift":
+            return self.shifts[index].to(self.right.dtype)
+        with full_precision(self.right.device.type):
+            pointwise = self.slice(name) * self.balance(name)
+        return pointwise.to(self._weight_dtype(parameter))
+
+    def _weight_dtype(self, parameter: ParameterPlan) -> torch.dtype:
+        # FSDP's mixed precision casts parameters for a call, but no buffers: weights have the cast's type then.
+        return self.dtype_of(parameter) if self.right.dtype == self.shifts.dtype else self.right.dtype
 
     def parameter(self, name: str) -> ParameterPlan:
         """What the plan says of one hashed parameter."""

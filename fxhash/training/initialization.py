@@ -20,7 +20,7 @@ _CALIBRATED_ON, _AT_ONCE = 1024, 64
 
 
 def build_model(options: RunOptions, data: ImageData) -> nn.Module:
-    """The model at its initialization, which the seed determines.
+    """The model at its initialization, which the seed determines; a compressed one is lowered for training.
 
     Raises:
         TrainingError: if the model can't take images of this size, has no such options, or the run to start from has
@@ -56,7 +56,7 @@ def build_model(options: RunOptions, data: ImageData) -> nn.Module:
         start: dict[str, Any] = {"seed": options.seed, "example_inputs": examples}
         if options.start is not None:
             start |= {"init": "pretrained", "calibration": _calibration(data)}
-        return fxhash.transform(dense, options.compress, **start)
+        return fxhash.lower_for_training(fxhash.transform(dense, options.compress, **start))
 
 
 def _calibration(data: ImageData) -> list[Tensor]:

@@ -9,7 +9,10 @@ from torch import nn
 import fxhash
 from fxhash.capture.checking import difference, read_examples
 from tests.capture.reasons import reasons
+from tests.helpers import may_be_opaque
 from tests.models import MODELS, FunctionalDropout
+
+pytestmark = may_be_opaque
 
 x = torch.ones(4, 16)
 

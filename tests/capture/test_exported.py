@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.torch_version import TorchVersion
 
 import fxhash
-from tests.helpers import CountingOperators, assert_same_outputs, generator_of, run, smallest_transform
+from tests.helpers import CountingOperators, assert_same_outputs, generator_of, may_be_opaque, run, smallest_transform
 from tests.models import MODELS, AlwaysDropout, FunctionalDropout, ResidualConvNet
 from tests.strategies import random_models
 
@@ -39,6 +39,7 @@ export = partial(torch.export.export, strict=False)
 Pair = namedtuple("Pair", "first second")
 
 pytestmark = [
+    may_be_opaque,
     # torch's own notes on recurrent layers, on constants, (2.6) on the buffers that it is about to add, and (2.11) on
     # copies of its own structures.
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),

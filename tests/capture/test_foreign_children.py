@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import fxhash
-from tests.helpers import assert_same_outputs, generator_of
+from tests.helpers import assert_same_outputs, generator_of, may_be_opaque
+
+pytestmark = may_be_opaque
 
 
 def child() -> nn.Module:

@@ -10,8 +10,9 @@ import torch
 from torch import fx, nn
 
 import fxhash
-from fxhash.capture.hazards import hazards_of, with_lines_of
-from tests.capture.reasons import reasons
+from fxhash.capture.hazards import hazards_of
+from fxhash.capture.sources import with_lines_of
+from tests.capture.reasons import full_reasons
 
 PROXY = fx.Proxy(fx.Graph().placeholder("x"))
 
@@ -214,6 +215,6 @@ def test_other_functions_keep_their_lines():
 
 
 def test_the_question_of_a_forward_with_keyword_only_arguments_is_on_its_line():
-    (reason,) = reasons(fxhash.trace(AsksWithKeywordOnly())).values()
+    (reason,) = full_reasons(fxhash.trace(AsksWithKeywordOnly())).values()
     line = AsksWithKeywordOnly.forward.__code__.co_firstlineno + 3
-    assert reason.endswith(f"(line {line} of forward)")
+    assert reason.where == f"tests/capture/test_hazards.py:{line} in forward"

@@ -10,8 +10,10 @@ from torch.nn import functional as F
 import fxhash
 from benchmarks.decoder import Decoder
 from fxhash.smh.plan import CompressionPlan
-from tests.helpers import LargestTensor, assert_same_outputs, generator_of, run
+from tests.helpers import LargestTensor, assert_same_outputs, generator_of, may_be_opaque, run
 from tests.models import MODELS
+
+pytestmark = may_be_opaque
 
 # Values outside of a layer that torch knows how to start.
 WITHOUT_START = {

@@ -12,8 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 import fxhash
 from tests.capture.reasons import reasons
-from tests.helpers import assert_same_outputs
+from tests.helpers import assert_same_outputs, may_be_opaque
 from tests.models import MODELS, BranchesOnInput
+
+pytestmark = may_be_opaque
 
 
 def test_one_untraceable_block_does_not_make_the_model_opaque():

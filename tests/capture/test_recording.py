@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fxhash.capture.exposure import Exposure
+from fxhash.capture.reasons import Reason
 from fxhash.capture.recording import Recording, record
 from fxhash.capture.untraceable import Untraceable
 from tests.helpers import run
@@ -62,5 +63,7 @@ def test_a_reason_is_one_line():
         def forward(self, x):
             raise ValueError("of\n  two lines")
 
-    assert record(exposing_all(Fails(3, 3))) == Untraceable("ValueError: of two lines")
-    assert record(exposing_all(nn.LSTM(3, 3))) == Untraceable("torch.nn.LSTM branches on its inputs or mode")
+    line = Fails.forward.__code__.co_firstlineno + 1
+    where = f"tests/capture/test_recording.py:{line} in forward"
+    assert record(exposing_all(Fails(3, 3))) == Untraceable(Reason("ValueError: of two lines", where))
+    assert record(exposing_all(nn.LSTM(3, 3))) == Untraceable(Reason("torch.nn.LSTM branches on its inputs or mode"))

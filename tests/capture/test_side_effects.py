@@ -11,7 +11,10 @@ from torch import nn
 
 import fxhash
 from tests.capture.reasons import reasons
+from tests.helpers import may_be_opaque
 from tests.models import MODELS, KeepsActivation
+
+pytestmark = may_be_opaque
 
 
 def test_random_state_is_as_before():

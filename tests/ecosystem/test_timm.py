@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers import assert_carried_through
+from tests.helpers import assert_carried_through, may_be_opaque
 
 timm = pytest.importorskip("timm")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [may_be_opaque, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 # Family -> its smallest model, of a few that were tried.
 SMALLEST = {

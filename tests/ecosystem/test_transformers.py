@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import fxhash
-from tests.helpers import assert_carried_through, assert_same_outputs
+from tests.helpers import assert_carried_through, assert_same_outputs, may_be_opaque
 
 transformers = pytest.importorskip("transformers")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [may_be_opaque, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 WIDTHS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 TEXT = {**WIDTHS, "vocab_size": 100}

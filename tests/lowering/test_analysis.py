@@ -17,10 +17,12 @@ from fxhash.lowering.factor_store import find_factor_store
 from fxhash.lowering.factored_modules import GeneratesParameters, LoweredLayer
 from fxhash.lowering.method import Method
 from fxhash.passes import LOWERING, lower
-from tests.helpers import assert_same_outputs
+from tests.helpers import assert_same_outputs, may_be_opaque
 from tests.lowering.test_factored_modules import Assorted
 from tests.lowering.test_lowered_models import ManyMatrices, SlotUser, measured_peak, transformed
 from tests.models import MODELS
+
+pytestmark = may_be_opaque
 
 every_model = pytest.mark.parametrize("name", MODELS)
 # Splits every separable convolution, whatever its channels.

@@ -11,8 +11,10 @@ from torch import nn
 
 import fxhash
 from fxhash.capture.opaque import OpaqueModule
-from tests.helpers import CountingOperators, LargestTensor, assert_same_outputs
+from tests.helpers import CountingOperators, LargestTensor, assert_same_outputs, may_be_opaque
 from tests.lowering.test_lowered_models import perturb
+
+pytestmark = may_be_opaque
 
 
 class Untraceable(nn.Module):

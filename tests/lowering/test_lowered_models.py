@@ -25,9 +25,11 @@ from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.functional import depthwise
 from fxhash.passes import lower
 from fxhash.smh.arithmetic import generate, separable
-from tests.helpers import LargestTensor, assert_same_outputs, generator_of, smallest_transform
+from tests.helpers import LargestTensor, assert_same_outputs, generator_of, may_be_opaque, smallest_transform
 from tests.models import MODELS, ResidualConvNet
 from tests.strategies import random_models
+
+pytestmark = may_be_opaque
 
 every_model = pytest.mark.parametrize("name", MODELS)
 

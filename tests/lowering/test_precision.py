@@ -18,7 +18,9 @@ from fxhash.lowering.functional import depthwise, factored_conv, factored_linear
 from fxhash.lowering.method import Method
 from fxhash.passes import lower
 from fxhash.smh.arithmetic import generate
-from tests.helpers import generator_of, skip_unless_backend_runs
+from tests.helpers import generator_of, may_be_opaque, skip_unless_backend_runs
+
+pytestmark = may_be_opaque
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 every_type = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))

@@ -397,3 +397,105 @@ class ModeChoosesNoise(Two):
     def forward(self, x):
         noise = torch.randn_like(x) if self.training else torch.zeros_like(x)
         return self.a(x + noise)
+
+
+@odd()
+class ModeChoosesNumber(WithDropout):
+    def forward(self, x):
+        return self.b(F.dropout(self.a(x), 0.5 if self.training else 0.0))
+
+
+@odd()
+class ModeOfTwoModulesChoosesNumbers(WithDropout):
+    def __init__(self):
+        super().__init__()
+        self.norm.eval()
+
+    def forward(self, x):
+        h = self.a(x) * (2.0 if self.training else 3.0)
+        return self.b(h) + (1.0 if self.norm.training else 5.0)
+
+
+@odd()
+class ModeChoosesSignOfZero(Two):
+    def forward(self, x):
+        return self.b(self.a(x)) / (0.0 if self.training else -0.0)
+
+
+@odd()
+class ModeChoosesPartOfSlice(Two):
+    def forward(self, x):
+        return self.b(self.a(x))[:, : 8 if self.training else 4]
+
+
+@odd()
+class ModeChoosesLayer(Two):
+    def forward(self, x):
+        return (self.a if self.training else self.b)(x)
+
+
+@odd()
+class ModeChoosesWeight(Two):
+    def forward(self, x):
+        return F.linear(x, (self.a if self.training else self.b).weight)
+
+
+@odd()
+class ModeChoosesBetweenValues(Two):
+    def forward(self, x):
+        h, g = self.a(x), self.b(x)
+        return torch.relu(h if self.training else g)
+
+
+@odd()
+class ModeChoosesOperation(Two):
+    def forward(self, x):
+        h = self.a(x)
+        return self.b(h.relu() if self.training else h.sigmoid())
+
+
+@odd()
+class ModeChoosesResult(Two):
+    def forward(self, x):
+        return self.b(self.a(x)), 1 if self.training else 2
+
+
+@odd()
+class ModeChoosesTensor(Two):
+    def forward(self, x):
+        return self.b(self.a(x)) * torch.tensor(2.0 if self.training else 3.0)
+
+
+@odd()
+class CountsInOneMode(Two):
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def forward(self, x):
+        if self.training:
+            self.count += 1
+        return self.b(self.a(x)) * (1.0 if self.training else self.count)
+
+
+@odd()
+class ModeBranchIsCaught(Two):
+    def forward(self, x):
+        scale = 2.0
+        try:
+            scale = 3.0 if self.training else 4.0
+        except BaseException:
+            scale = 5.0
+        return self.b(self.a(x)) * scale
+
+
+@odd()
+class ModeOfEachModuleInTurn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([ModeChoosesNumber() for _ in range(2)])
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x) * (2 if self.training else 1)
+        return x

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.odd import modes, numbers
 from tests.odd.registry import Two
 
 ORDINARY: dict[str, tuple[type[nn.Module], Callable[[], tuple[Any, ...]]]] = {}
@@ -239,3 +240,63 @@ class NormsInBothModes(Two):
 
     def forward(self, x):
         return self.b(self.layer_norm(self.norm(self.a(x))))
+
+
+@ordinary()
+class AsksForSlices(Two):
+    def forward(self, x):
+        first, rest = self.a(x)[:, :8], self.b(x)[..., 8:]
+        return torch.cat([first, rest], 1) if first is not None and rest is not None else first
+
+
+class _Angles(nn.Module):
+    @torch.autocast("cpu", enabled=False)
+    def forward(self, x):
+        angles = torch.arange(x.shape[-1], device=x.device)
+        return angles.sin(), angles.cos()
+
+
+class _Doubled(nn.Module):
+    def forward(self, x):
+        doubled = x * 2
+        if x.ndim != 2:
+            raise ValueError("no matrix")
+        else:
+            return doubled
+
+
+@ordinary()
+class AsksWhatModulesGive(Two):
+    def __init__(self):
+        super().__init__()
+        self.doubled = _Doubled()
+        self.angle = _Angles()
+
+    def forward(self, x):
+        angles, doubled = self.angle(x), self.doubled(x)
+        if angles is not None and doubled is not None:
+            x = doubled * angles[0]
+        return self.b(self.a(x))
+
+
+for _kind in (
+    *(numbers.NumberOfSize, numbers.NumberOfValue, numbers.LengthOfInput, numbers.LargestAndSmallestSize),
+    *(numbers.RoundsSize, numbers.LimitsOfType, numbers.SizesAsArguments, numbers.ChangesAFreshTensorOfSizes),
+    *(numbers.DrawsOnlyIfAsked, numbers.LengthOfListOfValues),
+    *(modes.ModeChoosesNumber, modes.ModeOfTwoModulesChoosesNumbers, modes.ModeChoosesSignOfZero),
+    *(modes.ModeChoosesPartOfSlice, modes.ModeOfEachModuleInTurn),
+):
+    ordinary()(_kind)
+
+
+def _is_compiling():
+    try:
+        return torch.compiler.is_compiling()
+    except Exception:
+        return False
+
+
+@ordinary()
+class AsksTorchInATry(Two):
+    def forward(self, x):
+        return self.b(self.a(x)) if not _is_compiling() else x

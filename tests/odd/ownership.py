@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, fx, nn
 
+from fxhash.original import Original
+
 _CONTAINERS = (list, tuple, set, frozenset)
 
 
@@ -109,7 +111,8 @@ def _next_to(value: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, (types.FunctionType, fx.Node)):
         for name, each in getattr(value, "__dict__", {}).items():
             # Recurrent layers notice by weak references that their weights are others; copies keep the original's.
-            if name != "_flat_weight_refs":
+            # The class of the original is code; what its methods find in their module is the module's.
+            if name != "_flat_weight_refs" and not (isinstance(value, Original) and name == "kind"):
                 yield f".{name}", each
         for kind in type(value).__mro__:
             for name in _slots(kind):

@@ -14,13 +14,16 @@ from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.factor_store import build_factor_store
 from fxhash.passes import (
     LOWERING,
+    TRAINING,
     graph_pass,
     hash_parameters,
     restore_parameters,
     restore_training_flags,
 )
-from tests.helpers import generator_of, run, smallest_transform
+from tests.helpers import generator_of, may_be_opaque, run, smallest_transform
 from tests.models import MODELS, FunctionalDropout, ResidualConvNet
+
+pytestmark = may_be_opaque
 
 
 def transformed(name):
@@ -43,6 +46,22 @@ def lowering_case(index, name, budget):
     """A pass of lowering, and a model that all passes before it have run over."""
     gm, plan, store = partly_lowered(index, name, budget)
     return lambda graph_module: LOWERING[index](graph_module, plan, store), gm
+
+
+@cache
+def partly_lowered_for_training(count, name):
+    """The same for training."""
+    if count:
+        gm, plan = partly_lowered_for_training(count - 1, name)
+        return TRAINING[count - 1](gm, plan, generator_of(gm)).graph_module, plan
+    torch.manual_seed(0)
+    gm = smallest_transform(MODELS[name][0](), 0.5, seed=0)
+    return gm, plan_lowering(gm, device=DeviceProfile(depthwise_product_cost=-1e6), for_training=True)
+
+
+def training_case(index, name):
+    gm, plan = partly_lowered_for_training(index, name)
+    return lambda graph_module: TRAINING[index](graph_module, plan, generator_of(gm)), gm
 
 
 def hash_again(gm):
@@ -73,6 +92,11 @@ CASES = {
         for index, each in enumerate(LOWERING)
         for name in TRAITS
         for budget in ((0, 10**9) if name in CACHED else (0,))
+    },
+    **{
+        f"{each.__name__} {name} training": lambda index=index, name=name: training_case(index, name)
+        for index, each in enumerate(TRAINING)
+        for name in TRAITS
     },
 }
 every_case = pytest.mark.parametrize("name", CASES)

@@ -11,8 +11,10 @@ from torch import nn
 import fxhash
 from fxhash.capture.opaque import OpaqueModule
 from fxhash.passes import restore_parameters
-from tests.helpers import assert_same_outputs, smallest_transform
+from tests.helpers import assert_same_outputs, may_be_opaque, smallest_transform
 from tests.models import MODELS
+
+pytestmark = may_be_opaque
 
 # Opaque in part and as a whole, with and without collected arguments, with hooks, with buffers.
 OPAQUE = [

@@ -160,7 +160,7 @@ def test_the_pointwise_half_is_the_slice_without_kernels():
     kernels = generator.depthwise_kernels(name)
     assert 0.5 <= kernels.abs().sum(1).max() < 1
     assert torch.equal(kernels * generator.balance(name), generator.kernels_of(name))
-    pointwise = generator(name, pointwise=True)
+    pointwise = generator(name, "pointwise")
     assert pointwise.shape == (32, 32 * len(kernels), 1, 1)
     expected = torch.einsum("oik,kp->oip", pointwise.view(32, 32, -1), kernels).view(32, 32, 3, 3)
     torch.testing.assert_close(generator(name), expected)
@@ -168,9 +168,9 @@ def test_the_pointwise_half_is_the_slice_without_kernels():
 
 def test_autocast_leaves_the_pointwise_half_in_full_precision():
     gm, name = separable_layer()
-    expected = gm.smh_generator(name, pointwise=True)
+    expected = gm.smh_generator(name, "pointwise")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(gm.smh_generator(name, pointwise=True), expected)
+        torch.testing.assert_close(gm.smh_generator(name, "pointwise"), expected)
 
 
 def test_a_parameter_is_described_and_its_shift_is_given_where_it_is_not_zero():

@@ -6,7 +6,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 import fxhash
-from tests.helpers import every_form, in_form, run, skip_unless_onnx_has_open_sizes
+from tests.helpers import every_form, in_form, may_be_opaque, run, skip_unless_onnx_has_open_sizes
 from tests.lowering.test_lowered_models import perturb, transformed
 
 onnx = pytest.importorskip("onnx")
@@ -17,7 +17,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 torchvision = pytest.importorskip("torchvision")
 
 # Torch itself calls what it deprecates while it exports recurrent layers.
-pytestmark = pytest.mark.filterwarnings("ignore:_check_is_size will be removed:FutureWarning")
+pytestmark = [may_be_opaque, pytest.mark.filterwarnings("ignore:_check_is_size will be removed:FutureWarning")]
 
 # ONNX Runtime multiplies constants when it loads a model, factors too, unless it is told not to: by an argument of a
 # session in Python, or by an entry of its options, which every language has.

@@ -1,0 +1,155 @@
+"""Matrices of attention that are applied by their factors while these are trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
+
+from fxhash.graph.recorded import recorded
+from fxhash.lowering.functional import factored_linear
+from fxhash.smh.regeneration import generate_weight
+
+
+class TrainedMatrix(Tensor):
+    """A matrix `(out, in)` that stands for `generate(left, right, shape)`, with gradients for its factors.
+
+    Linear layers and attention without weights to return apply the factors. Any other function of torch gets the
+    matrix, generated for it alone.
+    """
+
+    left: Tensor
+    right: Tensor
+    matrix_shape: tuple[int, int]
+
+    @staticmethod
+    def __new__(cls, left: Tensor, right: Tensor, shape: Sequence[int]) -> TrainedMatrix:
+        """Wrap the factors; the matrix must be row-aligned."""
+        out, features = shape
+        matrix = Tensor._make_wrapper_subclass(
+            cls, (out, features), dtype=left.dtype, device=left.device, requires_grad=left.requires_grad
+        )
+        matrix.left, matrix.right, matrix.matrix_shape = left, right, (out, features)
+        return matrix
+
+    def __repr__(self) -> str:  # type: ignore[override]  # torch declares an argument of its own
+        return f"TrainedMatrix(shape={self.matrix_shape}, rank={self.left.shape[1]})"
+
+    def generate(self) -> Tensor:
+        """The matrix itself."""
+        return generate_weight(self.left, self.right, self.matrix_shape)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Apply the factors, or generate the matrix."""
+        kwargs = kwargs or {}
+        if func in _QUESTIONS or func.__name__ in ("__get__", "__set__"):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        apply = _FACTORED.get(func)
+        result = None if apply is None else apply(*args, **kwargs)
+        if result is not None:
+            return result
+        args, kwargs = tree_map_only(TrainedMatrix, TrainedMatrix.generate, (args, kwargs))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares it without `cls`
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Refuse: below autograd the gradients of the factors would be lost."""
+        if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            (matrix,) = args
+            return TrainedMatrix(matrix.left.detach(), matrix.right.detach(), matrix.matrix_shape)
+        raise AssertionError(f"{func} got a matrix that is not generated")
+
+
+@recorded
+def as_trained(left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
+    """The weight of `shape` `(out, in)` as a matrix that is applied by its factors.
+
+    Under a compiler or tracer, and transforms of `torch.func`, it is generated.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or type(left) is not Tensor
+        or torch._C._functorch.is_functorch_wrapped_tensor(left)
+    ):
+        return generate_weight(left, right, shape)
+    return TrainedMatrix(left, right, shape)
+
+
+def _linear(x: Any, weight: Any, bias: Tensor | None = None) -> Tensor | None:
+    if not isinstance(weight, TrainedMatrix) or isinstance(x, TrainedMatrix):
+        return None
+    return factored_linear(x, weight.left, weight.right, weight.matrix_shape, bias)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    *_: Any,
+    is_causal: bool = False,
+    **others: Any,
+) -> Tensor | None:
+    """`F.multi_head_attention_forward`; None where it is asked for more than self-attention."""
+    plain = query is key and key is value and query.dim() == 3 and not use_separate_proj_weight
+    if need_weights or not plain or bias_k is not None or bias_v is not None or add_zero_attn or in_proj_weight is None:
+        return None
+    if any(isinstance(each, Tensor) for each in others.values()):
+        return None
+    length, batch, size = query.shape
+    projected = F.linear(query, in_proj_weight, in_proj_bias)
+    heads = projected.view(length, batch, 3, num_heads, size // num_heads).permute(2, 1, 3, 0, 4)
+    mask = _mask(attn_mask, key_padding_mask, (batch, num_heads, length), projected.dtype)
+    dropout = dropout_p if training else 0.0
+    attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask, dropout_p=dropout)
+    mixed = attended.permute(2, 0, 1, 3).reshape(length, batch, size)
+    return F.linear(mixed, out_proj_weight, out_proj_bias), None  # type: ignore[return-value]
+
+
+def _mask(
+    attn_mask: Tensor | None, key_padding_mask: Tensor | None, sizes: tuple[int, int, int], dtype: torch.dtype
+) -> Tensor | None:
+    """Both masks as one that is added: of the shape `(batch or 1, heads or 1, length or 1, length)`."""
+    batch, heads, length = sizes
+    added = []
+    if attn_mask is not None:
+        added.append(_additive(attn_mask, dtype).view(-1, heads if attn_mask.dim() == 3 else 1, length, length))
+    if key_padding_mask is not None:
+        added.append(_additive(key_padding_mask, dtype).view(batch, 1, 1, length))
+    return sum(added[1:], added[0]) if added else None
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype is not torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, -math.inf)
+
+
+_QUESTIONS = {Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_floating_point, Tensor.__repr__, Tensor.__len__}
+_FACTORED: dict[Any, Callable[..., Any]] = {F.linear: _linear, F.multi_head_attention_forward: _attention}
