@@ -24,6 +24,7 @@ import os
 import platform
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, fields, replace
@@ -122,6 +123,8 @@ VARIANTS: dict[str, Build] = {
     "fxhash-16-diagonal": partial(changed, change=trained_diagonal_),
 }
 VARIANTS |= {f"{name}{TAUGHT}": VARIANTS[name] for name in ("dense", "fxhash-16")}
+# The records are of the start without calibration.
+warnings.filterwarnings("ignore", "init='pretrained' without calibration")
 VARIANTS |= {f"fxhash-16{WARM}{taught}": partial(with_fxhash, init="pretrained") for taught in ("", TAUGHT)}
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxhash.capture.calibration import Batch
 from fxhash.capture.checking import ExampleInputs, difference, read_examples
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module
@@ -16,6 +17,7 @@ from fxhash.deploy_form import lowered_parts
 from fxhash.errors import PlanError, TransformError, shown
 from fxhash.graph.layers import convolution_weights
 from fxhash.graph.names import OPAQUE_PART, joined, original_name
+from fxhash.initial_factors import check_start, initial_generator, random_generator
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.method import Method
 from fxhash.lowering.options import read_bytes, read_methods
@@ -31,12 +33,10 @@ from fxhash.smh.checks import (
     check_range,
     read_dtype,
 )
-from fxhash.smh.generator import SMHGenerator
-from fxhash.smh.initialization import fit_, initialize_, random_generator
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import DEFAULT_ASPECT
-from fxhash.smh.planning import plan_parameters
+from fxhash.smh.planning import other_plans, plan_parameters
 from fxhash.smh.selection import Selector, describe_parameters
 from fxhash.transformed import (
     AnyModule,
@@ -50,8 +50,6 @@ from fxhash.transformed import (
     with_parts,
 )
 
-INITS = ("random", "pretrained")
-
 
 def transform(
     traced_model: Model,
@@ -59,9 +57,10 @@ def transform(
     *,
     include: Selector | None = None,
     exclude: Selector | None = None,
-    aspect: float = DEFAULT_ASPECT,
+    aspect: float | None = None,
     separable: bool = True,
     init: str = "random",
+    calibration: Iterable[Batch] | None = None,
     seed: int | torch.Generator | None = None,
     device: torch.device | str | None = None,
     example_inputs: ExampleInputs | None = None,
@@ -83,11 +82,16 @@ def transform(
             `(fqn, parameter) -> bool`; those of two or more dimensions if omitted.
         exclude: which of them to keep dense after all, in the same form.
         aspect: rows over columns of the matrix: 1 is the square of the paper; a taller one has a smaller rank for the
-            same budget, which makes deployment faster.
+            same budget, which makes deployment faster. If omitted it is 16 or, with `calibration`, the best of a few.
         separable: whether the weights of convolutions may be entries of the matrix for pairs of channels times spatial
-            kernels, where the budget is small; if not, each weight is an entry of its own.
-        init: `"random"`, or `"pretrained"` for the factors whose weights come nearest to the model's own (a truncated
-            SVD): a start from which fewer epochs are needed, not yet a good model.
+            kernels, where the budget is small or, with `calibration`, where that is better; if not, each weight is an
+            entry of its own.
+        init: `"random"`, or `"pretrained"` for factors that come nearest to the model that is given.
+        calibration: for `init="pretrained"`, batches of inputs without labels, such as a list of some hundred examples
+            in batches of 32: each a tensor, a tuple of forward's arguments, or a dictionary of them by name. The model
+            runs on them in eval mode, and the factors are those with which the outputs of its linear layers and
+            convolutions are off least, in squares. Without it, the values of the weights are off least instead (a
+            truncated SVD): a start from which fewer epochs are needed, not yet a good model.
         seed: an integer or a CPU `torch.Generator` for the initial factors; torch's global one if omitted.
         device: where the result is to be; the model's own if omitted. A model on the meta device is initialized
             there: module by module, `reset_parameters` makes the values whose standard deviation is matched, so that no
@@ -111,7 +115,11 @@ def transform(
         PlanError: for arguments out of range or if nothing is left to hash.
         TransformError: if the model can't be taken: it is transformed already, lazy, can't be copied, or is on the
             meta device and has no `reset_parameters` for some of its values, or `"pretrained"` is to start from them;
-            its code changes a weight, or something else lies in a weight's memory; `example_inputs` don't fit it.
+            its code changes a weight, or something else lies in a weight's memory; `example_inputs` or a batch of
+            `calibration` don't fit it, or no batch reaches one of its layers.
+
+    Warns:
+        UserWarning: for `init="pretrained"` without `calibration`.
 
     Warns:
         OpaqueWarning: if more than a fifth of the weights to hash are in submodules that can't be traced. It says which
@@ -125,10 +133,10 @@ def transform(
         >>> small(torch.zeros(5, 100)).shape
         torch.Size([5, 10])
     """
-    if not isinstance(init, str) or init not in INITS:
-        raise PlanError(f"init={shown(init)} is unknown: give one of {', '.join(map(repr, INITS))}")
+    check_start(init, calibration)
     check_fraction(compress)
-    check_aspect(aspect)
+    if aspect is not None:
+        check_aspect(aspect)
     check_flag("separable", separable)
     random = random_generator(seed)
     device = None if device is None else check_device(device)
@@ -142,7 +150,8 @@ def transform(
     used = [parameter for parameter in described if names_in_use & {parameter.fqn, *parameter.aliases}]
     unused = [parameter.fqn for parameter in described if not names_in_use & {parameter.fqn, *parameter.aliases}]
     convolutions = convolution_weights(traced.graph) if separable else set()
-    plan = plan_parameters(used, compress, aspect, unused, convolutions)
+    plan = plan_parameters(used, compress, aspect or DEFAULT_ASPECT, unused, convolutions)
+    plans = [plan] if calibration is None else [plan, *other_plans(plan, convolutions, aspect)]
 
     originals: Mapping[str, Tensor] = {names[0]: same[0] for names, same in tied_groups(traced_model)}
     devices = sorted({str(originals[parameter.fqn].device) for parameter in plan.hashed})
@@ -156,11 +165,7 @@ def transform(
         if init == "pretrained":
             raise TransformError("init='pretrained' needs values, but the model is on the meta device: load them first")
         originals = InitialValues(traced_model, target)
-    generator = SMHGenerator(plan, target)
-    if target.type != "meta":
-        initialize_(generator, originals, random)
-        if init == "pretrained":
-            fit_(generator, originals)
+    generator = initial_generator(plans, target, originals, random, init, calibration, traced_model, traced)
     generator.original = Original.of(traced_model)
     gm = pass_on(hash_parameters(traced, generator).graph_module)
     if capture != "modules":

@@ -18,6 +18,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 import fxhash
 from fxhash.lowering.factored_tensor import FactoredTensor
 
+# Tests of the start that knows no inputs, whose warning `test_calibration.py` demands.
+uncalibrated = pytest.mark.filterwarnings("ignore:init='pretrained' without calibration")
+
 # Of tests whose models can't be traced; when `transform` warns is what `tests/test_opaque_parts.py` holds.
 may_be_opaque = pytest.mark.filterwarnings("ignore::fxhash.OpaqueWarning")
 

@@ -16,6 +16,9 @@ for name in ("ResidualConvNet", "TiedEmbedding", "LSTM", "MixedTypes"):
     gm = fxhash.transform(MODELS[name][0](), 0.6, seed=3)
     fxhash.save(gm, sys.argv[1] + name)
     print(gm.code, fxhash.lower_for_deploy(gm).code)
+inputs = [MODELS["ResidualConvNet"][1]()]
+gm = fxhash.transform(MODELS["ResidualConvNet"][0](), 0.6, seed=3, init="pretrained", calibration=inputs)
+fxhash.save(gm, sys.argv[1] + "calibrated")
 """
 
 

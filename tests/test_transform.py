@@ -24,6 +24,7 @@ from tests.helpers import (
     run,
     smallest_transform,
     trainable,
+    uncalibrated,
 )
 from tests.models import MODELS, AlwaysDropout, FrozenBackbone, FunctionalDropout, ResidualConvNet, UnusedParameter
 from tests.strategies import fractions, random_models
@@ -387,6 +388,7 @@ def test_operators_survive():
     assert_same_outputs(gm, pickle.loads(pickle.dumps(gm)), torch.randn(4, 30))
 
 
+@uncalibrated
 @given(random_models(), fractions)
 def test_pretrained_initialization_is_nearer_than_random_initialization(case, compress):
     model, x = case
@@ -408,7 +410,9 @@ def test_pretrained_initialization_is_nearer_than_random_initialization(case, co
     assert errors[0] <= errors[1] * (1 + 1e-6) + 1e-9
 
 
-def test_pretrained_initialization_with_room_enough_is_the_model():
+@uncalibrated
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_pretrained_initialization_with_room_enough_is_the_model(calibrated):
     """Weights in a space of as few dimensions as there are ranks are kept, a shifted and a constant one too."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64), nn.Linear(64, 8)).double()
@@ -417,11 +421,12 @@ def test_pretrained_initialization_with_room_enough_is_the_model():
             layer.weight.copy_(torch.randn(layer.out_features, rank) @ torch.randn(rank, layer.in_features))
         model[2].weight.fill_(0.25)
         model[1].weight.add_(100)
-    gm = fxhash.transform(model, 0.9, init="pretrained", seed=0)
-    x = torch.randn(5, 64, dtype=torch.float64)
+    x = torch.randn(500, 64, dtype=torch.float64)
+    gm = fxhash.transform(model, 0.9, init="pretrained", seed=0, calibration=[x] if calibrated else None)
     assert_same_outputs(model, gm, x)
 
 
+@uncalibrated
 def test_impossible_initializations():
     model = nn.Linear(64, 64)
     with pytest.raises(fxhash.PlanError, match="init='zeros' is unknown: give one of 'random', 'pretrained'"):

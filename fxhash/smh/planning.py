@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from decimal import ROUND_CEILING, Context
@@ -21,6 +22,9 @@ _LEAST_KERNELS = 2
 # The layout search stops at the first shape with which the model uses this share of its budget. A small budget is a few
 # ranks: there, row-aligned columns are worth more than the last parameters.
 _GOOD_USE, _GOOD_USE_OF_SMALL, _SMALL_BUDGET = 0.99, 0.95, 10_000
+
+# Lengths of output channels that rows of `W` are tried with where there is a choice.
+_LENGTHS = 3
 
 
 def plan_parameters(
@@ -76,6 +80,35 @@ def plan_parameters(
             return CompressionPlan(places, layout.shape, float(compress), float(aspect), tuple(unused))
         least.append(least_parameters(sizes, candidates) - len(hashed) + kernel_parameters(hashed))
     raise _budget_error(compress, before, budget, dense, len(hashed), min(least))
+
+
+def other_plans(plan: CompressionPlan, convolutions: Collection[str], aspect: float | None) -> list[CompressionPlan]:
+    """Further plans for the same parameters and budget, for what can tell which is best.
+
+    Rows of `W` that are as long as an output channel of many weights, where `aspect` leaves it open, and convolutions
+    that are not separable.
+
+    Args:
+        plan: of `plan_parameters`.
+        convolutions: as of `plan_parameters`.
+        aspect: the one that is wanted; None for any.
+    """
+    weights: Counter[int] = Counter()
+    for parameter in plan.hashed:
+        weights[parameter.numel // parameter.shape[0]] += parameter.numel
+    lengths = [length for length, _ in weights.most_common(_LENGTHS)]
+    aspects = [plan.aspect] if aspect is not None else [plan.aspect, *(plan.hashed_before / n**2 for n in lengths)]
+    separable = any(parameter.kernels for parameter in plan.hashed)
+    found = [plan]
+    for wanted in aspects:
+        for names in (convolutions, ()) if separable else ((),):
+            try:
+                other = plan_parameters(plan.parameters, plan.compress, wanted, plan.unused, names)
+            except BudgetError:
+                continue
+            if all((other.layout, other.hashed) != (each.layout, each.hashed) for each in found):
+                found.append(other)
+    return found[1:]
 
 
 def _numbers_of_kernels(hashed: Sequence[ParameterPlan], convolutions: Collection[str], budget: int) -> list[int]:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fxhash
 from fxhash.errors import TrainingError
 from fxhash.training.data import ImageData
 from fxhash.training.folder import build_dense, load_model, read_configuration
 from fxhash.training.options import RunOptions
+from fxhash.training.preprocessing import normalized
+
+# Training images that a start from a run's weights is calibrated on, and how many of them are computed together.
+_CALIBRATED_ON, _AT_ONCE = 1024, 64
 
 
 def build_model(options: RunOptions, data: ImageData) -> nn.Module:
@@ -47,10 +52,18 @@ def build_model(options: RunOptions, data: ImageData) -> nn.Module:
             _initialize_from_run_(dense, options, Path(options.start))
         if options.compress is None:
             return dense
-        init = "random" if options.start is None else "pretrained"
         examples = (torch.rand(2, channels, *size),)
-        gm = fxhash.transform(dense, options.compress, init=init, seed=options.seed, example_inputs=examples)
-        return fxhash.lower_for_training(gm)
+        start: dict[str, Any] = {"seed": options.seed, "example_inputs": examples}
+        if options.start is not None:
+            start |= {"init": "pretrained", "calibration": _calibration(data)}
+        return fxhash.lower_for_training(fxhash.transform(dense, options.compress, **start))
+
+
+def _calibration(data: ImageData) -> list[Tensor]:
+    """Normalized training images, evenly taken from all, in batches."""
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in data.statistics())
+    images = data.train_images[:: max(len(data.train_images) // _CALIBRATED_ON, 1)][:_CALIBRATED_ON]
+    return list(normalized(images, mean, std).split(_AT_ONCE))
 
 
 def _initialize_from_run_(dense: nn.Module, options: RunOptions, folder: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from torch import nn
 
 import fxhash
-from tests.helpers import generator_of, smallest_transform
+from tests.helpers import generator_of, smallest_transform, uncalibrated
 from tests.strategies import random_models
 
 
@@ -23,6 +23,7 @@ def test_initial_standard_deviation_is_that_of_each_original_parameter(case):
         torch.testing.assert_close(weight.std(), original.std(), rtol=tolerance, atol=1e-6)
 
 
+@uncalibrated
 @pytest.mark.parametrize("init", ["random", "pretrained"])
 def test_left_is_initialized_as_large_as_the_original_and_right_with_variance_one(init):
     """Up to a factor of two or three; a step of an optimizer then changes these rows as it would have the weight."""
@@ -191,6 +192,7 @@ def test_weights_have_the_type_that_parameters_are_cast_to_for_a_call():
         torch.testing.assert_close(generator(parameter.fqn).float(), weight, rtol=0.1, atol=0.02)
 
 
+@uncalibrated
 def test_pretrained_initialization_of_a_separable_weight_is_that_weight():
     """One kernel for all pairs of channels is one of the principal ones, and its pairs are of rank one or two."""
     model = nn.Sequential(nn.Conv2d(32, 32, 3, bias=False), nn.Flatten(), nn.Linear(32, 400)).double()
@@ -205,6 +207,7 @@ def test_pretrained_initialization_of_a_separable_weight_is_that_weight():
     torch.testing.assert_close(generator("2.weight"), model[2].weight)
 
 
+@uncalibrated
 def test_pretrained_initialization_of_constants_is_these_constants():
     model = nn.Linear(40, 40)
     nn.init.constant_(model.weight, 0.5)

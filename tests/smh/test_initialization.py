@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fxhash
+from tests.helpers import uncalibrated
 
+pytestmark = uncalibrated
 every_init = pytest.mark.parametrize("init", ["random", "pretrained"])
 FILLS = {
     "uniform": lambda shape: torch.rand(shape, dtype=torch.float64) * 2 - 1,

@@ -1,0 +1,29 @@
+"""A progress bar for what takes minutes: in a terminal alone, and where rich is installed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def with_bar(items: Iterable[Item], description: str) -> Iterator[Item]:
+    """The items, while a bar on standard error says how many have been taken; it is gone at the end.
+
+    Args:
+        items: what to go through; how many there are is shown if they have a length.
+        description: a word or two before the bar.
+    """
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ImportError:
+        yield from items
+        return
+    total = len(items) if isinstance(items, Sized) else None
+    yield from track(items, description, total=total, console=Console(stderr=True), transient=True)

@@ -1,0 +1,132 @@
+"""A start from a model's own weights that is as near as can be to its layers' outputs on calibration inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxhash.smh.calibration import MomentStore
+from fxhash.smh.factored_weight import FactoredWeight, conjugate_gradients
+from fxhash.smh.fitting import ROUNDS, fit, total_loss, whitened_start
+from fxhash.smh.generator import SMHGenerator
+from fxhash.smh.initialization import fit_
+from fxhash.smh.parameter_plan import ParameterPlan
+from fxhash.smh.weight_target import WeightTarget, damped, pointwise_target
+
+
+@torch.no_grad()
+def fit_to_inputs_(
+    generator: SMHGenerator, originals: Mapping[str, Tensor], seen: MomentStore, rounds: int = ROUNDS
+) -> float:
+    """Set the factors to those whose layers' outputs come nearest to the original ones; call `initialize_` before.
+
+    Each layer counts by its relative error: the mean square of what its outputs are off by on the calibration inputs,
+    over that of its outputs, times its number of output channels. A parameter whose inputs were not seen, such as an
+    embedding, counts by the error of its values. `left` has a closed form given `right`; both are found in turn.
+
+    Args:
+        generator: changed in place.
+        originals: the original parameters by their fully qualified names, at least those that are hashed.
+        seen: the moments of the inputs of linear layers and convolutions.
+        rounds: of alternating least squares.
+
+    Returns:
+        The loss: the sum of what all count by.
+
+    Raises:
+        TransformError: if a parameter holds values so large that its generated weights overflow.
+    """
+    fit_(generator, originals)
+    # A constant is its shift alone.
+    fitted = [
+        _Fitted.of(generator, parameter, originals[parameter.fqn], seen)
+        for index, parameter in enumerate(generator.plan.hashed)
+        if generator.left[index].any()
+    ]
+    if not fitted:
+        return 0.0
+    weights = [each.weight for each in fitted]
+
+    def improve_kernels(right: Tensor) -> None:
+        for each in fitted:
+            if each.kernels is not None:
+                each.improve_kernels_(right)
+
+    nearest = generator.right.to(weights[0].left.dtype)
+    right = fit(weights, [whitened_start(weights, len(nearest)), nearest], rounds, improve_kernels)
+    size = math.sqrt(right.shape[1])
+    generator.right.copy_(right * size)
+    for each in fitted:
+        each.write_(generator, size)
+    return total_loss(weights, right)
+
+
+@dataclass
+class _Fitted:
+    """A parameter that is fitted.
+
+    Attributes:
+        parameter: what the plan says of it.
+        target: the weight as the layer has it.
+        unit: what the weight was divided by, so that its mean square is one.
+        weight: its slice of `W`.
+        kernels: those of a separable convolution.
+    """
+
+    parameter: ParameterPlan
+    target: WeightTarget
+    unit: float
+    weight: FactoredWeight
+    kernels: Tensor | None
+
+    @classmethod
+    def of(cls, generator: SMHGenerator, parameter: ParameterPlan, original: Tensor, seen: MomentStore) -> _Fitted:
+        """A parameter with its shift, and kernels, of the generator."""
+        shift = generator.shift(parameter.fqn)
+        centred = original.detach().double() - (0.0 if shift is None else shift.double())
+        unit = centred.square().mean().sqrt().clamp(min=1e-150).item()
+        values = (centred / unit).to(generator.right.device, torch.promote_types(generator.right.dtype, torch.float32))
+        values = values.reshape(original.shape[0] if original.dim() > 1 else 1, -1)
+        gram = damped(seen[parameter.fqn].gram).to(values) if parameter.fqn in seen else None
+        target = WeightTarget(values, gram).relative()
+        kernels = generator.kernels_of(parameter.fqn).to(values) if parameter.kernels else None
+        in_slice = target if kernels is None else pointwise_target(target, kernels)
+        cols = generator.plan.layout.cols
+        weight = FactoredWeight(in_slice, cols, parameter.rank or 0, parameter.more_rows)
+        return cls(parameter, target, unit, weight, kernels)
+
+    def improve_kernels_(self, right: Tensor) -> None:
+        """Set the kernels to the best with the present slice of `W`, and what the slice has to come near to."""
+        assert self.kernels is not None
+        count, positions = self.kernels.shape
+        slices = self.weight.of_right(right).unflatten(1, (-1, count))
+
+        def of_kernels(kernels: Tensor) -> Tensor:
+            return (slices @ kernels).flatten(1)
+
+        def to_kernels(weighed: Tensor) -> Tensor:
+            return torch.einsum("oik,oip->kp", slices, weighed.unflatten(1, (-1, positions)))
+
+        missing = to_kernels(self.target.weighed(self.target.values - of_kernels(self.kernels)))
+        self.kernels = self.kernels + conjugate_gradients(
+            lambda step: to_kernels(self.target.weighed(of_kernels(step))), missing, count * positions
+        )
+        self.weight.target = pointwise_target(self.target, self.kernels)
+
+    def write_(self, generator: SMHGenerator, size: float) -> None:
+        """Write what was fitted to the generator, whose `right` is larger by `size`."""
+        index, rank = generator.plan.hashed.index(self.parameter), self.parameter.rank or 0
+        # As in random initialization, entries of `left` are about as large as the original's.
+        scale = rank**-0.5
+        left = self.weight.left.double() * (self.unit / (size * scale))
+        generator.log_scales[index] = math.log(scale)
+        block, *more = generator.blocks(self.parameter.fqn)
+        block.copy_(left[:, :rank])
+        for column in more:
+            column.copy_(left[: self.parameter.more_rows, rank:])
+        if self.kernels is not None:
+            generator.kernels_of(self.parameter.fqn).copy_(self.kernels)
