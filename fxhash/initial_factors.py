@@ -24,8 +24,8 @@ from fxhash.smh.plan import CompressionPlan
 
 INITS = ("random", "pretrained")
 
-# Layers are fitted again in so many stages, each to the inputs that the stages before leave, whose errors are to be made
-# up for by this share: all of it, or none, was worse for a sentence encoder.
+# Layers are fitted again in so many stages, each to the inputs that the stages before leave, whose errors are made up
+# for by this share: all of it, or none, was worse for a sentence encoder.
 _STAGES, _SHARE = 8, 0.5
 
 
@@ -106,7 +106,9 @@ def _follow_compressed_inputs_(
     if not whole:
         return
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-    original, compressed = copy_model(model, shared=names).eval(), copy_model(model).eval()
+    # Tensors of inference mode would hide which operations are computed with them.
+    with torch.inference_mode(False):
+        original, compressed = copy_model(model, shared=names).eval(), copy_model(model).eval()
     own = {group[0]: same[0] for group, same in tied_groups(compressed) if group[0] in weights}
 
     def update(changed: Iterable[str]) -> None:
