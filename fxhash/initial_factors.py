@@ -10,15 +10,23 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxhash.capture.calibration import Batch, collect_moments, layer_weights
+from fxhash.capture.copy_model import copy_model
+from fxhash.capture.paired_inputs import paired_moments
 from fxhash.errors import PlanError, shown
 from fxhash.progress import with_bar
-from fxhash.smh.calibrated_start import fit_to_inputs_
+from fxhash.smh.calibrated_start import CalibratedFit, fit_to_inputs_
+from fxhash.smh.calibration import MomentStore
 from fxhash.smh.fitting import ROUNDS
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.initialization import fit_, initialize_
+from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import CompressionPlan
 
 INITS = ("random", "pretrained")
+
+# Layers are fitted again in so many stages, each to the inputs that the stages before leave, whose errors are made up
+# for by this share: all of it, or none, was worse for a sentence encoder.
+_STAGES, _SHARE = 8, 0.5
 
 
 def check_start(init: object, calibration: object) -> None:
@@ -67,15 +75,60 @@ def initial_generator(
         return generator
     hashed = {parameter.fqn: originals[parameter.fqn] for parameter in plans[0].hashed}
     seen = collect_moments(model, hashed, layer_weights(model, traced, hashed), calibration)
-    generators, losses = [], []
+    generators: list[SMHGenerator] = []
+    fits: list[CalibratedFit] = []
     for plan in with_bar(plans, "choosing columns"):
         generators.append(SMHGenerator(plan, device))
         initialize_(generators[-1], originals, random)
-        losses.append(fit_to_inputs_(generators[-1], originals, seen, rounds=0 if len(plans) > 1 else ROUNDS))
-    generator = generators[losses.index(min(losses))]
+        fits.append(fit_to_inputs_(generators[-1], originals, seen, rounds=0 if len(plans) > 1 else ROUNDS))
+    best = min(range(len(fits)), key=lambda index: fits[index].loss)
+    generator, fit = generators[best], fits[best]
     if len(plans) > 1:
-        fit_to_inputs_(generator, originals, seen)
+        fit = fit_to_inputs_(generator, originals, seen)
+    if iter(calibration) is not calibration:
+        _follow_compressed_inputs_(generator, fit, seen, model, hashed, calibration)
     return generator
+
+
+def _follow_compressed_inputs_(
+    generator: SMHGenerator,
+    fit: CalibratedFit,
+    seen: MomentStore,
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    calibration: Iterable[Batch],
+) -> None:
+    """Fit layers again, some at a time in the order in which they are called, to the inputs they have by then.
+
+    What was there before stays if the outputs of the model on the calibration come no nearer.
+    """
+    whole = [name for name in seen.order if len(seen[name].products) == 1]
+    if not whole:
+        return
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    # Tensors of inference mode would hide which operations are computed with them.
+    with torch.inference_mode(False):
+        original, compressed = copy_model(model, shared=names).eval(), copy_model(model).eval()
+    own = {group[0]: same[0] for group, same in tied_groups(compressed) if group[0] in weights}
+
+    def update(changed: Iterable[str]) -> None:
+        with torch.no_grad():
+            for name in changed:
+                own[name].copy_(generator(name))
+
+    update(own)
+    before = {name: value.clone() for name, value in generator.state_dict().items()}
+    size = -(-len(whole) // _STAGES)
+    stages = [whole[start : start + size] for start in range(0, len(whole), size)]
+    errors = []
+    for stage in with_bar([*stages, []], "following inputs"):
+        found, error = paired_moments((original, compressed), (weights, own), stage, calibration)
+        errors.append(error)
+        for name, each in found.items():
+            fit.follow_(generator, name, each.products, each.squares, _SHARE)
+        update(found)
+    if not errors[-1] < errors[0]:
+        generator.load_state_dict(before)
 
 
 def random_generator(seed: int | torch.Generator | None) -> torch.Generator | None:

@@ -79,10 +79,8 @@ def collect_moments(
     watch = _Watch(weights)
     number = -1
     for number, batch in enumerate(with_bar(_batches(calibration), "calibrating")):
-        args, kwargs = _arguments(batch)
         try:
-            with torch.inference_mode(False), torch.no_grad(), full_precision(device.type), _Plain(), watch:
-                running(*tree_map(_at(device), args), **tree_map(_at(device), kwargs))
+            call_watched(running, batch, watch, device)
         except Exception as error:
             raise TransformError(
                 f"calibration: the model can't be called with batch {number} ({described(error)}): give the inputs of "
@@ -104,6 +102,13 @@ def collect_moments(
                 f"calibration: the layer of {min(group.names)!r} reads NaN, infinity, or values too large to square"
             )
     return watch.store
+
+
+def call_watched(model: nn.Module, batch: Batch, watch: InputWatch, device: torch.device) -> Any:
+    """What a model returns for a batch, while each product with a weight is watched."""
+    args, kwargs = _arguments(batch)
+    with torch.inference_mode(False), torch.no_grad(), full_precision(device.type), _Plain(), watch:
+        return model(*tree_map(_at(device), args), **tree_map(_at(device), kwargs))
 
 
 def _batches(calibration: Iterable[Batch]) -> Iterable[Batch]:
@@ -158,21 +163,23 @@ class _Reading:
         )
 
 
-class _Watch(TorchDispatchMode):
-    """Adds up the moments of what is multiplied by some weights, each recognised by its memory.
-
-    Attributes:
-        store: the moments.
-    """
+class InputWatch(TorchDispatchMode):
+    """Sees what is multiplied by some weights, each recognised by its memory."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.store = MomentStore()
         self._weights = {each.untyped_storage().data_ptr(): (name, each) for name, each in weights.items()}
-        lengths = [each[0].numel() for each in weights.values() if each.dim() > 1]
-        self._sizes = block_sizes(lengths, _MOST_BYTES // 4)
-        self._last: _Reading | None = None
-        self._moments: Any = None
+
+    def on_read(self, name: str, inputs: Tensor, unfolding: tuple[Any, ...], pieces: Callable[[Tensor], Any]) -> None:
+        """Called for each product with a weight, before it is computed.
+
+        Args:
+            name: of the weight.
+            inputs: what it is multiplied by.
+            unfolding: how a convolution unfolds it.
+            pieces: gives the unfolded inputs in pieces of shape `(any, length)`.
+        """
+        raise NotImplementedError
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _PRODUCTS:
@@ -182,12 +189,6 @@ class _Watch(TorchDispatchMode):
             self._convolution(*args)
         return func(*args, **(kwargs or {}))
 
-    def end_of_call(self) -> None:
-        """Add what was read last."""
-        if self._last is not None:
-            self.store.add(self._last.names, self._moments)
-        self._last = self._moments = None
-
     def _product(self, inputs: Tensor, factor: Tensor) -> None:
         name, weight = self._weights.get(factor.untyped_storage().data_ptr(), ("", None))
         if weight is None or weight.dim() < 2 or not inputs.numel():
@@ -195,7 +196,7 @@ class _Watch(TorchDispatchMode):
         length = weight[0].numel()
         # The weight transposed, or some of its rows; any other view of it is multiplied by otherwise.
         if factor.shape[-2] == length and (length == 1 or factor.stride(-2) == 1) and factor.dtype == weight.dtype:
-            self._read(name, inputs, (), lambda: [inputs.reshape(-1, length)])
+            self.on_read(name, inputs, (), lambda x: [x.reshape(-1, length)])
 
     def _convolution(
         self,
@@ -214,16 +215,36 @@ class _Watch(TorchDispatchMode):
             return
         kernel = tuple(weight.shape[2:])
         unfolding = (kernel, tuple(stride), tuple(padding), tuple(dilation), groups)
-        self._read(name, inputs, unfolding, lambda: unfolded(inputs, kernel, stride, padding, dilation, groups))
+        self.on_read(name, inputs, unfolding, lambda x: unfolded(x, kernel, stride, padding, dilation, groups))
 
-    def _read(self, name: str, inputs: Tensor, unfolding: tuple[Any, ...], pieces: Callable[[], Any]) -> None:
+
+class _Watch(InputWatch):
+    """Adds up the moments of what is multiplied by some weights.
+
+    Attributes:
+        store: the moments.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(weights)
+        self.store = MomentStore()
+        self._lengths = {name: each[0].numel() for name, each in weights.items() if each.dim() > 1}
+        self._sizes = block_sizes(self._lengths.values(), _MOST_BYTES // 4)
+        self._last: _Reading | None = None
+        self._moments: Any = None
+
+    def end_of_call(self) -> None:
+        """Add what was read last."""
+        if self._last is not None:
+            self.store.add(self._last.names, self._moments)
+        self._last = self._moments = None
+
+    def on_read(self, name: str, inputs: Tensor, unfolding: tuple[Any, ...], pieces: Callable[[Tensor], Any]) -> None:
+        """Count the inputs in, once for all layers that read them one after the other."""
         if self._last is not None and self._last.is_of(inputs, unfolding):
             self._last.names.add(name)
             return
         self.end_of_call()
-        length = self._weights_length(name)
-        self._moments = moments(pieces(), length // self._sizes[length])
+        length = self._lengths[name]
+        self._moments = moments(pieces(inputs), length // self._sizes[length])
         self._last = _Reading(inputs, inputs._version, unfolding, {name})
-
-    def _weights_length(self, name: str) -> int:
-        return next(each[0].numel() for fqn, each in self._weights.values() if fqn == name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,13 +15,13 @@ from fxhash.smh.fitting import ROUNDS, fit, total_loss, whitened_start
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.initialization import fit_
 from fxhash.smh.parameter_plan import ParameterPlan
-from fxhash.smh.weight_target import WeightTarget, damped, pointwise_target
+from fxhash.smh.weight_target import WeightTarget, damped, pointwise_target, solve_right
 
 
 @torch.no_grad()
 def fit_to_inputs_(
     generator: SMHGenerator, originals: Mapping[str, Tensor], seen: MomentStore, rounds: int = ROUNDS
-) -> float:
+) -> CalibratedFit:
     """Set the factors to those whose layers' outputs come nearest to the original ones; call `initialize_` before.
 
     Each layer counts by its relative error: the mean square of what its outputs are off by on the calibration inputs,
@@ -35,7 +35,7 @@ def fit_to_inputs_(
         rounds: of alternating least squares.
 
     Returns:
-        The loss: the sum of what all count by.
+        What can be fitted further.
 
     Raises:
         TransformError: if a parameter holds values so large that its generated weights overflow.
@@ -48,7 +48,7 @@ def fit_to_inputs_(
         if generator.left[index].any()
     ]
     if not fitted:
-        return 0.0
+        return CalibratedFit([], generator.right, 0.0)
     weights = [each.weight for each in fitted]
 
     def improve_kernels(right: Tensor) -> None:
@@ -62,7 +62,48 @@ def fit_to_inputs_(
     generator.right.copy_(right * size)
     for each in fitted:
         each.write_(generator, size)
-    return total_loss(weights, right)
+    return CalibratedFit(fitted, right, total_loss(weights, right))
+
+
+@dataclass
+class CalibratedFit:
+    """What was fitted, and to what.
+
+    Attributes:
+        fitted: each parameter.
+        right: with orthonormal rows.
+        loss: the sum of what all count by.
+    """
+
+    fitted: list[_Fitted]
+    right: Tensor
+    loss: float
+
+    @torch.no_grad()
+    def follow_(self, generator: SMHGenerator, name: str, products: Tensor, squares: Tensor, share: float) -> None:
+        """Fit the rows of `left` of one layer again, to the inputs that it has in the compressed model.
+
+        Its outputs come near to what the original weight makes of inputs between the compressed model's, `y`, and the
+        original's, `x`: `(1 - share) y + share x`.
+
+        Args:
+            generator: of the fit; changed in place.
+            name: of the weight.
+            products: sums of `x y^T`; shape `(length, length)`.
+            squares: sums of `y y^T`.
+            share: how much of the errors of the layers before is to be made up for.
+        """
+        for each in self.fitted:
+            if each.parameter.fqn == name:
+                gram = damped(squares.unsqueeze(0), 1e-2)[0].double()
+                cross = gram + share * (products.double() - squares.double())
+                values = each.target.values
+                wanted = solve_right(values.double() @ cross, gram).to(values)
+                each.target = replace(each.target, values=wanted, gram=gram.unsqueeze(0).to(values))
+                in_slice = each.target if each.kernels is None else pointwise_target(each.target, each.kernels)
+                each.weight.target = in_slice
+                each.weight.solve_left_(self.right)
+                each.write_(generator, math.sqrt(self.right.shape[1]))
 
 
 @dataclass

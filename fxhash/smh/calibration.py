@@ -115,10 +115,12 @@ class MomentStore:
 
     Attributes:
         readers: a partition of the layers that were seen.
+        order: their names, in the order in which they were seen first.
     """
 
     def __init__(self) -> None:
         self.readers: list[_Readers] = []
+        self.order: list[str] = []
 
     def add(self, names: Iterable[str], read: InputMoments) -> None:
         """Count in what layers of these names have read.
@@ -131,6 +133,7 @@ class MomentStore:
             (4, 2)
         """
         new = set(names)
+        self.order += sorted(new - set(self.order))
         kept = []
         for group in self.readers:
             among, others = group.names & new, group.names - new
