@@ -90,6 +90,18 @@ def skip_unless_onnx_has_open_sizes() -> None:
         pytest.skip("torch 2.6 fails to decompose programs with open sizes while no gradients are recorded")
 
 
+def skip_unless_onnx_has_batch_norms() -> None:
+    """Skip a test that writes an ONNX file of a model with batch norms, which torch 2.6 can't, of none."""
+    if TorchVersion(torch.__version__) < "2.7":
+        pytest.skip("torch 2.6 exports no batch norm with this onnxscript")
+
+
+def skip_unless_sizes_are_recorded() -> None:
+    """Skip a test of a model that gives values of a graph as sizes to `torch.zeros`, which torch 2.6 can't record."""
+    if TorchVersion(torch.__version__) < "2.7":
+        pytest.skip("torch 2.6 takes no value of a graph as a size")
+
+
 def assert_carried_through(
     model: nn.Module,
     inputs: tuple[Any, ...] = (),

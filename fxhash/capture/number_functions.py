@@ -87,7 +87,8 @@ class RecordedNumber:
 class SizesInTuple:
     """Stands for a function such as `torch.zeros`: where one of several sizes is a value, it is given one tuple.
 
-    In the other form torch takes the second size for an argument too many, and before torch 2.7 it records neither.
+    Torch records only this form: in the other it takes the second size for an argument too many. Before torch 2.7 it
+    records neither.
 
     Args:
         function: the function.
@@ -100,10 +101,8 @@ class SizesInTuple:
 
     def __call__(self, *sizes: Any, **kwargs: Any) -> Any:
         """Call the function."""
-        if get_ident() == self._thread and len(sizes) > 1:
-            value = next((each for each in sizes if _is_value(each)), None)
-            if value is not None:
-                return value.tracer.create_proxy("call_function", self._function, (sizes,), kwargs)
+        if get_ident() == self._thread and len(sizes) > 1 and any(map(_is_value, sizes)):
+            return self._function(sizes, **kwargs)
         return self._function(*sizes, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

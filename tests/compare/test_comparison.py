@@ -23,6 +23,7 @@ from fxhash.compare.documents import forms_table, lines_below, print_comparison,
 from fxhash.compare.onnx_candidates import write_dense
 from fxhash.compare.recommendation import recommend, relative_latency
 from fxhash.compare.rows import EAGER, ONNX_RUNTIME, Comparison, OpaquePart, Row
+from tests.helpers import skip_unless_onnx_has_batch_norms
 
 
 class Tiny(nn.Module):
@@ -80,6 +81,7 @@ class TestForms:
         assert eager.rows[0].ratio == 1
 
     def test_in_onnx_runtime(self) -> None:
+        skip_unless_onnx_has_batch_norms()
         for package in ("onnx", "onnxscript", "onnxruntime"):
             pytest.importorskip(package)
         steps: list[str] = []
@@ -166,6 +168,7 @@ class TestNumbers:
             assert row.resident_bytes == stored + peak
 
     def test_a_dense_onnx_file_has_its_batch_norm_folded(self, tmp_path: Path) -> None:
+        skip_unless_onnx_has_batch_norms()
         for package in ("onnxscript", "onnxruntime"):
             pytest.importorskip(package)
         onnx = pytest.importorskip("onnx")
