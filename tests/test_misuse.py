@@ -125,6 +125,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "aspect": 1.0,
             "separable": True,
             "init": "random",
+            "calibration": None,
             "seed": 0,
             "device": "cpu",
             "example_inputs": (torch.ones(1, 32),),
@@ -138,6 +139,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "memory_budget": 0,
             "dtype": torch.float32,
             "methods": {"weight": "generate"},
+            "device": None,
             "example_inputs": (torch.ones(1, 32),),
         },
     ),
@@ -202,6 +204,18 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
         fxhash.SMHGenerator,
         lambda folder: {"plan": _transformed().smh_generator.plan, "device": "cpu"},
     ),
+    "DeviceProfile": (
+        fxhash.DeviceProfile,
+        lambda folder: {
+            field.name: getattr(fxhash.DeviceProfile(), field.name)
+            for field in dataclasses.fields(fxhash.DeviceProfile)
+        },
+    ),
+    "DeviceProfile.from_json": (
+        fxhash.DeviceProfile.from_json,
+        lambda folder: {"text": fxhash.DeviceProfile().to_json()},
+    ),
+    "profile_device": (fxhash.profile_device, lambda folder: {"device": "cpu", "seconds": 0.01}),
     "CompressionPlan": (
         fxhash.CompressionPlan,
         lambda folder: {

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fxhash.errors import PlanError
 from fxhash.lowering.costs import layer_costs
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.functional import depthwise, factored_conv, factored_linear
 from fxhash.smh.arithmetic import generate, rows_for
-from fxhash.smh.checks import check_device
+from fxhash.smh.checks import check_device, check_seconds
 
 # Shape of the weight, columns of `W`, rank, and size of the input, of layers where work is what takes time.
 _LAYERS: tuple[tuple[tuple[int, ...], int, int, tuple[int, ...]], ...] = (
@@ -52,16 +53,19 @@ def profile_device(*, device: torch.device | str = "cpu", seconds: float = _SECO
 
     Args:
         device: where the models are to run.
-        seconds: about how long it may take.
+        seconds: about how long it may take, at most 60.
 
     Raises:
-        PlanError: if there is no such device.
+        PlanError: if there is no such device, or `seconds` is out of range.
 
     Example:
         >>> profile_device(seconds=0.1).thin_product_cost > 0
         True
     """
     device = check_device(device)
+    check_seconds(seconds)
+    if device.type == "meta":
+        raise PlanError("device='meta' computes nothing that could be measured: give the device to run on")
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         thin = [_layer(shape, cols, rank, size, device) for shape, cols, rank, size in _LAYERS]
         spatial = [_depthwise(channels, side, device) for channels, side in _DEPTHWISE]

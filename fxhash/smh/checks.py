@@ -39,6 +39,12 @@ def check_aspect(aspect: float) -> None:
         )
 
 
+def check_seconds(seconds: float) -> None:
+    """Raise PlanError unless `seconds` is positive and no more than a minute."""
+    if not _is_number(seconds) or not 0 < seconds <= 60:
+        raise PlanError(f"seconds={shown(seconds)} is no time to measure for: give more than 0 and at most 60")
+
+
 def check_flag(name: str, value: object) -> None:
     """Raise PlanError unless a value is True or False."""
     if not isinstance(value, bool):
