@@ -209,14 +209,6 @@ def test_figures_of_training_are_the_recorded_ones():
     assert len(small["ratios"]) == 9
 
 
-def test_table_of_training_steps_is_the_recorded_one():
-    record = json.loads((ROOT / "benchmarks" / "results" / "training_lowered.json").read_text())
-    ratios = {(each["model"], each["candidate"]): f"{each['ratio_to_dense']:.2f}" for each in record["results"]}
-    for model in ("encoder", "vit_b_16", "resnet34"):
-        row = [ratios[model, f"fxhash {size}{form}"] for size in ("2%", "10%") for form in ("", ", lowered")]
-        assert f" | {' | '.join(row)} |" in BENCHMARKS, model
-
-
 def recorded_runs():
     with (ROOT / "benchmarks" / "results" / "recipes.csv").open(newline="") as file:
         return list(csv.DictReader(file))
