@@ -17,7 +17,7 @@ from fxhash.deploy_form import lowered_parts
 from fxhash.errors import PlanError, TransformError, shown
 from fxhash.graph.layers import convolution_weights
 from fxhash.graph.names import OPAQUE_PART, joined, original_name
-from fxhash.initial_factors import check_start, initial_generator, random_generator
+from fxhash.initial_factors import check_start, initial_generator
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.method import Method
 from fxhash.lowering.options import read_bytes, read_methods
@@ -33,6 +33,7 @@ from fxhash.smh.checks import (
     check_range,
     read_dtype,
 )
+from fxhash.smh.initialization import random_generator
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import DEFAULT_ASPECT

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -129,19 +128,3 @@ def _follow_compressed_inputs_(
         update(found)
     if not errors[-1] < errors[0]:
         generator.load_state_dict(before)
-
-
-def random_generator(seed: int | torch.Generator | None) -> torch.Generator | None:
-    """The source of randomness that a seed stands for; PlanError if it stands for none, or is not on the CPU."""
-    if seed is None:
-        return None
-    if isinstance(seed, torch.Generator):
-        if seed.device.type != "cpu":
-            raise PlanError(f"seed is a torch.Generator on {seed.device}: give one on the CPU, or a whole number")
-        return seed
-    try:
-        return torch.Generator().manual_seed(operator.index(seed))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise PlanError(
-            f"seed={shown(seed)} is neither a whole number of 64 bits nor a torch.Generator on the CPU"
-        ) from error
