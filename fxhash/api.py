@@ -25,14 +25,7 @@ from fxhash.lowering.positions import output_positions
 from fxhash.opaque_parts import announce_opaque_parts
 from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, restore_parameters
-from fxhash.smh.checks import (
-    check_aspect,
-    check_device,
-    check_flag,
-    check_fraction,
-    check_range,
-    read_dtype,
-)
+from fxhash.smh.checks import check_aspect, check_device, check_flag, check_fraction, check_range, read_dtype
 from fxhash.smh.initialization import random_generator
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES
 from fxhash.smh.parameters import tied_groups
@@ -123,8 +116,6 @@ def transform(
 
     Warns:
         UserWarning: for `init="pretrained"` without `calibration`.
-
-    Warns:
         OpaqueWarning: if more than a fifth of the weights to hash are in submodules that can't be traced. It says which
             lines of their code that is due to, and what change of them would help.
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fxhash.graph.layers import CONVOLUTIONS
 from fxhash.graph.recorded import recorded
-from fxhash.lowering.functional import depthwise, factored_conv, factored_linear
+from fxhash.lowering.functional import depthwise, factored_conv, factored_linear, of_each_kernel
 from fxhash.smh.precision import accumulated_in_float32
 
 # Channels that ONNX Runtime computes together, at most (AVX-512). In convolutions with groups each group must have a
@@ -124,9 +124,9 @@ def constant_separable_conv(
     convolution = CONVOLUTIONS[len(kernel)]
     parts = [
         convolution(spatial, first[:, :, index], None, 1, 0, 1, groups)
-        for index, spatial in enumerate(_each_kernel(x, kernels, shape, stride, padding, dilation))
+        for index, spatial in enumerate(of_each_kernel(x, kernels, shape, stride, padding, dilation))
     ]
-    return convolution(_sum(parts), second, bias)
+    return convolution(sum(parts[1:], parts[0]), second, bias)
 
 
 @recorded
@@ -149,18 +149,8 @@ def constant_pointwise_conv(
     out, channels, *kernel = shape
     ones = [1] * len(kernel)
     by_kernel = weight.view(out, channels, -1).transpose(1, 2).reshape(out, -1, *ones)
-    spatial = torch.cat(_each_kernel(x, kernels, shape, stride, padding, dilation), dim=1)
+    spatial = torch.cat(of_each_kernel(x, kernels, shape, stride, padding, dilation), dim=1)
     return CONVOLUTIONS[len(kernel)](spatial, by_kernel, bias)
-
-
-def _each_kernel(
-    x: Tensor, kernels: Tensor, shape: Sequence[int], stride: Any, padding: Any, dilation: Any
-) -> list[Tensor]:
-    """Every input channel with each kernel: a depthwise convolution for each."""
-    _, channels, *kernel = shape
-    convolution = CONVOLUTIONS[len(kernel)]
-    weights = kernels.view(-1, 1, 1, *kernel).expand(-1, channels, 1, *kernel)
-    return [convolution(x, weight, None, stride, padding, dilation, channels) for weight in weights.unbind()]
 
 
 def _two_kernels(left: Tensor, right: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor, int]:
@@ -182,10 +172,3 @@ def _two_kernels(left: Tensor, right: Tensor, shape: Sequence[int]) -> tuple[Ten
     apart = left[:, None, :, None] * torch.eye(per_row, dtype=left.dtype, device=left.device)[:, None, :]
     second = F.pad(apart.reshape(-1, rank * per_row)[:out], (0, missing))
     return first, second.view(out, -1, *ones), 1
-
-
-def _sum(parts: Sequence[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total

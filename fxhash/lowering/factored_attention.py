@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from fxhash.graph.recorded import recorded
 from fxhash.lowering.functional import factored_linear
+from fxhash.lowering.self_attention import attended
 from fxhash.smh.regeneration import generate_weight
 
 
@@ -122,13 +123,11 @@ def _attention(
         return None
     if any(isinstance(each, Tensor) for each in others.values()):
         return None
-    length, batch, size = query.shape
+    length, batch = query.shape[:2]
     projected = F.linear(query, in_proj_weight, in_proj_bias)
-    heads = projected.view(length, batch, 3, num_heads, size // num_heads).permute(2, 1, 3, 0, 4)
     mask = _mask(attn_mask, key_padding_mask, (batch, num_heads, length), projected.dtype)
     dropout = dropout_p if training else 0.0
-    attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=mask, dropout_p=dropout)
-    mixed = attended.permute(2, 0, 1, 3).reshape(length, batch, size)
+    mixed = attended(projected, num_heads, mask, dropout)
     return F.linear(mixed, out_proj_weight, out_proj_bias), None  # type: ignore[return-value]
 
 

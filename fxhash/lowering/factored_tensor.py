@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
 from fxhash.graph.recorded import recorded
-from fxhash.lowering.exported_attention import attention
 from fxhash.lowering.functional import factored_linear, is_exporting
+from fxhash.lowering.self_attention import attention
 from fxhash.smh.arithmetic import generate
 
 aten = torch.ops.aten

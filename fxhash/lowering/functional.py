@@ -134,14 +134,24 @@ def depthwise(
     Returns:
         Shape `(batch, in * count, *size)` or `(in * count, *size)`: all kernels of the first channel, then the next.
     """
+    sizes = len(shape) - 2
+    parts = of_each_kernel(x, kernels, shape, stride, padding, dilation)
+    return torch.stack(parts, -sizes - 1).flatten(-sizes - 2, -sizes - 1)
+
+
+def of_each_kernel(
+    x: Tensor, kernels: Tensor, shape: Sequence[int], stride: Any, padding: Any, dilation: Any
+) -> list[Tensor]:
+    """What `depthwise` puts together: for each kernel, every input channel with it; each of shape `(batch, in, *size)`.
+
+    One convolution a kernel: those with several output channels a group have no fast path.
+    """
     _, channels, *kernel = shape
-    convolution, sizes = CONVOLUTIONS[len(kernel)], len(kernel)
-    # One convolution a kernel: those with several output channels a group have no fast path.
-    parts = [
+    convolution = CONVOLUTIONS[len(kernel)]
+    return [
         convolution(x, each.repeat(channels, 1).view(channels, 1, *kernel), None, stride, padding, dilation, channels)
         for each in kernels
     ]
-    return torch.stack(parts, -sizes - 1).flatten(-sizes - 2, -sizes - 1)
 
 
 @recorded

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxhash.graph.layers import CONVOLUTIONS
 from fxhash.graph.recorded import recorded
-from fxhash.lowering.functional import adaptive_linear
+from fxhash.lowering.functional import adaptive_linear, of_each_kernel
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -58,12 +57,7 @@ def separable_conv(
     if x.dim() in _CHANNELS_LAST:
         x = x.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
     count, right = kernels.shape[0], right[: left.shape[1]]
-    parts = [
-        CONVOLUTIONS[len(kernel)](
-            x, each.repeat(channels, 1).view(channels, 1, *kernel), None, stride, padding, dilation, channels
-        ).movedim(1, -1)
-        for each in kernels
-    ]
+    parts = [part.movedim(1, -1) for part in of_each_kernel(x, kernels, shape, stride, padding, dilation)]
     # A row of `right` has all kernels of a channel, then the next: other columns, so that what is put together are
     # blocks of channels.
     block = min(channels, right.shape[1] // count)

@@ -13,7 +13,7 @@ from fxhash.smh.calibration import MomentStore
 from fxhash.smh.factored_weight import FactoredWeight, conjugate_gradients
 from fxhash.smh.fitting import ROUNDS, fit, total_loss, whitened_start
 from fxhash.smh.generator import SMHGenerator
-from fxhash.smh.initialization import fit_
+from fxhash.smh.initialization import fit_, write_rows_
 from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.weight_target import WeightTarget, damped, pointwise_target, solve_right
 
@@ -160,14 +160,8 @@ class _Fitted:
 
     def write_(self, generator: SMHGenerator, size: float) -> None:
         """Write what was fitted to the generator, whose `right` is larger by `size`."""
-        index, rank = generator.plan.hashed.index(self.parameter), self.parameter.rank or 0
-        # As in random initialization, entries of `left` are about as large as the original's.
-        scale = rank**-0.5
-        left = self.weight.left.double() * (self.unit / (size * scale))
-        generator.log_scales[index] = math.log(scale)
-        block, *more = generator.blocks(self.parameter.fqn)
-        block.copy_(left[:, :rank])
-        for column in more:
-            column.copy_(left[: self.parameter.more_rows, rank:])
+        write_rows_(
+            generator, generator.plan.hashed.index(self.parameter), self.weight.left.double() * (self.unit / size)
+        )
         if self.kernels is not None:
             generator.kernels_of(self.parameter.fqn).copy_(self.kernels)

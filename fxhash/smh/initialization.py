@@ -150,16 +150,28 @@ def fit_(generator: SMHGenerator, originals: Mapping[str, Tensor]) -> None:
     generator.right.copy_(right / size)
     for index, parameter in fitted:
         left = _nearest_rows(generator, index, originals[parameter.fqn]) @ to_left * size
-        block, *more = generator.blocks(parameter.fqn)
-        rank = block.shape[1]
-        # As in random initialization, entries of `left` are about as large as the original's.
-        scale = rank**-0.5
-        left *= generator.log_scales[index].double().exp() / scale
-        generator.log_scales[index] = math.log(scale)
-        block.copy_(left[:, :rank])
-        for column in more:
-            column.copy_(left[: parameter.more_rows, rank : rank + 1])
+        write_rows_(generator, index, left * generator.log_scales[index].double().exp())
         _refuse_overflow(generator, parameter, originals[parameter.fqn])
+
+
+def write_rows_(generator: SMHGenerator, index: int, rows: Tensor) -> None:
+    """Set a parameter's rows of `left` and its scale, such that their product is `rows`.
+
+    As in random initialization, entries of `left` are about as large as the original's.
+
+    Args:
+        generator: changed in place.
+        index: of the parameter among the hashed ones.
+        rows: shape `(rows, at least rank)`.
+    """
+    parameter = generator.plan.hashed[index]
+    block, *more = generator.blocks(parameter.fqn)
+    rank = block.shape[1]
+    scale = rank**-0.5
+    generator.log_scales[index] = math.log(scale)
+    block.copy_(rows[:, :rank] / scale)
+    for column in more:
+        column.copy_(rows[: parameter.more_rows, rank : rank + 1] / scale)
 
 
 def _nearest_rows(generator: SMHGenerator, index: int, original: Tensor) -> Tensor:

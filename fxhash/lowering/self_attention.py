@@ -1,4 +1,4 @@
-"""Attention of `torch.nn` as exporters see it: written out, so that its projections may be factored."""
+"""Attention of `torch.nn` written out, so that its projections may be factored: in training, and in exports."""
 
 from __future__ import annotations
 
@@ -46,14 +46,28 @@ def attention(
     further = (bias_k, bias_v, key_padding_mask, others.get("static_k"), others.get("static_v"))
     if not is_plain or others.get("use_separate_proj_weight") or any(each is not None for each in further):
         return None
-    length, batch, _ = query.shape
     projected = project(query, in_weight, in_bias)
     if projected.shape[-1] != 3 * embed_dim:
         return None
-    # Each of shape `(batch, heads, length, size)`.
-    apart = projected.reshape(length, batch, 3, heads, -1).permute(2, 1, 3, 0, 4)
     if attn_mask is not None and attn_mask.dim() == 3:
-        attn_mask = attn_mask.view(batch, heads, *attn_mask.shape[1:])
-    attended = F.scaled_dot_product_attention(apart[0], apart[1], apart[2], attn_mask=attn_mask)
-    merged = attended.permute(2, 0, 1, 3).reshape(length, batch, embed_dim)
-    return project(merged, out_weight, out_bias), None
+        attn_mask = attn_mask.view(query.shape[1], heads, *attn_mask.shape[1:])
+    return project(attended(projected, heads, attn_mask), out_weight, out_bias), None
+
+
+def attended(projected: Tensor, heads: int, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """What the heads of self-attention give, between its two projections.
+
+    Args:
+        projected: queries, keys and values one after the other; shape `(length, batch, 3 * features)`.
+        heads: how many.
+        mask: broadcasts to shape `(batch, heads, length, length)`.
+        dropout: as of `F.scaled_dot_product_attention`.
+
+    Returns:
+        Shape `(length, batch, features)`.
+    """
+    length, batch, size = projected.shape
+    # Each of shape `(batch, heads, length, size of a head)`.
+    apart = projected.reshape(length, batch, 3, heads, -1).permute(2, 1, 3, 0, 4)
+    of_heads = F.scaled_dot_product_attention(apart[0], apart[1], apart[2], attn_mask=mask, dropout_p=dropout)
+    return of_heads.permute(2, 0, 1, 3).reshape(length, batch, size // 3)
