@@ -33,9 +33,11 @@ def is_never_none(node: fx.Node, returns_something: Callable[[str], bool]) -> bo
     if node.target is getattr:
         return node.args[1] in _NEVER_NONE
     if node.target is operator.getitem:
-        # A slice of anything that torch returns is a tensor or a tuple.
+        # A slice of anything that torch returns is a tensor or a tuple, and several indices only a tensor takes.
         base, key = node.args
-        is_sliced = _is_slice(key) and isinstance(base, fx.Node) and is_never_none(base, returns_something)
+        is_sliced = (
+            isinstance(key, (slice, tuple)) and isinstance(base, fx.Node) and is_never_none(base, returns_something)
+        )
         return is_sliced or _holds_no_none(base)
     module = getattr(node.target, "__module__", None) or ""
     name = getattr(node.target, "__name__", "_")
@@ -52,10 +54,6 @@ def is_function_that_gives(module: str, name: str) -> bool:
 def is_method_of_tensors(name: str) -> bool:
     """Whether a method of this name is one of tensors, and not of Python's containers, that gives something."""
     return hasattr(Tensor, name) and not any(hasattr(kind, name) for kind in (dict, list, str))
-
-
-def _is_slice(key: object) -> bool:
-    return isinstance(key, slice) or (isinstance(key, tuple) and any(isinstance(each, slice) for each in key))
 
 
 def _holds_no_none(value: object) -> bool:

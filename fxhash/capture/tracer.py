@@ -189,7 +189,20 @@ class ExposingTracer(ValueTracer):
         args: Sequence[Any],
         kwargs: Mapping[str, Any] = MappingProxyType({}),
     ) -> Any:
-        """Run a module's forward: once, or in both modes if it branches on one."""
+        """Run a module's forward; again where a function can't be followed, but be called by one node."""
+        while True:
+            last_node = self.last_node()
+            try:
+                return self._in_each_mode(module, forward, args, kwargs)
+            except (UntraceableError, Exception) as error:
+                if not self._observer.record_function(error, self.function_call):
+                    raise
+                self._forget(module, last_node)
+
+    def _in_each_mode(
+        self, module: nn.Module, forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Run a module's forward once, or in both modes if it branches on one."""
         last_node = self.last_node()
         try:
             return self._checked(module, forward, args, kwargs)

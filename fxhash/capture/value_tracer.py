@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -13,11 +13,12 @@ from torch import Tensor, fx, nn
 
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.known_returns import returns_something
-from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
+from fxhash.capture.leaf_modules import FunctionCall, TensorConstant, TrainingFlag
 from fxhash.capture.observed_proxy import ObservedProxy, ObservedTensor
 from fxhash.capture.real_tensors import storage_of
 from fxhash.capture.untraceable import UntraceableError
-from fxhash.graph.liveness import changed_in_place
+from fxhash.capture.weightless_functions import is_plain_argument
+from fxhash.graph.liveness import changed_in_place, memory_sources
 from fxhash.graph.names import OPAQUE_PART, free_name
 
 
@@ -100,10 +101,37 @@ class ValueTracer(fx.Tracer):
         self.leaves.setdefault(target, TrainingFlag(value))
         return self._cached(target, lambda: self.create_proxy("call_module", target, (), {})).node
 
+    def function_call(
+        self, function: Callable[..., Any], proxy: fx.Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The value that a function of the model's own code gives, called by one node where its arguments allow that.
+
+        Args:
+            function: the function, which is weightless.
+            proxy: a value among the arguments.
+            args: the arguments by position.
+            kwargs: those by name.
+        """
+        given = list(_leaves((*args, *kwargs.values())))
+        values = [each.node for each in given if isinstance(each, fx.Proxy)]
+        others = [each for each in given if not isinstance(each, fx.Proxy)]
+        if not all(map(is_plain_argument, others)) or any(map(self._may_be_held, values)):
+            return function(*args, **kwargs)
+        target = f"{function.__name__}_{len(self.leaves)}"
+        self.leaves[target] = FunctionCall(function)
+        return self.create_proxy("call_module", target, args, kwargs)
+
+    def _may_be_held(self, value: fx.Node) -> bool:
+        """Whether a value may be a tensor that the model holds, or a view of one."""
+        return any(
+            source.op == "get_attr" or isinstance(self.leaves.get(str(source.target)), TensorConstant)
+            for source in memory_sources(value)
+        )
+
     def returns_something(self, target: str) -> bool:
         """Whether a module that the graph calls is certain not to return None."""
         if target in self.leaves:
-            return True
+            return not isinstance(self.leaves[target], FunctionCall)
         return returns_something(self.exposure.model.get_submodule(target.removesuffix(f".{OPAQUE_PART}")))
 
     def tensor_proxy(self, tensor: Tensor) -> fx.Proxy:
@@ -142,3 +170,8 @@ class ValueTracer(fx.Tracer):
             self.graph.erase_node(node)
         gone = set(erased)
         self.proxies = {target: proxy for target, proxy in self.proxies.items() if proxy.node not in gone}
+
+
+def _leaves(values: tuple[Any, ...]) -> Iterator[Any]:
+    for each in values:
+        yield from _leaves(each) if type(each) is tuple else (each,)
