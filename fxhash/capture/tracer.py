@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxhash.capture.attachment import attached
+from fxhash.capture.example_values import ExampleValues
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.hidden_attributes import hide_attributes
 from fxhash.capture.kept_state import KeptState
@@ -45,6 +46,7 @@ class ExposingTracer(ValueTracer):
         untraced: modules not to trace, by path, each with the reason.
         careful: whether to look for changes outside of the model after each module, and not just at the end.
         omitted: optional arguments of the model that its calls omit, by name, with their defaults; others are refused.
+        examples: answers questions about sizes; if omitted, they are refused.
 
     Attributes:
         opaque: the modules that were rolled back, by path.
@@ -57,8 +59,9 @@ class ExposingTracer(ValueTracer):
         untraced: Mapping[str, str] = MappingProxyType({}),
         careful: bool = False,
         omitted: Mapping[str, Any] = MappingProxyType({}),
+        examples: ExampleValues | None = None,
     ) -> None:
-        super().__init__(exposure)
+        super().__init__(exposure, examples)
         self._untraced = untraced
         self.careful = careful
         self._omitted = omitted

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxhash.capture.example_values import ExampleValues
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.known_returns import returns_something
 from fxhash.capture.leaf_modules import FunctionCall, TensorConstant, TrainingFlag
@@ -18,6 +19,7 @@ from fxhash.capture.observed_proxy import ObservedProxy, ObservedTensor
 from fxhash.capture.real_tensors import storage_of
 from fxhash.capture.untraceable import UntraceableError
 from fxhash.capture.weightless_functions import is_plain_argument
+from fxhash.graph.guards import require_something
 from fxhash.graph.liveness import changed_in_place, memory_sources
 from fxhash.graph.names import OPAQUE_PART, free_name
 
@@ -27,6 +29,7 @@ class ValueTracer(fx.Tracer):
 
     Args:
         exposure: the model and what to expose of it.
+        examples: answers questions about sizes; if omitted, they are refused.
 
     Attributes:
         held: the storages of all tensors that the model holds.
@@ -35,9 +38,10 @@ class ValueTracer(fx.Tracer):
         refusal: why the module at hand was given up, until that is dealt with.
     """
 
-    def __init__(self, exposure: Exposure) -> None:
+    def __init__(self, exposure: Exposure, examples: ExampleValues | None = None) -> None:
         super().__init__()
         self.exposure = exposure
+        self._examples = examples
         self.held: Collection[int] = ()
         self.leaves: dict[str, nn.Module] = {}
         self.refusal: str | None = None
@@ -100,6 +104,17 @@ class ValueTracer(fx.Tracer):
         target = f"{path}.{name}" if path else name
         self.leaves.setdefault(target, TrainingFlag(value))
         return self._cached(target, lambda: self.create_proxy("call_module", target, (), {})).node
+
+    def size_on_example(self, node: fx.Node) -> Any:
+        """What a value is on an example, if sizes decide that; None if they don't, or it isn't known."""
+        return None if self._examples is None else self._examples.size_of(node, self.leaves)
+
+    def is_something_on_example(self, node: fx.Node) -> bool:
+        """Whether a value is not None on an example; the graph asks again at each call."""
+        if self._examples is None or node.op == "placeholder" or not self._examples.is_something(node, self.leaves):
+            return False
+        self.create_proxy("call_function", require_something, (fx.Proxy(node, self), node.name), {})
+        return True
 
     def function_call(
         self, function: Callable[..., Any], proxy: fx.Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]
