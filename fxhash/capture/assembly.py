@@ -28,9 +28,10 @@ def detached(graph: fx.Graph) -> fx.Graph:
             # An annotation under `from __future__ import annotations`; with it, older torch can't pickle the graph.
             node.type = None
         if node.op == "placeholder" and node.args and not _is_spellable(node.args[0]):
+            kind = type(node.args[0]).__name__.removeprefix("immutable_")
             raise TransformError(
-                f"argument {node.target!r} of forward has a {type(node.args[0]).__name__.removeprefix('immutable_')} as its default, which a "
-                "graph can't hold: let it be None, and choose inside forward"
+                f"argument {node.target!r} of forward has a {kind} as its default, which a graph can't hold: let it be "
+                "None, and choose inside forward"
             )
     compile(plain.python_code("self").src, "<graph>", "exec")
     return plain
