@@ -193,13 +193,16 @@ class ExposingTracer(ValueTracer):
         kwargs: Mapping[str, Any] = MappingProxyType({}),
     ) -> Any:
         """Run a module's forward; again where a function can't be followed, but be called by one node."""
+        first: tuple[BaseException, str | None] | None = None
         while True:
             last_node = self.last_node()
             try:
                 return self._in_each_mode(module, forward, args, kwargs)
             except (UntraceableError, Exception) as error:
+                first = first or (error, self.refusal)
                 if not self._observer.record_function(error, self.function_call):
-                    raise
+                    raised, self.refusal = first
+                    raise raised from None
                 self._forget(module, last_node)
 
     def _in_each_mode(
@@ -229,9 +232,13 @@ class ExposingTracer(ValueTracer):
                 raise
             return result
 
+    def watch(self) -> None:
+        """Go on watching the code that runs: Python stops where it raises an error."""
+        self._observer.watch()
+
     def _forget(self, module: nn.Module, last_node: fx.Node | None) -> None:
         """Undo what a module's forward did until it was refused, and go on watching."""
-        self._observer.watch()
+        self.watch()
         self.refusal = None
         self._restore(module)
         self.roll_back_to(last_node)

@@ -105,6 +105,10 @@ class ValueTracer(fx.Tracer):
         self.leaves.setdefault(target, TrainingFlag(value))
         return self._cached(target, lambda: self.create_proxy("call_module", target, (), {})).node
 
+    def watch(self) -> None:
+        """Go on watching the code that runs: Python stops where it raises an error."""
+        raise NotImplementedError
+
     def size_on_example(self, node: fx.Node) -> Any:
         """What a value is on an example, if sizes decide that; None if they don't, or it isn't known."""
         return None if self._examples is None else self._examples.size_of(node, self.leaves)
@@ -119,7 +123,9 @@ class ValueTracer(fx.Tracer):
     def function_call(
         self, function: Callable[..., Any], proxy: fx.Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """The value that a function of the model's own code gives, called by one node where its arguments allow that.
+        """The value that a function of the model's own code gives: followed, or else called by one node.
+
+        One node calls it if its arguments allow that: no function may change them but in ways that the graph has, too.
 
         Args:
             function: the function, which is weightless.
@@ -132,6 +138,15 @@ class ValueTracer(fx.Tracer):
         others = [each for each in given if not isinstance(each, fx.Proxy)]
         if not all(map(is_plain_argument, others)) or any(map(self._may_be_held, values)):
             return function(*args, **kwargs)
+        last_node = self.last_node()
+        try:
+            result = function(*args, **kwargs)
+            if self.refusal is None:
+                return result
+        except (UntraceableError, Exception):
+            self.watch()
+        self.refusal = None
+        self.roll_back_to(last_node)
         target = f"{function.__name__}_{len(self.leaves)}"
         self.leaves[target] = FunctionCall(function)
         return self.create_proxy("call_module", target, args, kwargs)

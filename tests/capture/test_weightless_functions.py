@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
 import fxhash
 from fxhash.capture.leaf_modules import FunctionCall
@@ -14,6 +15,7 @@ from fxhash.capture.weightless_functions import is_weightless
 from tests.capture.reasons import reasons
 from tests.helpers import assert_same_outputs
 from tests.odd import functions
+from tests.odd.registry import Two
 
 TRACED = [
     *("FunctionOffAutocast", "FunctionByMode", "FunctionBySign", "FunctionDraws", "FunctionChangesAValue"),
@@ -72,6 +74,41 @@ def test_a_mode_is_followed_at_each_call():
     traced, x = fxhash.trace(model), torch.randn(4, 16)
     for training in (True, False, True):
         assert_same_outputs(model.train(training), traced.train(training), x, rtol=0)
+
+
+def exists(value):
+    return value is not None
+
+
+class _Masks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x, mask):
+        if exists(mask):
+            x = x * mask
+        x = self.layer(x)
+        return x if exists(x) else mask
+
+
+class _AsksTwice(Two):
+    def __init__(self):
+        super().__init__()
+        self.masks = _Masks()
+
+    def forward(self, x, mask=None):
+        h = self.a(self.masks(x, mask))
+        return self.b(h) if exists(h) else h
+
+
+@pytest.mark.filterwarnings("ignore::fxhash.OpaqueWarning")
+def test_what_can_be_followed_is_followed_at_each_call():
+    """A function that can't be in one place is in others, and the reason is that of the first place."""
+    traced = fxhash.trace(_AsksTwice())
+    asks = "its forward asks whether it is None, or the same object as another"
+    assert reasons(traced) == {"masks.opaque_part": asks}
+    assert _called(traced) == set()
 
 
 def test_functions_of_an_imported_module_stay_what_they_are():
