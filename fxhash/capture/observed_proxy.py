@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,7 @@ from torch.fx.proxy import Attribute
 from fxhash.capture.guarded_tests import GuardedTest, guarded_test
 from fxhash.capture.known_lengths import is_chunk, known_length, taken_from
 from fxhash.capture.known_values import is_never_none
+from fxhash.capture.observing_tracer import ObservingTracer
 from fxhash.capture.reasons import where_in
 from fxhash.capture.sources import calls_on_line, is_message
 from fxhash.capture.user_code import is_recording_code
@@ -37,30 +38,6 @@ MISSING = object()
 _OWN_ATTRIBUTES = frozenset(
     {"node", "tracer", "root", "attr", "_node", "_shape", "module", "value", "name", "original"}
 )
-
-
-class ObservingTracer(Protocol):
-    """What a proxy asks of its tracer, beside recording."""
-
-    def refuse(self, reason: str) -> NoReturn:
-        """Give up what is traced, for a reason."""
-        raise NotImplementedError
-
-    def branch_on_mode(self, flag: ObservedFlag, reason: str) -> bool:
-        """The way to go where a forward branches on a training flag."""
-        raise NotImplementedError
-
-    def size_on_example(self, node: fx.Node) -> Any:
-        """What a value is on an example, if sizes decide that; None if they don't, or it isn't known."""
-        raise NotImplementedError
-
-    def is_something_on_example(self, node: fx.Node) -> bool:
-        """Whether a value is known not to be None on an example."""
-        raise NotImplementedError
-
-    def training_flag(self, module: nn.Module, value: bool) -> fx.Node:
-        """The node that gives the training flag of a module, which was `value` before the trace."""
-        raise NotImplementedError
 
 
 class ObservedProxy(fx.Proxy):
