@@ -25,7 +25,7 @@ from fxhash.capture.references import names_in
 from fxhash.capture.tracing import trace, trace_without
 from fxhash.capture.weight_changes import refuse_changed_weights
 from fxhash.errors import TransformError, shown
-from fxhash.graph.names import CAPTURED, OPAQUE_PART
+from fxhash.graph.names import CAPTURED, OPAQUE_PART, original_name
 
 CAPTURES = ("trace", "modules")
 # The share of the weights above which opaque submodules are too much.
@@ -94,8 +94,10 @@ def _as_in_examples(
 ) -> fx.GraphModule:
     """The captured model for calls that are like the examples, if more of that can be traced.
 
-    They omit what all examples do, and have sizes with which the model branches as it does for the first one.
+    They omit what all examples do, and have sizes with which the model branches as it does for the first one. What has
+    lost a weight that such calls don't read is no improvement: its file would not fit the model.
     """
+    names = _names_of(captured)
     omitted = omitted_arguments(model, calls)
     without = f" for calls without {', '.join(omitted)}"
     attempts: list[tuple[dict[str, Any], ExampleValues | None, str]] = [(omitted, None, without)] if omitted else []
@@ -106,12 +108,17 @@ def _as_in_examples(
             attempts.append((omitted, examples, f"{without}, with sizes as in example_inputs"))
     for arguments, values, how in attempts:
         other = trace_without(model, exposed, {}, arguments, values)
-        if opaque_share(other) < opaque_share(captured):
+        if opaque_share(other) < opaque_share(captured) and _names_of(other) == names:
             captured = other
             captured.meta[CAPTURED] += how
         if opaque_share(captured) <= MOST_OPAQUE:
             break
     return captured
+
+
+def _names_of(captured: fx.GraphModule) -> set[str]:
+    """The names in the original of all that a captured model stores."""
+    return {original_name(name) for name in captured.state_dict()}
 
 
 @contextmanager

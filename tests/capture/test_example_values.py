@@ -137,6 +137,22 @@ def test_without_examples_all_sizes_are_followed():
     assert_same_outputs(original_of(gm, _ByRows), gm, torch.ones(1, 16))
 
 
+class _LayerBySize(Two):
+    def forward(self, x):
+        h = self.a(x)
+        return self.b(h) if h.shape[0] == 1 else h
+
+
+@pytest.mark.filterwarnings("ignore::fxhash.OpaqueWarning")
+@pytest.mark.parametrize("kind", [_LayerBySize, _ByRows])
+def test_stored_and_loaded(kind, tmp_path):
+    gm = transformed(kind())
+    fxhash.save(gm, tmp_path / "model.safetensors")
+    loaded = fxhash.load(tmp_path / "model.safetensors", kind())
+    assert_same_outputs(gm, loaded, X)
+    assert loaded(X[:1]).shape == (1, 16)
+
+
 def test_the_example_leaves_random_numbers_alone():
     class Drops(_ByRows):
         def forward(self, x):
