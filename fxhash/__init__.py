@@ -21,6 +21,7 @@ from fxhash.errors import (
 )
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.measuring import profile_device
+from fxhash.quantized_form import quantize_factors
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.plan import CompressionPlan
 from fxhash.storage.checkpoint import load, save
@@ -50,6 +51,7 @@ __all__ = [
     "lower_for_training",
     "materialize",
     "profile_device",
+    "quantize_factors",
     "save",
     "save_pretrained",
     "summary",

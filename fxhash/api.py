@@ -36,6 +36,7 @@ from fxhash.transformed import (
     AnyModule,
     current_plan,
     expose,
+    generator_of,
     refuse_transformed,
     require_transformed,
     transformed_graph,
@@ -233,6 +234,9 @@ def lower_for_deploy(
         requested[path][fqn] = method
     evaluated = copy_model(gm).eval().requires_grad_(False)
     if isinstance(dtype, torch.dtype):
+        for part in transformed_parts(evaluated).values():
+            # What was trained is rounded to so many bits, not what a narrower type makes of it.
+            generator_of(part).round_()
         check_range(evaluated, dtype)
         evaluated = evaluated.to(dtype)
     if example_inputs is not None:

@@ -79,7 +79,7 @@ def build_factor_store(gm: fx.GraphModule, generator: SMHGenerator, plan: Loweri
             if key not in tensors:
                 tensors[key] = _tensor(generator, use, each.role, norm).detach()
                 assert tensors[key].shape == each.shape, key
-    store = FactorStore(generator.plan, plan, generator.captured, generator.right.detach(), tensors)
+    store = FactorStore(generator.plan, plan, generator.captured, generator.factor_right().detach(), tensors)
     store.original = generator.original
     return store
 
