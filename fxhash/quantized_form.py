@@ -1,4 +1,4 @@
-"""The form of a transformed model whose factors are trained in few bits: the same parameters, rounded when they are read."""
+"""The form of a transformed model whose factors are trained in few bits: the same parameters, rounded when read."""
 
 from __future__ import annotations
 

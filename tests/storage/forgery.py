@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,43 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fxhash.storage.small_file import DESCRIPTION, apart, together
+
 
 def opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Plan and tensors of a file, as values that may be changed."""
     with safe_open(path, framework="pt") as file:
-        plan = json.loads(json.loads(file.metadata()["fxhash"])["plan"])
-        return plan, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        stored = json.loads(file.metadata()["fxhash"])
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    plan = stored.get("plan", "")
+    if not plan:
+        plan, tensors, _ = apart(tensors)
+    return json.loads(plan), {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def described(path: Path) -> dict[str, Any]:
+    """What a file of integers says of its plan and tensors, as a value that may be changed."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(zlib.decompress(file.get_tensor(DESCRIPTION).numpy().tobytes()))
+
+
+def forge_small(path: Path, plan: Any, tensors: Mapping[str, Tensor], text: str | None = None) -> None:
+    """Write all tensors as one, with a description of them, or with another text in its place."""
+    whole = plan if isinstance(plan, str) else json.dumps(plan)
+    packed = together(whole, {name: tensor.contiguous() for name, tensor in tensors.items()}, "")
+    assert packed is not None
+    if text is not None:
+        packed[DESCRIPTION] = as_bytes(zlib.compress(text.encode()))
+    forge_bytes(path, whole, tensors, packed)
+
+
+def forge_bytes(path: Path, plan: str, tensors: Mapping[str, Tensor], packed: Mapping[str, Tensor]) -> None:
+    """Write a file with a digest of some tensors that has others."""
+    save_file(dict(packed), path, {"fxhash": json.dumps({"sha256": digest(plan, tensors)})})
+
+
+def as_bytes(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def forge(path: Path, plan: str | Mapping[str, Any], tensors: Mapping[str, Tensor], factory: Any = None) -> None:

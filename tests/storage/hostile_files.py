@@ -94,7 +94,7 @@ def scales_in_8_bits(path, plan, tensors):
 
 def with_value(name: str, value: float, *more: str) -> Write:
     def write(path, plan, tensors):
-        changed = {each: tensors[each].float() for each in (name, *more)}
+        changed = {each: tensors[each].clone() for each in (name, *more)}
         for tensor in changed.values():
             tensor.view(-1)[0] = value
         forge(path, plan, {**tensors, **changed})
