@@ -102,7 +102,7 @@ def test_narrow_factors(folder, dtype, error, case):
 @every_integer
 @given(case=random_models())
 def test_integers_are_those_of_quantized_factors(folder, dtype, bits, group, case):
-    """What is loaded has the values that the model had while it was trained in so many bits, and the same file again."""
+    """What is loaded has the values that the model had while it was trained, and gives the same file again."""
     model, x = case
     gm = smallest_transform(model, 0.5, seed=0)
     first, second = folder / "first.safetensors", folder / "second.safetensors"
