@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from fxhash.graph.layers import CONVOLUTIONS
 from fxhash.graph.recorded import recorded
 from fxhash.smh.arithmetic import generate
+from fxhash.smh.factor_bits import FactorBits, dequantize
 from fxhash.smh.precision import accumulated_in_float32, without_autocast
 from fxhash.smh.regeneration import apply_layer, generate_weight
 
@@ -156,7 +157,14 @@ def of_each_kernel(
 
 @recorded
 @without_autocast
-def factored_embedding(indices: Tensor, left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
+def factored_embedding(
+    indices: Tensor,
+    left: Tensor,
+    right: Tensor,
+    shape: Sequence[int],
+    steps: Tensor | None = None,
+    group: int | None = None,
+) -> Tensor:
     """`F.embedding(indices, weight)` for the table of `shape` `(count, size)` that `left @ right` stands for.
 
     Only the rows that are looked up are generated, a bounded number at a time.
@@ -166,6 +174,8 @@ def factored_embedding(indices: Tensor, left: Tensor, right: Tensor, shape: Sequ
         left: the table's own rows of the left factor.
         right: the right factor.
         shape: the table's shape, which must be row-aligned.
+        steps: of the integers in `left`, shape `(rows, groups)`; None where it is in floating point.
+        group: how many integers of a row share a step.
 
     Returns:
         Shape `(*indices.shape, size)`.
@@ -174,7 +184,7 @@ def factored_embedding(indices: Tensor, left: Tensor, right: Tensor, shape: Sequ
     rank, cols = left.shape[1], right.shape[1]
     right = right[:rank]
     if cols <= size:
-        chosen = F.embedding(indices, left.view(count, -1)).unflatten(-1, (-1, rank))
+        chosen = _rows_at(indices, left.view(count, -1, rank), steps, group)
         return (chosen @ right).flatten(-2)
     per_row = cols // size
     whole_rows = per_row <= _FEW_PER_ROW
@@ -183,7 +193,7 @@ def factored_embedding(indices: Tensor, left: Tensor, right: Tensor, shape: Sequ
     pieces = []
     flat = indices.reshape(-1)
     for piece in flat.split(most) if _holds(flat.shape[0] > most) else (flat,):
-        rows, block = F.embedding(piece // per_row, left), piece % per_row
+        rows, block = _rows_at(piece // per_row, left, steps, group), piece % per_row
         if whole_rows:
             generated = (rows @ right).view(rows.shape[0] * per_row, size)
             first = torch.arange(0, generated.shape[0], per_row, device=block.device)
@@ -193,6 +203,16 @@ def factored_embedding(indices: Tensor, left: Tensor, right: Tensor, shape: Sequ
             pieces.append(torch.bmm(rows.unsqueeze(1), chosen).squeeze(1))
     looked_up = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     return looked_up.view(*indices.shape, size)
+
+
+def _rows_at(indices: Tensor, left: Tensor, steps: Tensor | None, group: int | None) -> Tensor:
+    """Rows of `left`, or blocks of them, of shape `(count, ..., rank)`, in floating point."""
+    count, rank = left.shape[0], left.shape[-1]
+    rows = F.embedding(indices, left.reshape(count, -1)).unflatten(-1, (-1, rank))
+    if steps is not None:
+        of_rows = F.embedding(indices, steps.reshape(count, -1)).unflatten(-1, (-1, steps.shape[-1]))
+        rows = dequantize(rows.flatten(0, -2), of_rows.flatten(0, -2), FactorBits(8, group)).view(rows.shape)
+    return rows.view(*indices.shape, *left.shape[1:])
 
 
 @recorded

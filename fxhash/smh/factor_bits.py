@@ -98,14 +98,14 @@ def quantize(rows: Tensor, bits: FactorBits) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(integers: Tensor, steps: Tensor, bits: FactorBits) -> Tensor:
-    """The rows that integers and steps stand for, in float32.
+    """The rows that integers and steps stand for, in the type of the steps.
 
     Args:
         integers: shape `(rows, entries)`, of any type.
         steps: shape `(rows, groups)`.
         bits: as of `quantize`.
     """
-    return integers.float() * for_each_entry(steps.float(), bits, integers.shape[1])
+    return integers.to(steps.dtype) * for_each_entry(steps, bits, integers.shape[1])
 
 
 def for_each_entry(steps: Tensor, bits: FactorBits, entries: int) -> Tensor:

@@ -24,6 +24,8 @@ class Factors(nn.Module):
 
     log_scales: nn.Parameter
     shifts: Tensor
+    # Of what `round_` has rounded.
+    _rounded_to: FactorBits | None = None
 
     def __init__(self, plan: CompressionPlan, device: torch.device | str = "cpu") -> None:
         """Make room for the factors; `fxhash.smh.initialization` or a state dict fills them.
@@ -95,8 +97,12 @@ class Factors(nn.Module):
 
     def scaled_left(self, name: str) -> Tensor:
         """The rows of `left` of one parameter, times its scale; zero where a row uses fewer rows of `right`."""
+        return self.scaled(name, self.factor_left(name))
+
+    def scaled(self, name: str, rows: Tensor) -> Tensor:
+        """What is given, times the scale of one parameter."""
         index, _ = self._hashed[name]
-        return self.factor_left(name) * self.log_scales[index].exp()
+        return rows * self.log_scales[index].exp()
 
     def kernels_of(self, name: str) -> Tensor:
         """The spatial kernels of a separable convolution as they are computed with; shape `(count, positions)`."""
@@ -120,7 +126,11 @@ class Factors(nn.Module):
             if parameter.kernels:
                 self.kernels[self._kernels[parameter.fqn]].copy_(self.kernels_of(parameter.fqn))
         self.right.copy_(self.factor_right())
-        self.plan = replace(self.plan, factor_bits=None)
+        self._rounded_to, self.plan = self.plan.factor_bits, replace(self.plan, factor_bits=None)
+
+    def bits_to_store(self) -> FactorBits:
+        """As which integers of 8 bits at most the factors are stored: those they were trained as, or else by row."""
+        return self.plan.factor_bits or self._rounded_to or FactorBits(8)
 
     @staticmethod
     def _in_bits(rows: Tensor, bits: FactorBits | None) -> Tensor:

@@ -215,5 +215,5 @@ def _dequantized(
     bits = rows.stored_bits(stored)
     assert bits is not None
     parts = [_unpacked(stored[name], bits, shapes[name]) for name in rows.names]
-    together = dequantize(_side_by_side(parts), stored[rows.steps_name], bits)
+    together = dequantize(_side_by_side(parts), stored[rows.steps_name].float(), bits)
     return dict(zip(rows.names, _apart(together, list(shapes.values())), strict=True))
