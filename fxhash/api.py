@@ -27,6 +27,7 @@ from fxhash.opaque_parts import announce_opaque_parts
 from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, restore_parameters
 from fxhash.smh.checks import check_aspect, check_device, check_flag, check_fraction, check_range, read_dtype
+from fxhash.smh.factor_bits import FactorBits
 from fxhash.smh.initialization import random_generator
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES
 from fxhash.smh.parameters import tied_groups
@@ -240,10 +241,10 @@ def lower_for_deploy(
         path, fqn = hashed[name]
         requested[path][fqn] = method
     evaluated = copy_model(gm).eval().requires_grad_(False)
+    for part in transformed_parts(evaluated).values():
+        # What was trained is rounded to so many bits, not what a narrower type makes of it.
+        generator_of(part).round_(None if weights is None else FactorBits(8))
     if isinstance(dtype, torch.dtype):
-        for part in transformed_parts(evaluated).values():
-            # What was trained is rounded to so many bits, not what a narrower type makes of it.
-            generator_of(part).round_()
         check_range(evaluated, dtype)
         evaluated = evaluated.to(dtype)
     lower_parts = partial(

@@ -35,9 +35,9 @@ class StoredTensor:
     """A tensor that the lowered model stores for a use of a weight.
 
     Attributes:
-        role: `"left"` (the scaled rows of `left`, with a folded batch norm where rows and channels allow, or integers in
-            their place), `"left steps"` (of the integers), `"shift"`, `"kernels"`, `"channel scale"` and `"bias"` (of a
-            folded batch norm), or `"weight"` (cached).
+        role: `"left"` (the scaled rows of `left`, with a folded batch norm where rows and channels allow, or integers
+            in their place), `"left steps"` (of the integers), `"shift"`, `"kernels"`, `"channel scale"` and `"bias"`
+            (of a folded batch norm), or `"weight"` (cached).
         shape: its shape.
         bytes: its size.
     """

@@ -88,12 +88,15 @@ class Factors(nn.Module):
 
     def factor_left(self, name: str) -> Tensor:
         """The rows of `left` of one parameter as they are computed with; zero where one uses fewer rows of `right`."""
+        return self._in_bits(self._left_rows(name), self.plan.factor_bits)
+
+    def _left_rows(self, name: str) -> Tensor:
         index, parameter = self._hashed[name]
         left: Tensor = self.left[index]
         if parameter.more_rows:
             more = self.more_left[self._more[name]]
             left = torch.cat([left, F.pad(more, (0, 0, 0, left.shape[0] - parameter.more_rows))], dim=1)
-        return self._in_bits(left, self.plan.factor_bits)
+        return left
 
     def scaled_left(self, name: str) -> Tensor:
         """The rows of `left` of one parameter, times its scale; zero where a row uses fewer rows of `right`."""
@@ -115,18 +118,23 @@ class Factors(nn.Module):
         return anchor.dtype
 
     @torch.no_grad()
-    def round_(self) -> None:
-        """Set the factors to what they are computed with, in place, and compute with them as they are from now on."""
+    def round_(self, bits: FactorBits | None = None) -> None:
+        """Set the factors to what they are computed with, in place, and compute with them as they are from now on.
+
+        Args:
+            bits: what to round to where they are computed with as they are; nothing if omitted.
+        """
+        bits = self.plan.factor_bits or bits
         for parameter in self.plan.hashed:
             block, *more = self.blocks(parameter.fqn)
-            left = self.factor_left(parameter.fqn)
+            left = self._in_bits(self._left_rows(parameter.fqn), bits)
             block.copy_(left[:, : block.shape[1]])
             for column in more:
                 column.copy_(left[: column.shape[0], block.shape[1] :])
-            if parameter.kernels:
-                self.kernels[self._kernels[parameter.fqn]].copy_(self.kernels_of(parameter.fqn))
-        self.right.copy_(self.factor_right())
-        self._rounded_to, self.plan = self.plan.factor_bits, replace(self.plan, factor_bits=None)
+        self.right.copy_(self._in_bits(self.right, bits))
+        for kernels in self.kernels:
+            kernels.copy_(self._in_bits(kernels, bits and KERNEL_BITS))
+        self._rounded_to, self.plan = bits, replace(self.plan, factor_bits=None)
 
     def bits_to_store(self) -> FactorBits:
         """As which integers of 8 bits at most the factors are stored: those they were trained as, or else by row."""
