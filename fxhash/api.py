@@ -224,7 +224,7 @@ def lower_for_deploy(
     """
     gm = unwrapped(gm)
     parts = require_transformed(gm)
-    if weights is not None and weights != "int8":
+    if weights is not None and not (isinstance(weights, str) and weights == "int8"):
         raise PlanError(f'weights={shown(weights)} is no form of factors: give "int8", or nothing for floating point')
     budget = read_bytes(memory_budget)
     if not isinstance(device, DeviceProfile | None):

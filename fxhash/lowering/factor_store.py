@@ -65,7 +65,8 @@ class FactorStore(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type that factors are computed with in."""
-        return getattr(self, self._attributes[LIKE]).dtype  # type: ignore[no-any-return]
+        like: Tensor = getattr(self, self._attributes[LIKE])
+        return like.dtype
 
     def forward(self, key: str | None = None, rows: int | None = None, is_widened: bool = True) -> Tensor:
         """`right`, or the tensor under `key`.

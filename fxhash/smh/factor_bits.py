@@ -41,7 +41,7 @@ class FactorBits:
     group: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.bits, bool) or self.bits not in (8, 4) or not isinstance(self.bits, int):
+        if not is_count(self.bits) or self.bits not in (8, 4):
             raise PlanError(f"bits={shown(self.bits)} is no number of bits that factors can have: give 8 or 4")
         if self.group is not None and (not is_count(self.group) or self.group < 1):
             raise PlanError(
