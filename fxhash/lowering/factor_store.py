@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -79,19 +80,21 @@ class FactorStore(nn.Module):
         Raises:
             InputError: if the lowered model is called to be trained.
         """
-        if self.training or getattr(self, self._attributes[LIKE]).requires_grad:
+        # Without a search for each attribute: this is called for every tensor of every layer.
+        parameters: dict[str, Any] = self._parameters
+        if self.training or parameters[self._attributes[LIKE]].requires_grad:
             raise InputError(
                 "this model is lowered, which is for inference alone: train the transformed model that it was made of, "
                 "and lower it again; to call this one, .eval() and .requires_grad_(False) it"
             )
-        stored: Tensor = self.right if key is None else getattr(self, self._attributes[key])
+        stored: Tensor = parameters["right" if key is None else self._attributes[key]]
         bits = self.plan.factor_bits
         if bits is None or not is_widened:
             return stored
         if key is None:
-            return _as_parameter(dequantize(stored[:rows], self.right_steps[:rows], bits))
+            return _as_parameter(dequantize(stored[:rows], parameters["right_steps"][:rows], bits))
         steps = self._attributes.get(steps_key(key))
-        return stored if steps is None else _as_parameter(dequantize(stored, getattr(self, steps), bits))
+        return stored if steps is None else _as_parameter(dequantize(stored, parameters[steps], bits))
 
 
 def steps_key(key: str) -> str:
