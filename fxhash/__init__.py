@@ -21,6 +21,7 @@ from fxhash.errors import (
 )
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.measuring import profile_device
+from fxhash.quantized_form import quantize_factors
 from fxhash.recovery.recovering import Recovery, recover
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.plan import CompressionPlan
@@ -52,6 +53,7 @@ __all__ = [
     "lower_for_training",
     "materialize",
     "profile_device",
+    "quantize_factors",
     "recover",
     "save",
     "save_pretrained",

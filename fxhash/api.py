@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,6 +27,7 @@ from fxhash.opaque_parts import announce_opaque_parts
 from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, restore_parameters
 from fxhash.smh.checks import check_aspect, check_device, check_flag, check_fraction, check_range, read_dtype
+from fxhash.smh.factor_bits import FactorBits
 from fxhash.smh.initialization import random_generator
 from fxhash.smh.parameter_plan import HASHABLE_DTYPES
 from fxhash.smh.parameters import tied_groups
@@ -36,6 +38,7 @@ from fxhash.transformed import (
     AnyModule,
     current_plan,
     expose,
+    generator_of,
     refuse_transformed,
     require_transformed,
     transformed_graph,
@@ -174,6 +177,7 @@ def lower_for_deploy(
     *,
     memory_budget: int | str = 0,
     dtype: torch.dtype | str | None = None,
+    weights: str | None = None,
     methods: Mapping[str, str] | None = None,
     device: DeviceProfile | None = None,
     example_inputs: ExampleInputs | None = None,
@@ -195,6 +199,9 @@ def lower_for_deploy(
             generated once and cached, those first that save most work a byte. By default nothing is cached, unless
             `methods` says so.
         dtype: floating-point type to convert the model to, such as `torch.bfloat16`, or its name.
+        weights: `"int8"` to keep `left` and `right` in memory as integers of 8 bits, those of `quantize_factors` if the
+            model was trained with that, or else the nearest with a step for each row. Each is widened right before the
+            layer that needs it, of a table the rows that are looked up. If omitted, they are in floating point.
         methods: overrides the choice by counted operations: `"factored"`, `"generate"` or `"cache"` for each regular
             expression that is found in a parameter's name, such as `{r"^head\\.": "cache"}`; the last one found counts.
         device: what the choice is made for: `fxhash.profile_device()` measures this machine,
@@ -213,10 +220,12 @@ def lower_for_deploy(
         TransformError: if `gm` is not a transformed model.
         MemoryBudgetError: if the budget is less than the weights take that are in use at a time; it names the least.
         PlanError: for a method that is unknown or impossible for a parameter, an expression found in no name, a
-            `device` that is no profile, or a `dtype` that can't hold the values of a parameter.
+            `device` that is no profile, other `weights`, or a `dtype` that can't hold the values of a parameter.
     """
     gm = unwrapped(gm)
     parts = require_transformed(gm)
+    if weights is not None and not (isinstance(weights, str) and weights == "int8"):
+        raise PlanError(f'weights={shown(weights)} is no form of factors: give "int8", or nothing for floating point')
     budget = read_bytes(memory_budget)
     if not isinstance(device, DeviceProfile | None):
         raise PlanError(f"device={shown(device)} is no DeviceProfile: give that of fxhash.profile_device()")
@@ -232,18 +241,24 @@ def lower_for_deploy(
         path, fqn = hashed[name]
         requested[path][fqn] = method
     evaluated = copy_model(gm).eval().requires_grad_(False)
+    for part in transformed_parts(evaluated).values():
+        # What was trained is rounded to so many bits, not what a narrower type makes of it.
+        generator_of(part).round_(None if weights is None else FactorBits(8))
     if isinstance(dtype, torch.dtype):
         check_range(evaluated, dtype)
         evaluated = evaluated.to(dtype)
+    lower_parts = partial(
+        lowered_parts, requested=requested, budget=budget, device=device, in_eight_bits=weights is not None
+    )
     if example_inputs is not None:
         calls = read_examples(evaluated, example_inputs)
         first = calls[0]
         positions = output_positions(transformed_graph(parts[""]), first.args, first.kwargs) if "" in parts else {}
-        lowered = lowered_parts(evaluated, requested, budget, device, positions, replaces_watched_layers=True)
+        lowered = lower_parts(evaluated, positions=positions, replaces_watched_layers=True)
         if difference(evaluated, lowered, calls, modes=(False,)) is None:
             return lowered
-        return lowered_parts(evaluated, requested, budget, device, positions)
-    return lowered_parts(evaluated, requested, budget, device)
+        return lower_parts(evaluated, positions=positions)
+    return lower_parts(evaluated)
 
 
 def materialize(gm: nn.Module) -> nn.Module:

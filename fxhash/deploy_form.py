@@ -20,6 +20,7 @@ def lowered_parts(
     device: DeviceProfile | None,
     positions: Mapping[str, int] = MappingProxyType({}),
     replaces_watched_layers: bool = False,
+    in_eight_bits: bool = False,
 ) -> AnyModule:
     """A model with its transformed models lowered; it is left untouched, and shares what is not lowered.
 
@@ -30,10 +31,11 @@ def lowered_parts(
         device: as of `plan_lowering`.
         positions: as of `plan_lowering`, where the model itself is a transformed one.
         replaces_watched_layers: as of `plan_lowering`.
+        in_eight_bits: as of `plan_lowering`.
     """
     parts = {path: transformed_graph(part) for path, part in transformed_parts(model).items()}
     requests = [(part, requested[path]) for path, part in parts.items()]
-    plans = plan_lowerings(requests, budget, replaces_watched_layers, device, positions)
+    plans = plan_lowerings(requests, budget, replaces_watched_layers, device, positions, in_eight_bits)
     lowered = {path: pass_on(lower(part, plan)) for (path, part), plan in zip(parts.items(), plans, strict=True)}
     if "" in lowered:
         return with_parts(model, {model: lowered[""]})

@@ -32,13 +32,17 @@ CASES = {
     "Transformer": (Transformer, lambda: torch.randint(0, 30, (8, 5))),
     "TiedEmbedding": (MODELS["TiedEmbedding"][0], lambda: torch.randint(0, 30, (8, 5))),
 }
+# The first of them with factors that are trained in 4 bits.
+IN_BITS = "ConvNet in 4 bits"
+CASES[IN_BITS] = CASES["ConvNet"]
 every_case = pytest.mark.parametrize("name", CASES)
 
 
 def build(name, seed=0):
     torch.manual_seed(0)
     model, batch = CASES[name]
-    return smallest_transform(model(), COMPRESS, seed=seed), batch()
+    gm = smallest_transform(model(), COMPRESS, seed=seed)
+    return fxhash.quantize_factors(gm, 4) if name == IN_BITS else gm, batch()
 
 
 def train(model, batch):

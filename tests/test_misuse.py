@@ -139,6 +139,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "gm": _transformed(),
             "memory_budget": 0,
             "dtype": torch.float32,
+            "weights": "int8",
             "methods": {"weight": "generate"},
             "device": None,
             "example_inputs": (torch.ones(1, 32),),
@@ -190,6 +191,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "trust": ["torch.nn"],
         },
     ),
+    "quantize_factors": (fxhash.quantize_factors, lambda folder: {"gm": _transformed(), "bits": 4, "group": 8}),
     "lower_for_training": (fxhash.lower_for_training, lambda folder: {"gm": _transformed()}),
     "recover": (
         fxhash.recover,

@@ -30,6 +30,7 @@ ORDER = [
     "deploy_form",
     "initial_factors",
     "train_form",
+    "quantized_form",
     "opaque_parts",
     "api",
     "summary",

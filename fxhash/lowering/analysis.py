@@ -21,6 +21,7 @@ from fxhash.lowering.memory import assign_slots, choose_cached, peak_of
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader, WeightUse
 from fxhash.lowering.readers import (
+    generator_calls,
     is_argument,
     is_attention,
     may_store,
@@ -30,7 +31,7 @@ from fxhash.lowering.readers import (
 )
 from fxhash.lowering.splitting import is_faster_split
 from fxhash.lowering.training_costs import training_costs, trains_faster_split
-from fxhash.lowering.weights import Weight
+from fxhash.lowering.weights import Weight, right_bytes
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.parameter_plan import ParameterPlan
 
@@ -43,6 +44,7 @@ def plan_lowering(
     replaces_watched_layers: bool = False,
     positions: Mapping[str, int] = MappingProxyType({}),
     for_training: bool = False,
+    in_eight_bits: bool = False,
 ) -> LoweringPlan:
     """Decide how each weight of a transformed model is computed when it is lowered.
 
@@ -58,6 +60,7 @@ def plan_lowering(
             as far as its source shows: only where their outputs are compared afterwards.
         positions: pixels of the output of convolutions, as far as they are known, by the names of nodes.
         for_training: whether to count forward and backward, and to fold and replace nothing that is trained.
+        in_eight_bits: whether to store `left` and `right` as integers of 8 bits.
 
     Raises:
         TransformError: if `gm` is not a transformed model.
@@ -71,7 +74,7 @@ def plan_lowering(
     generator = gm.get_submodule(str(calls[0].target))
     assert isinstance(generator, SMHGenerator)
     device = device or DeviceProfile.of(generator.right.device)
-    analysis = _Analysis(gm, generator, calls, device, replaces_watched_layers, positions, for_training)
+    analysis = _Analysis(gm, generator, calls, device, replaces_watched_layers, positions, for_training, in_eight_bits)
     plan = analysis.plan(requested)
     if budget:
         candidates = {str(call.args[0]) for call in calls} - requested.keys()
@@ -79,15 +82,6 @@ def plan_lowering(
         plan = analysis.plan(requested | dict.fromkeys(cached, Method.CACHE))
         assert plan.peak_bytes <= budget, "a memory budget is exceeded"
     return plan
-
-
-def generator_calls(gm: fx.GraphModule) -> list[fx.Node]:
-    """The nodes that are generated weights."""
-    return [
-        node
-        for node in gm.graph.nodes
-        if node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), SMHGenerator)
-    ]
 
 
 class _Analysis:
@@ -102,12 +96,13 @@ class _Analysis:
         replaces_watched_layers: bool,
         positions: Mapping[str, int],
         for_training: bool,
+        in_eight_bits: bool,
     ) -> None:
         self.gm = gm
         self.generator = generator
         self.device = device
         self.flow = Dataflow(gm.graph)
-        self.right_bytes = generator.right.nbytes
+        self.factor_bits = generator.bits_to_store() if in_eight_bits else None
         self.replaces_watched_layers = replaces_watched_layers
         self.positions = positions
         self.for_training = for_training
@@ -120,8 +115,17 @@ class _Analysis:
         found.sort(key=lambda use: use.live)
         uses, slot_bytes = assign_slots(found)
         stored = {use.key(each.role): each for use in uses for each in use.stored if each.role != "weight"}
-        factor_bytes = self.right_bytes + sum(each.bytes for each in stored.values())
-        return LoweringPlan(uses, slot_bytes, peak_of(uses, slot_bytes), factor_bytes)
+        right = right_bytes(self.generator.plan.layout, self.generator.right.dtype, self.factor_bits)
+        factor_bytes = right + sum(each.bytes for each in stored.values())
+        widened = 0 if self.factor_bits is None else max(map(self._widened_bytes, uses), default=0)
+        return LoweringPlan(uses, slot_bytes, peak_of(uses, slot_bytes), factor_bytes, self.factor_bits, widened)
+
+    def _widened_bytes(self, use: WeightUse) -> int:
+        """Bytes of the factors of a use in floating point."""
+        layout, rank = self.generator.plan.layout, use.parameter.full_rank
+        looks_up = use.reader is Reader.EMBEDDING and use.method is Method.FACTORED
+        rows = 0 if looks_up else self.generator.plan.rows_of(use.parameter)
+        return use.stores("left") * (rows + layout.cols) * rank * self.generator.right.dtype.itemsize
 
     def _weight(self, generator: SMHGenerator, call: fx.Node) -> Weight:
         fqn = str(call.args[0])
@@ -139,6 +143,7 @@ class _Analysis:
             ),
             dtype=generator.dtype_of(parameter),
             factor_dtype=generator.right.dtype,
+            factor_bits=self.factor_bits,
         )
 
     def _is_faster_split(self, parameter: ParameterPlan, call: fx.Node) -> bool:

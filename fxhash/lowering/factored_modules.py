@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from fxhash.capture.replicas import call_with_parameters
-from fxhash.lowering.factor_store import FactorStore
+from fxhash.lowering.factor_store import FactorStore, steps_key
 from fxhash.lowering.factored_tensor import as_factored
 from fxhash.lowering.functional import (
     adaptive_conv,
     adaptive_linear,
     factored_conv,
-    factored_embedding,
     factored_linear,
 )
 from fxhash.lowering.generated_parameters import GeneratedParameters, given_parameter
 from fxhash.lowering.input_check import checked_input
+from fxhash.lowering.lookup import factored_embedding
 from fxhash.lowering.method import Method
 from fxhash.smh.arithmetic import generate
 
@@ -56,11 +56,21 @@ class WeightSource(NamedTuple):
     @property
     def own_factors(self) -> tuple[Tensor, Tensor, tuple[int, ...]]:
         """`left`, `right` and the weight's shape."""
-        return self.factors(self.key), self.factors(), self.shape
+        left = self.factors(self.key)
+        return left, self.factors(rows=left.shape[1]), self.shape
 
     def checked(self, x: Tensor, is_embedding: bool = False) -> Tensor:
         """The input of a layer with this weight, if it fits."""
         return checked_input(x, self.fqn, self.shape, is_embedding)
+
+    def look_up(self, indices: Tensor) -> Tensor:
+        """Rows of a table."""
+        bits = self.factors.plan.factor_bits
+        if bits is None:
+            return factored_embedding(indices, *self.own_factors)
+        left, steps = self.factors(self.key, is_widened=False), self.factors(steps_key(self.key))
+        rank = left.shape[1]
+        return factored_embedding(indices, left, self.factors(rows=rank), self.shape, steps, bits.size(rank))
 
     def generate(self) -> Tensor:
         """The weight, materialized, in memory of its own."""
@@ -162,7 +172,7 @@ class LoweredEmbedding(LoweredLayer, nn.Embedding):  # type: ignore[override]
         """As the layer that it stands for."""
         if not self.applies_factors:
             return super().forward(input)
-        return factored_embedding(self.source.checked(input, is_embedding=True), *self.source.own_factors)
+        return self.source.look_up(self.source.checked(input, is_embedding=True))
 
 
 _LOWERED: dict[type[nn.Module], type[nn.Module]] = {

@@ -22,12 +22,8 @@ from torch.nn import functional as F
 from fxhash.graph.recorded import recorded
 from fxhash.lowering.convolution import convolve, pointwise
 from fxhash.smh.arithmetic import generate
-from fxhash.smh.precision import accumulated_in_float32, without_autocast
+from fxhash.smh.precision import accumulated_in_float32
 from fxhash.smh.regeneration import apply_layer, generate_weight
-
-# Elements of what a lookup computes at a time, and up to how many entries in a row of `W` it computes the whole row.
-_LARGEST_INTERMEDIATE = 2**20
-_FEW_PER_ROW = 8
 
 
 def rows_per_channel(shape: Sequence[int], cols: int) -> int | None:
@@ -119,54 +115,6 @@ def factored_conv(
 
 
 @recorded
-@without_autocast
-def factored_embedding(indices: Tensor, left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
-    """`F.embedding(indices, weight)` for the table of `shape` `(count, size)` that `left @ right` stands for.
-
-    Only the rows that are looked up are generated, a bounded number at a time.
-
-    Args:
-        indices: integers of any shape.
-        left: the table's own rows of the left factor.
-        right: the right factor.
-        shape: the table's shape, which must be row-aligned.
-
-    Returns:
-        Shape `(*indices.shape, size)`.
-    """
-    count, size = shape
-    rank, cols = left.shape[1], right.shape[1]
-    right = right[:rank]
-    if cols <= size:
-        chosen = F.embedding(indices, left.view(count, -1)).unflatten(-1, (-1, rank))
-        return (chosen @ right).flatten(-2)
-    per_row = cols // size
-    # A sum over a bag never holds what it adds up, but its backward pass is slow, and no exporter knows it.
-    trained = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
-    by_bags = not trained and not is_exporting()
-    whole_rows = per_row <= _FEW_PER_ROW
-    most = max(_LARGEST_INTERMEDIATE // (rank if by_bags else cols if whole_rows else rank * size), 1)
-    segments = right.view(rank * per_row, size)
-    blocks = segments if by_bags else right.view(rank, per_row, size).transpose(0, 1).reshape(per_row, -1)
-    pieces = []
-    flat = indices.reshape(-1)
-    for piece in flat.split(most) if _holds(flat.shape[0] > most) else (flat,):
-        rows, block = F.embedding(piece // per_row, left), piece % per_row
-        if by_bags:
-            of_block = torch.arange(0, rank * per_row, per_row, device=block.device) + block.unsqueeze(1)
-            pieces.append(F.embedding_bag(of_block, segments, per_sample_weights=rows, mode="sum"))
-        elif whole_rows:
-            generated = (rows @ right).view(rows.shape[0] * per_row, size)
-            first = torch.arange(0, generated.shape[0], per_row, device=block.device)
-            pieces.append(F.embedding(first + block, generated))
-        else:
-            chosen = F.embedding(block, blocks).view(block.shape[0], rank, size)
-            pieces.append(torch.bmm(rows.unsqueeze(1), chosen).squeeze(1))
-    looked_up = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-    return looked_up.view(*indices.shape, size)
-
-
-@recorded
 def scale_channels(weight: Tensor, scale: Tensor) -> Tensor:
     """A weight with each output channel times a factor of its own.
 
@@ -191,7 +139,7 @@ def adaptive_linear(
     scratch: Tensor | None = None,
 ) -> Tensor:
     """`factored_linear` for at most `max_positions` rows of input; beyond, generating the weight once is less work."""
-    if _holds(x.numel() // shape[1] <= max_positions):
+    if holds(x.numel() // shape[1] <= max_positions):
         return factored_linear(x, left, right, shape, bias)
     return apply_layer(F.linear, x, _generated(left, right, shape, scratch), bias)
 
@@ -210,7 +158,7 @@ def adaptive_conv(
     scratch: Tensor | None = None,
 ) -> Tensor:
     """`factored_conv` for at most `max_positions` pixels of input; beyond, generating the weight once is less work."""
-    if _holds(x.numel() // shape[1] <= max_positions):
+    if holds(x.numel() // shape[1] <= max_positions):
         return factored_conv(x, left, right, shape, bias, stride, padding, dilation)
     weight = _generated(left, right, shape, scratch)
     return apply_layer(convolve, x, weight, bias, stride, padding, dilation)
@@ -224,7 +172,7 @@ def _generated(left: Tensor, right: Tensor, shape: Sequence[int], scratch: Tenso
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 
 
-def _holds(condition: bool) -> bool:
+def holds(condition: bool) -> bool:
     """Whether a condition on sizes holds; where an exported program leaves sizes open, whether it does for all."""
     if not is_exporting():
         return condition

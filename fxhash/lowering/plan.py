@@ -10,6 +10,7 @@ import torch
 
 from fxhash.lowering.costs import Costs
 from fxhash.lowering.method import Method
+from fxhash.smh.factor_bits import FactorBits
 from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.tables import text_table
 
@@ -34,8 +35,9 @@ class StoredTensor:
     """A tensor that the lowered model stores for a use of a weight.
 
     Attributes:
-        role: `"left"` (the scaled rows of `left`, with a folded batch norm where rows and channels allow),
-            `"shift"`, `"kernels"`, `"channel scale"` and `"bias"` (of a folded batch norm), or `"weight"` (cached).
+        role: `"left"` (the scaled rows of `left`, with a folded batch norm where rows and channels allow, or integers
+            in their place), `"left steps"` (of the integers), `"shift"`, `"kernels"`, `"channel scale"` and `"bias"`
+            (of a folded batch norm), or `"weight"` (cached).
         shape: its shape.
         bytes: its size.
     """
@@ -122,12 +124,17 @@ class LoweringPlan:
         slot_bytes: size of each scratch slot, which all weights share that are generated into it.
         peak_bytes: most bytes of weights at any time: cached ones, scratch slots, and those with memory of their own.
         factor_bytes: bytes of the factors, and of what else is stored to generate weights.
+        factor_bits: as which integers of 8 bits `left` and `right` are stored; None for floating point.
+        widened_bytes: most bytes of factors that are in floating point for a layer, while it is computed; 0 if all are
+            stored so. Of an embedding, no rows of `left` but those that are looked up, which are not counted.
     """
 
     uses: tuple[WeightUse, ...]
     slot_bytes: tuple[int, ...]
     peak_bytes: int
     factor_bytes: int
+    factor_bits: FactorBits | None = None
+    widened_bytes: int = 0
 
     @property
     def cached_bytes(self) -> int:
@@ -144,6 +151,7 @@ class LoweringPlan:
                 "factored, dense: thousands of multiply-adds for each position (row, pixel or index)",
                 "",
                 f"factors: {self.factor_bytes / 1e3:,.1f} kB",
+                *([f"widened factors: at most {self.widened_bytes / 1e3:,.1f} kB at a time"] * bool(self.factor_bits)),
                 f"scratch slots: {slots or 'none'}",
                 f"weights, scratch included: at most {self.peak_bytes / 1e3:,.1f} kB at a time",
             ]

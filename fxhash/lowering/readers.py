@@ -13,6 +13,7 @@ from fxhash.graph.layers import is_plain_layer_of
 from fxhash.lowering.factored_modules import can_be_lowered, can_generate_parameters, can_take_factored
 from fxhash.lowering.plan import Reader
 from fxhash.lowering.weights import Weight
+from fxhash.smh.generator import SMHGenerator
 
 # Layers of torch that multiply by their matrices and do nothing else with them.
 _ATTENTION = (
@@ -100,3 +101,12 @@ def _split(name: str) -> tuple[str, str]:
 
 def _is_of_torch(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.")
+
+
+def generator_calls(gm: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that are generated weights."""
+    return [
+        node
+        for node in gm.graph.nodes
+        if node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), SMHGenerator)
+    ]

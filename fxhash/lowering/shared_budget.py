@@ -21,6 +21,7 @@ def plan_lowerings(
     replaces_watched_layers: bool = False,
     device: DeviceProfile | None = None,
     positions: Mapping[str, int] = MappingProxyType({}),
+    in_eight_bits: bool = False,
 ) -> list[LoweringPlan]:
     """The plans of several transformed models that share a memory budget: the first may use what the others don't need.
 
@@ -30,12 +31,19 @@ def plan_lowerings(
         replaces_watched_layers: as of `plan_lowering`.
         device: as of `plan_lowering`.
         positions: as of `plan_lowering`, of a single model.
+        in_eight_bits: as of `plan_lowering`.
 
     Raises:
         MemoryBudgetError: if the budget is too small; it names the least that is enough.
         PlanError: as of `plan_lowering`.
     """
-    plan = partial(plan_lowering, replaces_watched_layers=replaces_watched_layers, device=device, positions=positions)
+    plan = partial(
+        plan_lowering,
+        replaces_watched_layers=replaces_watched_layers,
+        device=device,
+        positions=positions,
+        in_eight_bits=in_eight_bits,
+    )
     if len(models) == 1 or not budget:
         return [plan(gm, requested, budget) for gm, requested in models]
     least = [plan(gm, requested).peak_bytes for gm, requested in models]

@@ -14,6 +14,8 @@ from fxhash.lowering.functional import rows_per_channel
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import Reader, StoredTensor
 from fxhash.smh.arithmetic import is_row_aligned
+from fxhash.smh.factor_bits import FactorBits
+from fxhash.smh.layout import Layout
 from fxhash.smh.parameter_plan import ParameterPlan
 
 
@@ -28,7 +30,8 @@ class Weight:
         has_shift: whether a constant is added to the product.
         is_split: whether it is of a separable convolution that is split into a depthwise and a pointwise one.
         dtype: its type.
-        factor_dtype: the type of the factors.
+        factor_dtype: the type that factors are computed with in.
+        factor_bits: as which integers of 8 bits they are stored; None if they are so in `factor_dtype`.
     """
 
     parameter: ParameterPlan
@@ -38,6 +41,7 @@ class Weight:
     is_split: bool
     dtype: torch.dtype
     factor_dtype: torch.dtype
+    factor_bits: FactorBits | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -106,7 +110,10 @@ class Weight:
         if is_cached:
             yield _tensor("weight", self.dtype, *self.shape)
         else:
-            yield _tensor("left", self.factor_dtype, self.rows, self.parameter.full_rank)
+            rank, bits = self.parameter.full_rank, self.factor_bits
+            yield _tensor("left", self.factor_dtype if bits is None else torch.int8, self.rows, rank)
+            if bits is not None:
+                yield _tensor("left steps", self.factor_dtype, self.rows, bits.groups(rank))
         if self.has_shift and not is_cached:
             yield _tensor("shift", self.factor_dtype)
         if self.is_split:
@@ -117,6 +124,20 @@ class Weight:
             if method is Method.GENERATE and (self.has_shift or self.rows_per_channel is None):
                 yield _tensor("channel scale", self.factor_dtype, self.shape[0])
             yield _tensor("bias", norm.bias_dtype, self.shape[0])
+
+
+def right_bytes(layout: Layout, dtype: torch.dtype, bits: FactorBits | None) -> int:
+    """Size of `right` as it is stored, with its steps.
+
+    Args:
+        layout: its shape.
+        dtype: the type that factors are computed with in.
+        bits: as which integers of 8 bits it is stored; None if it is so in `dtype`.
+    """
+    entries = layout.rank * layout.cols
+    return (
+        entries * dtype.itemsize if bits is None else entries + layout.rank * bits.groups(layout.cols) * dtype.itemsize
+    )
 
 
 def _tensor(role: str, dtype: torch.dtype, *shape: int) -> StoredTensor:

@@ -22,7 +22,7 @@ def apply_separable(graph_module: fx.GraphModule, plan: LoweringPlan, factors: F
         for convolution in readers if use.split else ():
             given = all_arguments(convolution)
             left, kernels = (read(graph_module, factors, use, role, convolution) for role in ("left", "kernels"))
-            right = read_right(graph_module, factors)
+            right = read_right(graph_module, factors, use, convolution)
             most = {Method.FACTORED: math.inf, Method.GENERATE: -1}.get(use.method)
             most = use.costs.max_positions if most is None else most
             spatial = [given[name] for name in ("bias", "stride", "padding", "dilation")]

@@ -22,7 +22,7 @@ def factor_attention(graph_module: fx.GraphModule, plan: LoweringPlan, factors: 
         if use.reader is not Reader.ATTENTION or use.method is not Method.FACTORED or use.module is not None:
             continue
         left = read(graph_module, factors, use, "left", before=attention)
-        right = read_right(graph_module, factors)
+        right = read_right(graph_module, factors, use, attention)
         with graph_module.graph.inserting_before(attention):
             factored = graph_module.graph.call_function(wrap, (left, right, use.shape))
         attention.replace_input_with(weight_of(use, attention), factored)

@@ -11,13 +11,13 @@ from fxhash.lowering.functional import (
     adaptive_conv,
     adaptive_linear,
     factored_conv,
-    factored_embedding,
     factored_linear,
 )
+from fxhash.lowering.lookup import factored_embedding
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import USE, Factors, planned, read, read_right
+from fxhash.passes.nodes import USE, Factors, factors_in_bits, planned, read, read_right
 
 _FUNCTIONS: dict[tuple[Reader, Method], Callable[..., Tensor]] = {
     (Reader.LINEAR, Method.FACTORED): factored_linear,
@@ -37,11 +37,16 @@ def factor_layers(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Fac
         if function is None or use.module is not None:
             continue
         given = all_arguments(layer)
-        left = read(graph_module, factors, use, "left", before=layer)
-        arguments = [given["input"], left, read_right(graph_module, factors), use.shape]
+        bits = factors_in_bits(factors) if use.reader is Reader.EMBEDDING else None
+        left = read(graph_module, factors, use, "left", before=layer, is_widened=bits is None)
+        arguments = [given["input"], left, read_right(graph_module, factors, use, layer), use.shape]
         arguments += [given[name] for name in ("bias", "stride", "padding", "dilation") if name in given]
         if use.method is Method.ADAPTIVE:
             arguments.append(use.costs.max_positions)
+        if bits is not None:
+            # Of a table, no rows are widened but those that are looked up.
+            steps = read(graph_module, factors, use, "left steps", before=layer)
+            arguments += [steps, bits.size(use.parameter.full_rank)]
         # The node stays, and so does its name, of which the summary speaks.
         layer.target, layer.args, layer.kwargs = function, tuple(arguments), {}
         layer.meta[USE] = use

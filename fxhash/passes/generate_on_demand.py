@@ -40,7 +40,7 @@ def _generated(graph_module: fx.GraphModule, use: WeightUse, factors: Factors, b
     options: dict[str, Any] = {} if shift is None or is_separable else {"shift": shift}
     if use.stores("channel scale"):
         options["channel_scale"] = stored("channel scale")
-    left, right = stored("left"), read_right(graph_module, factors)
+    left, right = stored("left"), read_right(graph_module, factors, use, before)
     with graph.inserting_before(before):
         weight = graph.call_function(generate, (left, right, use.parameter.slice_shape), options)
     if is_separable:

@@ -13,7 +13,7 @@ from fxhash.lowering.factored_modules import WeightSource, generate_parameters, 
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader, WeightUse
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import planned, read_right
+from fxhash.passes.nodes import planned, read_like
 
 
 @graph_pass
@@ -62,9 +62,9 @@ def _lower(
     # The factors are one more value that the submodule is given: under no name, but the graph shows that it needs them.
     names_left = [*(names for _, names in remaining), ()]
     graph_module.set_submodule(target, called.replacing(layers, names_left))
-    right = read_right(graph_module, store)
+    like = read_like(graph_module, store)
     for caller in callers:
-        caller.update_arg(0, (*(weight for weight, _ in remaining), right))
+        caller.update_arg(0, (*(weight for weight, _ in remaining), like))
 
 
 def _source(use: WeightUse, store: FactorStore) -> WeightSource:

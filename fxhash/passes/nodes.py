@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from torch import fx
 
 from fxhash.graph.names import free_name
-from fxhash.lowering.factor_store import FactorStore
+from fxhash.lowering.factor_store import LIKE, FactorStore
 from fxhash.lowering.functional import scale_channels
 from fxhash.lowering.plan import LoweringPlan, WeightUse
+from fxhash.smh.factor_bits import FactorBits
 from fxhash.smh.generator import SMHGenerator
 
 # Where a lowered model reads its factors: what was computed of them, or, to train them, the generator itself.
@@ -34,7 +35,14 @@ def weight_of(use: WeightUse, reader: fx.Node) -> fx.Node:
     return next(node for node in reader.all_input_nodes if _is_or_scales(node, use.weight))
 
 
-def read(graph_module: fx.GraphModule, factors: Factors, use: WeightUse, role: str, before: fx.Node) -> fx.Node:
+def read(
+    graph_module: fx.GraphModule,
+    factors: Factors,
+    use: WeightUse,
+    role: str,
+    before: fx.Node,
+    is_widened: bool = True,
+) -> fx.Node:
     """A node that reads what belongs to a use, before another node.
 
     Args:
@@ -43,22 +51,41 @@ def read(graph_module: fx.GraphModule, factors: Factors, use: WeightUse, role: s
         use: the use.
         role: as of `StoredTensor`.
         before: the other node.
+        is_widened: whether to read what is stored as integers in floating point.
     """
     arguments = (use.key(role),) if isinstance(factors, FactorStore) else (use.fqn, role)
     path = _path_of(graph_module, factors)
     with graph_module.graph.inserting_before(before):
-        return graph_module.graph.call_module(path, arguments)
+        return graph_module.graph.call_module(path, arguments, {} if is_widened else {"is_widened": False})
 
 
-def read_right(graph_module: fx.GraphModule, factors: Factors) -> fx.Node:
-    """The one node that reads `right`, behind the inputs."""
+def read_right(graph_module: fx.GraphModule, factors: Factors, use: WeightUse, before: fx.Node) -> fx.Node:
+    """A node that reads `right`: one for all uses, behind the inputs, or before another node where it is widened."""
+    if factors_in_bits(factors) is None:
+        return _read_once(graph_module, factors, ())
+    path = _path_of(graph_module, factors)
+    with graph_module.graph.inserting_before(before):
+        return graph_module.graph.call_module(path, (None, use.parameter.full_rank))
+
+
+def read_like(graph_module: fx.GraphModule, store: FactorStore) -> fx.Node:
+    """The one node that reads something of the type and on the device of the factors, behind the inputs."""
+    return _read_once(graph_module, store, () if factors_in_bits(store) is None else (LIKE,))
+
+
+def factors_in_bits(factors: Factors) -> FactorBits | None:
+    """As which integers factors are stored; None if they are in floating point."""
+    return factors.plan.factor_bits if isinstance(factors, FactorStore) else None
+
+
+def _read_once(graph_module: fx.GraphModule, factors: Factors, arguments: tuple[str, ...]) -> fx.Node:
     path = _path_of(graph_module, factors)
     for node in graph_module.graph.nodes:
-        if node.target == path and not node.args:
+        if node.target == path and node.args == arguments:
             return node
     first = next(node for node in graph_module.graph.nodes if node.op != "placeholder")
     with graph_module.graph.inserting_before(first):
-        return graph_module.graph.call_module(path, ())
+        return graph_module.graph.call_module(path, arguments)
 
 
 def _path_of(graph_module: fx.GraphModule, factors: Factors) -> str:

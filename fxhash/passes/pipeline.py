@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from fxhash.lowering.analysis import generator_calls
 from fxhash.lowering.factor_store import FactorStore, build_factor_store
 from fxhash.lowering.plan import LoweringPlan
+from fxhash.lowering.readers import generator_calls
 from fxhash.passes.apply_separable import apply_separable
 from fxhash.passes.cache_weights import cache_weights
 from fxhash.passes.check_inputs import check_inputs

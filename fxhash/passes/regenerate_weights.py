@@ -65,7 +65,7 @@ def _generated(graph_module: fx.GraphModule, use: WeightUse, factors: Factors, b
         "shift": read(graph_module, factors, use, "shift", before) if use.stores("shift") else None,
         "dtype": use.cast,
     }
-    left, right = read(graph_module, factors, use, "left", before), read_right(graph_module, factors)
+    left, right = read(graph_module, factors, use, "left", before), read_right(graph_module, factors, use, before)
     given = {name: value for name, value in options.items() if value is not None}
     with graph_module.graph.inserting_before(before):
         return graph_module.graph.call_function(generate_weight, (left, right, parameter.slice_shape), given)

@@ -11,7 +11,7 @@ from fxhash.lowering.factor_store import FactorStore
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.lowering.scratch import ScratchSlots
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import USE, read_right
+from fxhash.passes.nodes import USE, read_like
 
 
 @graph_pass
@@ -26,11 +26,11 @@ def share_scratch(graph_module: fx.GraphModule, plan: LoweringPlan, store: Facto
     if not generating:
         return False
     path = free_name(graph_module, "smh_scratch")
-    element_size = store.right.element_size()
+    element_size = store.dtype.itemsize
     graph_module.add_submodule(path, ScratchSlots(tuple(size // element_size for size in plan.slot_bytes)))
-    right = read_right(graph_module, store)
-    with graph.inserting_after(right):
-        borrowed = graph.call_module(path, (right,))
+    like = read_like(graph_module, store)
+    with graph.inserting_after(like):
+        borrowed = graph.call_module(path, (like,))
     slots: dict[int, fx.Node] = {}
     for node, slot in generating:
         if slot not in slots:
@@ -38,5 +38,5 @@ def share_scratch(graph_module: fx.GraphModule, plan: LoweringPlan, store: Facto
                 slots[slot] = graph.call_function(operator.getitem, (borrowed, slot))
         node.update_kwarg("scratch", slots[slot])
     with graph.inserting_before(next(iter(reversed(graph.nodes)))):
-        graph.call_module(path, (right, borrowed))
+        graph.call_module(path, (like, borrowed))
     return True

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fxhash.errors import PlanError, shown
 from fxhash.smh.arithmetic import generate, separable
-from fxhash.smh.checks import check_device, check_module
+from fxhash.smh.checks import check_module
+from fxhash.smh.factors import Factors
 from fxhash.smh.parameter_plan import ParameterPlan
-from fxhash.smh.plan import CompressionPlan
 from fxhash.smh.precision import balancing_power, full_precision, largest_entry
 
 
-class SMHGenerator(nn.Module):
+class SMHGenerator(Factors):
     """Generates the weights of a transformed model (Eban et al., CVPR 2020, arXiv 1911.11177).
 
     Parameter `p` is `scale_p * (left_p @ right[:rank_p]).flatten()[:numel_p].view(shape_p) + shift_p`: a slice of the
@@ -28,7 +26,7 @@ class SMHGenerator(nn.Module):
     noise could stand for.
 
     Attributes:
-        plan: what lies where in `W`.
+        plan: what lies where in `W`, and in how many bits the factors are computed with.
         left: the left factor, as one block of shape `(rows_p, rank_p)` a hashed parameter, in the order of the plan.
         more_left: the last column of a block whose first rows use one row of `right` more than the others; shape
             `(more_rows, 1)`. There is one such block at most.
@@ -42,48 +40,6 @@ class SMHGenerator(nn.Module):
 
     captured = "given as a graph"
     original: object = None
-    log_scales: nn.Parameter
-    shifts: Tensor
-
-    def __init__(self, plan: CompressionPlan, device: torch.device | str = "cpu") -> None:
-        """Make room for the factors; `fxhash.smh.initialization` or a state dict fills them.
-
-        Raises:
-            PlanError: if `plan` is none, or there is no such device.
-        """
-        super().__init__()
-        if not isinstance(plan, CompressionPlan):
-            raise PlanError(f"plan={shown(plan)} is no CompressionPlan")
-        device = check_device(device)
-        self.plan = plan
-        self._hashed = {parameter.fqn: (index, parameter) for index, parameter in enumerate(plan.hashed)}
-
-        factor_type = factor_dtype(plan)
-
-        def room(*shape: int) -> Tensor:
-            return torch.empty(*shape, dtype=factor_type, device=device)
-
-        self.left = nn.ParameterList(
-            nn.Parameter(room(plan.rows_of(parameter), parameter.rank or 0)) for parameter in plan.hashed
-        )
-        self.more_left = nn.ParameterList(
-            nn.Parameter(room(parameter.more_rows, 1)) for parameter in plan.hashed if parameter.more_rows
-        )
-        self._more = {
-            parameter.fqn: index
-            for index, parameter in enumerate(parameter for parameter in plan.hashed if parameter.more_rows)
-        }
-        self.right = nn.Parameter(room(plan.layout.rank, plan.layout.cols))
-        separable_ones = [parameter for parameter in plan.hashed if parameter.kernels]
-        self.kernels = nn.ParameterList(nn.Parameter(room(*parameter.kernels_shape)) for parameter in separable_ones)
-        self._kernels = {parameter.fqn: index for index, parameter in enumerate(separable_ones)}
-        self.log_scales = nn.Parameter(room(len(self._hashed)))
-        self.register_buffer("shifts", room(len(self._hashed)))
-        # Empty tensors whose only content is a type: `.to()`, `.half()` and `.double()` convert them with the rest,
-        # so that a generated weight has the type that the model's own weight would have by now.
-        for dtype in sorted({parameter.dtype for parameter in plan.hashed}):
-            anchor = torch.empty(0, dtype=getattr(torch, dtype), device=device)
-            self.register_buffer(_anchor(dtype), anchor, persistent=False)
 
     def forward(self, name: str | None = None, role: str = "weight") -> Tensor:
         """The weight of one parameter, in its own shape and type, or something else that belongs to it.
@@ -95,7 +51,7 @@ class SMHGenerator(nn.Module):
                 slice of `W`, which goes with `depthwise_kernels`.
         """
         if name is None:
-            return self.right
+            return self.factor_right()
         if role != "weight":
             return self._part(name, role)
         index, parameter = self._hashed[name]
@@ -105,7 +61,7 @@ class SMHGenerator(nn.Module):
             if parameter.kernels:
                 weight = separable(self.slice(name), self.kernels_of(name), parameter.shape) + shift
             else:
-                weight = generate(self.scaled_left(name), self.right, parameter.shape, shift)
+                weight = generate(self.scaled_left(name), self.factor_right(), parameter.shape, shift)
         return weight.to(dtype)
 
     def _part(self, name: str, role: str) -> Tensor:
@@ -124,11 +80,6 @@ class SMHGenerator(nn.Module):
         # FSDP's mixed precision casts parameters for a call, but no buffers: weights have the cast's type then.
         return self.dtype_of(parameter) if self.right.dtype == self.shifts.dtype else self.right.dtype
 
-    def parameter(self, name: str) -> ParameterPlan:
-        """What the plan says of one hashed parameter."""
-        _, parameter = self._hashed[name]
-        return parameter
-
     def shift(self, name: str) -> Tensor | None:
         """The constant that is added to the product, of shape `()`; None where it is zero.
 
@@ -140,28 +91,14 @@ class SMHGenerator(nn.Module):
 
     def slice(self, name: str) -> Tensor:
         """The slice of `W` of one parameter, scaled; of its `slice_shape` and the factors' type."""
-        return generate(self.scaled_left(name), self.right, self.parameter(name).slice_shape)
-
-    def blocks(self, name: str) -> list[Tensor]:
-        """The trained parameters that make up the rows of `left` of one parameter: its block, and its further column.
-
-        Returns:
-            One of shape `(rows, rank)`, and one of shape `(more_rows, 1)` where the plan has further rows.
-        """
-        index, _ = self._hashed[name]
-        more = [self.more_left[self._more[name]]] if name in self._more else []
-        return [self.left[index], *more]
-
-    def kernels_of(self, name: str) -> Tensor:
-        """The spatial kernels of a separable convolution; shape `(count, positions)`."""
-        return self.kernels[self._kernels[name]]
+        return generate(self.scaled_left(name), self.factor_right(), self.parameter(name).slice_shape)
 
     def balance(self, name: str) -> float:
         """A power of two by which the pointwise half of a separable convolution is larger than its slice of `W`.
 
         Its depthwise half is smaller by as much.
         """
-        return balancing_power(self.kernels_of(name), self.scaled_left(name), self.right)
+        return balancing_power(self.kernels_of(name), self.scaled_left(name), self.factor_right())
 
     def largest_entry(self, name: str, pointwise: bool = False) -> float:
         """A number that no entry of a weight exceeds.
@@ -171,7 +108,7 @@ class SMHGenerator(nn.Module):
             pointwise: whether to give that of the pointwise half of a separable convolution instead.
         """
         index, parameter = self._hashed[name]
-        of_slice = largest_entry(self.scaled_left(name), self.right)
+        of_slice = largest_entry(self.scaled_left(name), self.factor_right())
         if pointwise:
             return of_slice * self.balance(name)
         if parameter.kernels:
@@ -185,37 +122,10 @@ class SMHGenerator(nn.Module):
         """
         return self.kernels_of(name) / self.balance(name)
 
-    def scaled_left(self, name: str) -> Tensor:
-        """The rows of `left` of one parameter, times its scale; zero where a row uses fewer rows of `right`."""
-        index, parameter = self._hashed[name]
-        left: Tensor = self.left[index]
-        if parameter.more_rows:
-            more = self.more_left[self._more[name]]
-            left = torch.cat([left, F.pad(more, (0, 0, 0, left.shape[0] - parameter.more_rows))], dim=1)
-        return left * self.log_scales[index].exp()
-
-    def dtype_of(self, parameter: ParameterPlan) -> torch.dtype:
-        """The type that a weight has by now: the original's, unless `.to(dtype)` or the like converted the model."""
-        # By `getattr`: exporters of torch 2.6 can't follow `get_buffer`.
-        anchor: Tensor = getattr(self, _anchor(parameter.dtype))
-        return anchor.dtype
-
     def extra_repr(self) -> str:
         """Shape of the product, for `repr`."""
         layout = self.plan.layout
         return f"rows={layout.rows}, cols={layout.cols}, rank={layout.rank}, parameters={len(self._hashed)}"
-
-
-def factor_dtype(plan: CompressionPlan) -> torch.dtype:
-    """The type that the types of all hashed parameters promote to."""
-    dtype = getattr(torch, plan.hashed[0].dtype)
-    for parameter in plan.hashed[1:]:
-        dtype = torch.promote_types(dtype, getattr(torch, parameter.dtype))
-    return dtype
-
-
-def _anchor(dtype: str) -> str:
-    return f"type_of_{dtype}"
 
 
 def find_generator(module: object) -> SMHGenerator | None:

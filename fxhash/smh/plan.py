@@ -13,6 +13,7 @@ from fxhash.errors import PlanError, shown
 from fxhash.printable import printable
 from fxhash.smh.arithmetic import rows_for
 from fxhash.smh.checks import check_aspect, check_fraction, is_count
+from fxhash.smh.factor_bits import FactorBits
 from fxhash.smh.layout import Layout
 from fxhash.smh.parameter_plan import ParameterPlan, check_parameter, kernel_parameters
 from fxhash.smh.plan_json import plan_from_json, plan_to_json
@@ -32,6 +33,7 @@ class CompressionPlan:
         compress: the fraction that was asked for.
         aspect: the rows over columns of `W` that were asked for.
         unused: names of parameters that the forward never reads; they are dropped, and not counted.
+        factor_bits: in how many bits the factors are computed with and trained; None if they are so as they are.
 
     Raises:
         PlanError: if parameters overlap, leave rows unused, or don't fit the layout, a field has the wrong type, or the
@@ -51,6 +53,7 @@ class CompressionPlan:
     compress: float
     aspect: float
     unused: tuple[str, ...] = ()
+    factor_bits: FactorBits | None = None
 
     def __post_init__(self) -> None:
         _check_plan(self)
@@ -142,6 +145,7 @@ class CompressionPlan:
             [
                 f"W = left @ right: {layout.rows} x {layout.cols}, rank {layout.rank}, "
                 f"generates {self.hashed_before:,} weights of {len(self.hashed)} parameters",
+                *([f"factors are computed with in {self.factor_bits}"] if self.factor_bits else []),
                 f"trainable before  {self.trainable_before:>15,}",
                 f"trainable after   {self.trainable_after:>15,}"
                 f"   {self.trainable_after / self.trainable_before:.4%} (asked: at most {self.compress:.4%})",
@@ -174,6 +178,13 @@ def _check_plan(plan: CompressionPlan) -> None:
         if parameter.hashed:
             _check_place(parameter, row, plan)
             row += plan.rows_of(parameter)
+    # Types that differ promote to float32 at least.
+    types = {parameter.dtype for parameter in plan.hashed}
+    if plan.factor_bits and types in ({"bfloat16"}, {"float16"}):
+        raise PlanError(
+            f"factors in {plan.factor_bits.bits} bits are trained in float32, not {types.pop()}: convert the model "
+            "back, or only when it is lowered, with fxhash.lower_for_deploy(gm, dtype=...)"
+        )
     if plan.layout.rows != row or not row:
         raise PlanError(f"the hashed parameters take {row} rows, not {plan.layout.rows}")
     if plan.trainable_after > plan.compress * plan.trainable_before * (1 + 1e-9):
@@ -190,6 +201,8 @@ def _check_types(plan: CompressionPlan) -> None:
             f"a plan has a tuple of ParameterPlans, a Layout and a tuple of names, not {shown(plan.parameters)}, "
             f"{shown(plan.layout)} and {shown(plan.unused)}"
         )
+    if not isinstance(plan.factor_bits, FactorBits | None):
+        raise PlanError(f"factor_bits={shown(plan.factor_bits)} are no FactorBits")
 
 
 def _check_layout(layout: Layout) -> None:

@@ -10,10 +10,13 @@ from typing import Any
 from fxhash.errors import PlanError
 from fxhash.printable import shortened
 from fxhash.smh.bounded_json import read_json
+from fxhash.smh.factor_bits import FactorBits
 from fxhash.smh.layout import Layout
 from fxhash.smh.parameter_plan import ParameterPlan
 
 FORMAT_VERSION = 1
+# Of a plan whose factors are computed with in fewer bits; what begins with 2 holds several plans.
+_WITH_FACTOR_BITS = 3
 # What a stored plan may hold, at most: more would take long to read before anybody knew what it is.
 MOST_PARAMETERS = 2**14
 _MOST_NAMES = 2**15
@@ -25,8 +28,10 @@ _DEFAULTS = {field.name: field.default for field in fields(ParameterPlan) if fie
 
 def plan_to_json(plan: Mapping[str, Any]) -> str:
     """The fields of a `CompressionPlan` as one line of JSON."""
+    bits = plan["factor_bits"]
     stored = {
-        "format": FORMAT_VERSION,
+        "format": FORMAT_VERSION if bits is None else _WITH_FACTOR_BITS,
+        **({} if bits is None else {"factor_bits": asdict(bits)}),
         "compress": plan["compress"],
         "aspect": plan["aspect"],
         "layout": asdict(plan["layout"]),
@@ -47,7 +52,7 @@ def plan_from_json(text: str) -> dict[str, Any]:
     """
     try:
         stored = read_json(text)
-        if stored["format"] != FORMAT_VERSION:
+        if stored["format"] not in (FORMAT_VERSION, _WITH_FACTOR_BITS):
             raise PlanError(
                 f"the plan has format {shortened(repr(stored['format']))}, this fxhash reads format {FORMAT_VERSION}: "
                 "use the version of fxhash that wrote it"
@@ -66,6 +71,7 @@ def plan_from_json(text: str) -> dict[str, Any]:
             "compress": stored["compress"],
             "aspect": stored["aspect"],
             "unused": unused,
+            "factor_bits": FactorBits(**stored["factor_bits"]) if stored["format"] == _WITH_FACTOR_BITS else None,
         }
     except PlanError:
         raise

@@ -28,7 +28,7 @@ from fxhash.storage.atomic import replacing
 from fxhash.storage.contents import (
     distinct_tensors,
     expected_tensors,
-    factors,
+    factor_rows,
     fill_generators,
     fill_others,
     trained_otherwise,
@@ -38,7 +38,7 @@ from fxhash.storage.fit import check_parameters, check_submodules, check_tensors
 from fxhash.storage.model_file import StoredModel, pack, unpack
 from fxhash.storage.paths import read_path, read_target
 from fxhash.storage.plans import plans_from_json, plans_to_json
-from fxhash.storage.quantization import quantized, read_storage_dtype
+from fxhash.storage.quantization import bits_of, quantized, read_storage_dtype
 from fxhash.storage.values import describe_not_finite, describe_not_finite_weight
 from fxhash.transformed import (
     current_plan,
@@ -70,9 +70,11 @@ def save(
         gm: a transformed model, on any device, or a model that holds some; also what `torch.compile`, `DataParallel`
             or `DistributedDataParallel` made of it, which is unwrapped.
         path: where to write, usually `NAME.safetensors`; an existing file is replaced.
-        dtype: type to store the factors in: `torch.bfloat16`, `torch.float16`, or `torch.int8` with a step size a rank
-            of each, or the name of one, such as `"int8"`; as they are if omitted. `load` gives the type of the model
-            again, with rounded values.
+        dtype: type to store the factors in: `"bfloat16"`, `"float16"`, or the integers `"int8"` or `"int4"` with a step
+            for each row, or the `torch.dtype` of that name; as they are if omitted. `load` gives the type of the model
+            again, with rounded values: with those that it was trained with after `quantize_factors` with as many bits,
+            bit for bit. All else has the type and values that it has in the model. The file of integers has one
+            tensor of bytes, which `load` takes apart.
         allow_nan: whether to store a model that holds NaN, or infinity where values are trained, which is refused
             otherwise. Buffers and frozen parameters may hold infinities, as masks do.
         factory: the function or class that builds the original model, as `"package.module:function"`, so that `load`
@@ -80,8 +82,9 @@ def save(
         arguments: keyword arguments of the factory; values that JSON has.
 
     Raises:
-        PlanError: for another type, a factory that there isn't, arguments that it doesn't take or JSON doesn't have, or
-            if the model has more parameters than a file may hold.
+        PlanError: for another type, or one of other bits than the factors were trained with, a factory that there
+            isn't, arguments that it doesn't take or JSON doesn't have, or if the model has more parameters than a file
+            may hold.
         TransformError: if `gm` is not a transformed model.
         CheckpointError: if it has no values yet, they are NaN or infinite, the type can't hold them, or the file can't
             be written.
@@ -106,6 +109,7 @@ def file_of(gm: nn.Module, dtype: torch.dtype | str | None, allow_nan: bool, fac
     if not parts:
         raise TransformError(f"this {type(gm).__name__} has no generator: it is not the result of fxhash.transform")
     plans = {path: current_plan(part) for path, part in parts.items()}
+    _check_trained_bits(plans, dtype)
     text = plans_to_json(plans)
     # What `load` would refuse is not written.
     plans_from_json(text)
@@ -118,8 +122,9 @@ def file_of(gm: nn.Module, dtype: torch.dtype | str | None, allow_nan: bool, fac
                 f"{wrong}, so nothing is written: fxhash.save(..., allow_nan=True) stores it as it is"
             )
     if dtype is not None:
-        tensors = quantized(tensors, factors(parts), dtype)
-    return pack(text, tensors, "" if factory is None else factory.to_json())
+        tensors = quantized(tensors, factor_rows(parts), dtype)
+    is_small = bits_of(dtype) is not None
+    return pack(text, tensors, "" if factory is None else factory.to_json(), is_small)
 
 
 def load(
@@ -171,9 +176,9 @@ def load(
     refuse_transformed(dense)
     gm = _rebuild(dense, plans, path, capture, example_inputs)
     parts = transformed_parts(gm)
-    check_tensors(expected_tensors(gm), stored.tensors, factors(parts), path)
+    check_tensors(expected_tensors(gm), stored.tensors, factor_rows(parts), path)
     devices = {name: _device_of(dense.get_submodule(name), plans[name]) for name in parts}
-    fill_generators(parts, stored.tensors, devices)
+    fill_generators(parts, stored.tensors, devices, path)
     fill_others(gm, parts, stored.tensors)
     for name, buffer in gm.named_buffers():
         if buffer.is_meta and buffer.numel():
@@ -264,6 +269,16 @@ def _rebuild(
     everything = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     copied = copy_model(model, shared={name for name, _ in everything if name.startswith(prefixes)})
     return with_parts(copied, {copied.get_submodule(name): part for name, part in built.items()})
+
+
+def _check_trained_bits(plans: Mapping[str, CompressionPlan], dtype: torch.dtype | None) -> None:
+    """Raise PlanError if factors that were trained in few bits would be rounded otherwise."""
+    trained = next((plan.factor_bits for plan in plans.values() if plan.factor_bits), None)
+    if dtype is not None and trained and bits_of(dtype) != trained.bits:
+        raise PlanError(
+            f"dtype={dtype} would round factors that were trained in {trained.bits} bits: store them with "
+            f'dtype="int{trained.bits}", or without dtype to go on with training'
+        )
 
 
 def _has_names_of_compiled(plans: Mapping[str, CompressionPlan]) -> bool:

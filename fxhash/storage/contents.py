@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,11 +11,8 @@ from torch import Tensor, fx, nn
 from fxhash.errors import CheckpointError
 from fxhash.graph.names import joined, original_name
 from fxhash.smh.generator import SMHGenerator
-from fxhash.storage.quantization import dequantize_
+from fxhash.storage.quantization import FactorRows, dequantize_
 from fxhash.transformed import generator_of
-
-# Of the generator's parameters that may be quantized, the dimension whose entries share a step in 8 bits.
-_SHARES_A_STEP = {"right": 1, "left": 0, "more_left": 0, "kernels": 1}
 
 
 def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -49,18 +46,27 @@ def expected_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {original_name(name): tensor for name, tensor in model.state_dict().items() if first[name] == name}
 
 
-def factors(parts: Mapping[str, fx.GraphModule]) -> dict[str, int]:
-    """Names of factors and kernels in the state dict, and the dimension whose entries share a step in 8 bits.
+def factor_rows(parts: Mapping[str, fx.GraphModule]) -> list[FactorRows]:
+    """The factors and kernels in the state dict, which may be quantized.
 
     Args:
         parts: the transformed models in a model, by their paths.
     """
-    return {
-        joined(prefix, name): _SHARES_A_STEP[kind]
-        for prefix, generator in _generators(parts).items()
-        for name in generator.state_dict()
-        if (kind := name.split(".")[0]) in _SHARES_A_STEP
-    }
+    return [rows for prefix, generator in _generators(parts).items() for rows in _rows_of(prefix, generator)]
+
+
+def _rows_of(prefix: str, generator: SMHGenerator) -> Iterator[FactorRows]:
+    trained, more, kernels = generator.plan.factor_bits, 0, 0
+    yield FactorRows((joined(prefix, "right"),), is_left=False, are_kernels=False, trained=trained)
+    for index, parameter in enumerate(generator.plan.hashed):
+        names = [f"left.{index}"]
+        if parameter.more_rows:
+            names.append(f"more_left.{more}")
+            more += 1
+        yield FactorRows(tuple(joined(prefix, name) for name in names), True, are_kernels=False, trained=trained)
+        if parameter.kernels:
+            yield FactorRows((joined(prefix, f"kernels.{kernels}"),), False, are_kernels=True, trained=trained)
+            kernels += 1
 
 
 def trained_otherwise(model: nn.Module, parts: Mapping[str, fx.GraphModule]) -> set[str]:
@@ -72,14 +78,25 @@ def trained_otherwise(model: nn.Module, parts: Mapping[str, fx.GraphModule]) -> 
 
 @torch.no_grad()
 def fill_generators(
-    parts: Mapping[str, fx.GraphModule], stored: Mapping[str, Tensor], devices: Mapping[str, torch.device | str]
+    parts: Mapping[str, fx.GraphModule],
+    stored: Mapping[str, Tensor],
+    devices: Mapping[str, torch.device | str],
+    path: object,
 ) -> None:
-    """Take memory for the generators, which are on the meta device, and set them to what was stored."""
-    for path, part in parts.items():
-        generator_of(part).to_empty(device=devices[path])
+    """Take memory for the generators, which are on the meta device, and set them to what was stored.
+
+    Raises:
+        CheckpointError: as of `dequantize_`, which names the path of the file.
+    """
+    for place, part in parts.items():
+        generator_of(part).to_empty(device=devices[place])
     for prefix, generator in _generators(parts).items():
-        for name, tensor in generator.state_dict().items():
-            dequantize_(tensor, joined(prefix, name), stored)
+        tensors = {joined(prefix, name): tensor for name, tensor in generator.state_dict().items()}
+        rows = list(_rows_of(prefix, generator))
+        for each in rows:
+            dequantize_(tensors, each, stored, path)
+        for name in tensors.keys() - {name for each in rows for name in each.names}:
+            tensors[name].copy_(stored[name])
 
 
 def fill_others(model: nn.Module, parts: Mapping[str, fx.GraphModule], stored: Mapping[str, Tensor]) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from fxhash.errors import CheckpointError
@@ -12,7 +11,7 @@ from fxhash.printable import shortened
 from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.plan import CompressionPlan
 from fxhash.smh.selection import describe_parameters
-from fxhash.storage.quantization import STORAGE_DTYPES, steps_shapes
+from fxhash.storage.quantization import FactorRows, stored_forms
 
 
 def check_submodules(paths: Iterable[str], model: nn.Module, path: object) -> dict[str, nn.Module]:
@@ -50,30 +49,29 @@ def _traits(parameter: ParameterPlan) -> str:
 
 
 def check_tensors(
-    expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], along: Mapping[str, int], path: object
+    expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], rows: Sequence[FactorRows], path: object
 ) -> None:
     """Raise CheckpointError unless a file has the tensors that a model needs, and no others.
 
     Args:
         expected: those of the model, of which only shapes and types count.
         stored: those of the file.
-        along: names of those that may be quantized, and the dimension whose entries share a step.
+        rows: those that may be quantized.
         path: of the file, for messages.
     """
-    steps = steps_shapes(expected, stored, along)
-    needed = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in expected.items()}
-    needed |= {name: (shape, torch.float32) for name, shape in steps.items()}
+    needed = {name: (tuple(tensor.shape), {tensor.dtype}) for name, tensor in expected.items()}
+    needed |= stored_forms(expected, stored, rows)
     for name in sorted(needed.keys() | stored.keys()):
         if name not in stored:
             raise CheckpointError(f"{path} lacks the tensor {_quoted(name)} that this model needs")
         if name not in needed:
             raise CheckpointError(f"{path} holds the tensor {_quoted(name)}, for which this model has no place")
-        shape, dtype = needed[name]
+        shape, dtypes = needed[name]
         found = stored[name]
-        if found.shape != shape or found.dtype not in {dtype, *(STORAGE_DTYPES if name in along else ())}:
+        if found.shape != shape or found.dtype not in dtypes:
             raise CheckpointError(
                 f"{path}: tensor {name!r} is {shortened(str(tuple(found.shape)))} {found.dtype}, but this model needs "
-                f"{shape} {dtype}"
+                f"{shape} {' or '.join(sorted(map(str, dtypes)))}"
             )
 
 

@@ -1,6 +1,7 @@
 """The file of a model: a header, a plan as text and tensors, with a digest of both that shows damage.
 
-The format is safetensors, and the plan lies in its metadata; no pickle. The digest is no signature: whoever changes the
+The format is safetensors, and the plan lies in its metadata; no pickle. Of a small model, most of such a file would be
+names: `small_file` has a form of it with all tensors in one. The digest is no signature: whoever changes the
 content can change the digest with it. So nothing that a file says is believed, and its header is counted before
 anything reads it: a few megabytes of JSON could otherwise take gigabytes, or end the process.
 """
@@ -23,6 +24,7 @@ from torch import Tensor
 from fxhash.errors import CheckpointError
 from fxhash.printable import shortened
 from fxhash.smh.bounded_json import read_json
+from fxhash.storage.small_file import DESCRIPTION, VALUES, apart, together
 
 _KEY = "fxhash"
 # Enough for a plan of as many parameters as it may have, and the entries of all tensors.
@@ -47,19 +49,26 @@ class StoredModel:
     factory: str = ""
 
 
-def pack(plan: str, tensors: Mapping[str, Tensor], factory: str = "") -> bytes:
+def pack(plan: str, tensors: Mapping[str, Tensor], factory: str = "", is_small: bool = False) -> bytes:
     """The bytes of a file that `unpack` takes.
 
     Args:
         plan: as JSON.
         tensors: by name; contiguous and on the CPU.
         factory: as JSON; empty for none.
+        is_small: whether to put all tensors into one, which saves most of the header, where their names and the plan
+            are not too many for that.
 
     Raises:
         CheckpointError: if there are too many tensors for a file.
     """
     # One key, since safetensors writes several in an order that changes from process to process.
-    stored = {"sha256": _digest(plan, tensors, factory), "plan": plan, **({"factory": factory} if factory else {})}
+    stored = {"sha256": _digest(plan, tensors, factory)}
+    small = together(plan, tensors, factory) if is_small else None
+    if small is not None:
+        tensors = small
+    else:
+        stored |= {"plan": plan, **({"factory": factory} if factory else {})}
     metadata = {_KEY: json.dumps(stored)}
     content = to_safetensors(dict(tensors), metadata)
     (size,) = struct.unpack_from("<Q", content)
@@ -89,7 +98,11 @@ def unpack(path: Path) -> StoredModel:
         raise CheckpointError(f"{path} was not written by fxhash.save: it has no plan in its metadata")
     try:
         stored = read_json(metadata[_KEY])
-        plan, digest, factory = stored["plan"], stored["sha256"], stored.get("factory", "")
+        digest = stored["sha256"]
+        if tensors.keys() == {DESCRIPTION, VALUES} and "plan" not in stored:
+            plan, tensors, factory = apart(tensors)
+        else:
+            plan, factory = stored["plan"], stored.get("factory", "")
         if not isinstance(plan, str):
             raise TypeError("the plan is no text")
         if not isinstance(factory, str):

@@ -56,9 +56,9 @@ def describe_not_finite_weight(generator: SMHGenerator) -> str:
 
     A weight whose factors are too small for that is not generated.
     """
-    right = _largest(generator.right)
+    right = _largest(generator.factor_right())
     for parameter, log_scale, shift in zip(generator.plan.hashed, generator.log_scales, generator.shifts, strict=True):
-        left = max(map(_largest, generator.blocks(parameter.fqn)))
+        left = _largest(generator.factor_left(parameter.fqn))
         kernels = _largest(generator.kernels_of(parameter.fqn)) * parameter.kernels if parameter.kernels else 1.0
         # No product or sum on the way is larger.
         bound = parameter.full_rank * left * right * max(log_scale.exp().item(), 1.0) * max(kernels, 1.0)

@@ -23,10 +23,16 @@ def build_model(options: RunOptions, data: ImageData) -> nn.Module:
     """The model at its initialization, which the seed determines; a compressed one is lowered for training.
 
     Raises:
-        TrainingError: if the model can't take images of this size, has no such options, or the run to start from has
-            another model.
+        TrainingError: if the model can't take images of this size, has no such options, or no factors where their bits
+            are given, or if the run to start from has another model.
         CheckpointError: if the file of that run is damaged.
     """
+    recipe = options.recipe
+    if options.compress is None and recipe.factor_bits < 32:
+        raise TrainingError(
+            f"the dense model has no factors to train in {recipe.factor_bits} bits: give --compress, such as "
+            "--compress 0.1, or omit --factor-bits"
+        )
     channels, *size = data.train_images.shape[1:]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
@@ -56,7 +62,10 @@ def build_model(options: RunOptions, data: ImageData) -> nn.Module:
         start: dict[str, Any] = {"seed": options.seed, "example_inputs": examples}
         if options.start is not None:
             start |= {"init": "pretrained", "calibration": _calibration(data)}
-        return fxhash.lower_for_training(fxhash.transform(dense, options.compress, **start))
+        gm = fxhash.transform(dense, options.compress, **start)
+        if recipe.factor_bits < 32:
+            gm = fxhash.quantize_factors(gm, recipe.factor_bits, group=recipe.factor_group or None)
+        return fxhash.lower_for_training(gm)
 
 
 def _calibration(data: ImageData) -> list[Tensor]:

@@ -12,6 +12,8 @@ from fxhash.errors import TrainingError
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("one-cycle", "cosine")
 PRECISIONS = ("32", "bf16", "16")
+FACTOR_BITS = (32, 8, 4)
+_CHOICES = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "factor_bits": FACTOR_BITS}
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,9 @@ class Recipe:
         flip: whether training images are mirrored at random, if the data set allows it.
         distillation_weight: weight of the distillation loss if there is a teacher; the loss of the labels has the rest.
         temperature: by which logits are divided in the distillation loss.
+        factor_bits: 8 or 4 for factors that are trained to be stored in so many bits, as of `fxhash.quantize_factors`;
+            32 for floating point.
+        factor_group: how many entries of a row of a factor share a step in 8 or 4 bits; 0 for a whole row.
         precision: `"32"`, or `"bf16"` or `"16"` for mixed precision.
 
     Raises:
@@ -57,12 +62,18 @@ class Recipe:
     flip: bool = field(default=False, metadata={"help": "Mirror images at random."})
     distillation_weight: float = field(default=0.9, metadata={"help": "Share of the teacher in the loss."})
     temperature: float = field(default=4.0, metadata={"help": "Divides logits in the distillation loss."})
+    factor_bits: int = field(default=32, metadata={"help": "32, 8 or 4: bits that factors are trained to have."})
+    factor_group: int = field(
+        default=0, metadata={"help": "Entries that share a step in few bits; 0 for a whole row.", "metavar": "N"}
+    )
     precision: str = field(default="32", metadata={"help": "32, bf16 or 16."})
 
     def __post_init__(self) -> None:
-        for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
-                raise TrainingError(f"{name}={getattr(self, name)!r} is unknown: give one of {', '.join(known)}")
+                raise TrainingError(
+                    f"{name}={getattr(self, name)!r} is unknown: give one of {', '.join(map(str, known))}"
+                )
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name}={getattr(self, name)!r} must be at least 1")
@@ -74,7 +85,7 @@ class Recipe:
         for name in ("momentum", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainingError(f"{name}={getattr(self, name)!r} must be at least 0 and less than 1")
-        for name in ("weight_decay", "clip_gradients", "pad"):
+        for name in ("weight_decay", "clip_gradients", "pad", "factor_group"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name}={getattr(self, name)!r} must not be negative")
 

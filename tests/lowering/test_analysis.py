@@ -11,11 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxhash
 from fxhash.capture.opaque import OpaqueModule
-from fxhash.lowering.analysis import generator_calls, plan_lowering
+from fxhash.lowering.analysis import plan_lowering
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.factor_store import find_factor_store
 from fxhash.lowering.factored_modules import GeneratesParameters, LoweredLayer
 from fxhash.lowering.method import Method
+from fxhash.lowering.readers import generator_calls
 from fxhash.passes import LOWERING, lower
 from tests.helpers import assert_same_outputs, may_be_opaque
 from tests.lowering.test_factored_modules import Assorted

@@ -10,7 +10,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from fxhash.lowering.functional import factored_conv, factored_embedding, factored_linear
+from fxhash.lowering.functional import factored_conv, factored_linear
+from fxhash.lowering.lookup import factored_embedding
 from fxhash.smh.arithmetic import generate, is_row_aligned, rows_for
 
 sizes = st.integers(1, 6)
@@ -75,8 +76,8 @@ def test_embedding_of_many_in_pieces(case):
     shape, left, right = case
     indices = torch.randint(0, shape[0], (50,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fxhash.lowering.functional._LARGEST_INTERMEDIATE", 64)
-        patch.setattr("fxhash.lowering.functional._FEW_PER_ROW", 2)
+        patch.setattr("fxhash.lowering.lookup._LARGEST_INTERMEDIATE", 64)
+        patch.setattr("fxhash.lowering.lookup._FEW_PER_ROW", 2)
         actual = factored_embedding(indices, left, right, shape)
         trained = factored_embedding(indices, left.clone().requires_grad_(), right, shape)
     torch.testing.assert_close(actual, F.embedding(indices, weight_of(shape, left, right)))

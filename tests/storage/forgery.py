@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,54 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fxhash.storage.small_file import DESCRIPTION, apart, together
+
 
 def opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Plan and tensors of a file, as values that may be changed."""
     with safe_open(path, framework="pt") as file:
-        plan = json.loads(json.loads(file.metadata()["fxhash"])["plan"])
-        return plan, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        stored = json.loads(file.metadata()["fxhash"])
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    plan = stored.get("plan", "")
+    if not plan:
+        plan, tensors, _ = apart(tensors)
+    return json.loads(plan), {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def packed(plan: str | Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors as one of bytes, and a description of them, as `save` writes them of integers."""
+    text = plan if isinstance(plan, str) else json.dumps(plan)
+    small = together(text, {name: tensor.contiguous() for name, tensor in tensors.items()}, "")
+    assert small is not None
+    return small
+
+
+def described(small: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The description, as a value that may be changed."""
+    result: dict[str, Any] = json.loads(zlib.decompress(small[DESCRIPTION].numpy().tobytes()))
+    return result
+
+
+def with_description(small: Mapping[str, Tensor], description: Any) -> dict[str, Tensor]:
+    """The same bytes with another description, as a value, as text, or as bytes that are not even compressed."""
+    if not isinstance(description, bytes):
+        text = description if isinstance(description, str) else json.dumps(description)
+        description = zlib.compress(text.encode(errors="replace"))
+    return {**small, DESCRIPTION: as_bytes(description)}
+
+
+def forge_packed(path: Path, small: Mapping[str, Tensor]) -> None:
+    """Write a file with such tensors, whose digest is right if they can be taken apart."""
+    try:
+        plan, tensors, factory = apart(small)
+        stored = {"sha256": digest(plan, tensors, factory)}
+    except Exception:  # Whatever the reader comes upon.
+        stored = {"sha256": ""}
+    save_file(dict(small), path, {"fxhash": json.dumps(stored)})
+
+
+def as_bytes(content: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
 
 
 def forge(path: Path, plan: str | Mapping[str, Any], tensors: Mapping[str, Tensor], factory: Any = None) -> None:
@@ -44,3 +87,16 @@ def digest(plan: str, tensors: Mapping[str, Tensor], factory: str = "") -> str:
         result.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
         result.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return result.hexdigest()
+
+
+def in_earlier_form(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a file in 8 bits as earlier versions wrote them: steps of float32, of `left` one for each column."""
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.int8 and not name.endswith(".steps"):
+            result[name] = tensor
+        elif tensor.dtype == torch.int8:
+            count, entries = tensor.shape
+            result[name] = tensor
+            result[f"{name}.steps"] = torch.full((1, entries) if "left" in name else (count, 1), 0.01)
+    return result

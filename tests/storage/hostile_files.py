@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +17,16 @@ import torch
 from torch import Tensor, nn
 
 import fxhash
-from tests.storage.forgery import forge, forge_header
+from fxhash.storage.small_file import DESCRIPTION, VALUES
+from tests.storage.forgery import (
+    described,
+    forge,
+    forge_header,
+    forge_packed,
+    opened,
+    packed,
+    with_description,
+)
 
 Write: TypeAlias = Callable[[Path, dict[str, Any], dict[str, Tensor]], None]
 
@@ -78,6 +88,153 @@ def steps_of_another_type(path, plan, tensors):
 
 
 @hostile
+def steps_of_a_further_column(path, plan, tensors):
+    (name,) = [name for name in tensors if "more_left" in name]
+    forge(path, plan, {**tensors, f"{name}.steps": torch.ones(1, 1, dtype=torch.bfloat16)})
+
+
+@hostile
+def a_further_column_in_other_bits_than_its_block(path, plan, tensors):
+    (name,) = [name for name in tensors if "more_left" in name]
+    forge(path, plan, {**tensors, name: torch.zeros(-(-len(tensors[name]) // 2), dtype=torch.uint8)})
+
+
+@hostile
+def kernels_in_four_bits(path, plan, tensors):
+    name = "smh_generator.kernels.0"
+    forge(path, plan, {**tensors, name: torch.zeros(-(-tensors[name].numel() // 2), dtype=torch.uint8)})
+
+
+@hostile
+def a_byte_more_than_two_entries_each(path, plan, tensors):
+    forge(path, plan, {**tensors, RIGHT: torch.zeros(tensors[RIGHT].numel() // 2 + 2, dtype=torch.uint8)})
+
+
+def in_bits(plan, bits, group=None):
+    return {**plan, "format": 3, "factor_bits": {"bits": bits, "group": group}}
+
+
+@hostile
+def integers_that_no_training_gives(path, plan, tensors):
+    forge(path, in_bits(plan, 8), {**tensors, RIGHT: torch.ones_like(tensors[RIGHT])})
+
+
+@hostile
+def integers_of_eight_bits_that_were_trained_in_four(path, plan, tensors):
+    forge(path, in_bits(plan, 4), tensors)
+
+
+@hostile
+def a_group_of_less_than_there_are_steps(path, plan, tensors):
+    forge(path, in_bits(plan, 8, 2), tensors)
+
+
+@hostile
+def a_group_of_nothing(path, plan, tensors):
+    forge(path, in_bits(plan, 8, 0), tensors)
+
+
+@hostile
+def a_group_of_a_text(path, plan, tensors):
+    forge(path, in_bits(plan, 8, "2"), tensors)
+
+
+@hostile
+def two_bits(path, plan, tensors):
+    forge(path, in_bits(plan, 2), tensors)
+
+
+@hostile
+def bits_in_a_list(path, plan, tensors):
+    forge(path, in_bits(plan, [8]), tensors)
+
+
+@hostile
+def bits_and_more(path, plan, tensors):
+    forge(path, {**plan, "format": 3, "factor_bits": {"bits": 8, "group": None, "more": 1}}, tensors)
+
+
+@hostile
+def bits_of_nothing(path, plan, tensors):
+    forge(path, {**plan, "format": 3, "factor_bits": None}, tensors)
+
+
+@hostile
+def floats_that_were_trained_in_eight_bits_and_rounded_otherwise(path, plan, tensors):
+    fxhash.save(fxhash.transform(network(), 0.3, seed=0), path, dtype=torch.bfloat16)
+    _, floats = opened(path)
+    forge(path, in_bits(plan, 8), floats)
+
+
+@hostile
+def a_description_that_grows_a_thousandfold(path, plan, tensors):
+    small = packed(plan, tensors)
+    forge_packed(path, with_description(small, zlib.compress(b" " * 10**9, 1)))
+
+
+@hostile
+def a_description_of_as_much_as_it_may_be(path, plan, tensors):
+    description = described(packed(plan, tensors))
+    description["tensors"] = {f"t{n}": ["uint8", 0] for n in range(60_000)}
+    forge_packed(path, with_description(packed(plan, tensors), description))
+
+
+@hostile
+def a_description_that_ends_early(path, plan, tensors):
+    small = packed(plan, tensors)
+    forge_packed(path, with_description(small, small[DESCRIPTION].numpy().tobytes()[:-5]))
+
+
+@hostile
+def a_description_with_more_behind_it(path, plan, tensors):
+    small = packed(plan, tensors)
+    forge_packed(path, with_description(small, small[DESCRIPTION].numpy().tobytes() + b"more"))
+
+
+@hostile
+def a_description_of_floats(path, plan, tensors):
+    small = packed(plan, tensors)
+    forge_packed(path, {**small, DESCRIPTION: small[DESCRIPTION].float()})
+
+
+def with_shape(*shape, name=RIGHT):
+    def write(path, plan, tensors):
+        small = packed(plan, tensors)
+        description = described(small)
+        description["tensors"][name] = list(shape)
+        forge_packed(path, with_description(small, description))
+
+    return write
+
+
+HOSTILE |= {
+    "a packed tensor of more than there is": with_shape("float32", 10**6),
+    "a packed tensor of a billion times nothing": with_shape("float32", 10**9, 10**9, 0),
+    "a packed tensor of numbers that overflow": with_shape("int8", *[2**62] * 4),
+    "a packed tensor of a negative size": with_shape("int8", -1, -5),
+    "a packed tensor of no whole size": with_shape("int8", 1.5),
+    "a packed tensor of a hundred dimensions": with_shape("int8", *[1] * 100),
+    "a packed tensor of less than there is": with_shape("int8", 1),
+    "a packed tensor of another type": with_shape("Tensor", 1),
+    "a packed tensor that lies where its type can't": with_shape("float64", 1, name="mask"),
+    "a packed tensor of a type in a list": with_shape(["int8"], 1),
+    "a packed tensor of nothing at all": with_shape(),
+    "a packed tensor of a truth value": with_shape("bool", *[1]),
+}
+
+
+@hostile
+def more_values_than_are_described(path, plan, tensors):
+    small = packed(plan, tensors)
+    forge_packed(path, {**small, VALUES: torch.cat([small[VALUES], torch.zeros(10**6, dtype=torch.uint8)])})
+
+
+@hostile
+def a_plan_beside_a_description(path, plan, tensors):
+    forge(path, plan, packed(plan, tensors))
+
+
+@hostile
 def steps_of_what_is_not_quantized(path, plan, tensors):
     forge(path, plan, {**tensors, f"{SCALES}.steps": torch.ones(1)})
 
@@ -94,7 +251,7 @@ def scales_in_8_bits(path, plan, tensors):
 
 def with_value(name: str, value: float, *more: str) -> Write:
     def write(path, plan, tensors):
-        changed = {each: tensors[each].float() for each in (name, *more)}
+        changed = {each: tensors[each].clone() for each in (name, *more)}
         for tensor in changed.values():
             tensor.view(-1)[0] = value
         forge(path, plan, {**tensors, **changed})

@@ -22,7 +22,17 @@ from torch import Tensor
 
 import fxhash
 from fxhash.storage.checkpoint import read_plan
-from tests.storage.forgery import forge, forge_header, opened
+from fxhash.storage.small_file import DESCRIPTION
+from tests.storage.forgery import (
+    described,
+    forge,
+    forge_header,
+    forge_packed,
+    in_earlier_form,
+    opened,
+    packed,
+    with_description,
+)
 from tests.storage.hostile_files import network
 from tests.storage.limits import limited_memory
 
@@ -52,8 +62,10 @@ VALUES = st.recursive(
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int64, torch.bool)
 CHANGES = (
     *("plan value", "plan value", "plan entry", "plan number", "plan number", "header", "text"),
-    *("drop", "rename", "add", "shape", "type", "value", "value", "swap"),
+    *("drop", "rename", "add", "shape", "type", "value", "value", "swap", "description", "description"),
 )
+
+FIELDS = ("kernels", "more_rows", "rank", "aliases", "factor_bits", "group")
 
 
 @dataclass
@@ -64,9 +76,16 @@ class Forged:
     tensors: dict[str, Tensor]
     text: str | None = None
     header: tuple[int, bytes] | None = None
+    description: Any = None
+    is_packed: bool = False
 
     def write(self, path: Path) -> None:
-        forge(path, self.plan if self.text is None else self.text, self.tensors)
+        plan = self.plan if self.text is None else self.text
+        if self.is_packed and all(name.isprintable() for name in self.tensors):
+            small = packed(plan, self.tensors)
+            forge_packed(path, small if self.description is None else with_description(small, self.description))
+        else:
+            forge(path, plan, self.tensors)
         if self.header is not None:
             content = path.read_bytes()
             (size,) = struct.unpack_from("<Q", content)
@@ -103,7 +122,11 @@ def change_plan(draw: Any, forged: Forged, kind: str) -> None:
     elif isinstance(container, list):
         container.insert(key, copy.deepcopy(pick(draw, container)))
     else:
-        container[draw(st.one_of(STRINGS, st.sampled_from(["kernels", "more_rows", "rank", "aliases"])))] = draw(VALUES)
+        container[
+            draw(
+                st.one_of(STRINGS, st.sampled_from(["kernels", "more_rows", "rank", "aliases", "factor_bits", "group"]))
+            )
+        ] = draw(VALUES)
 
 
 def change_consistently(draw: Any, forged: Forged) -> None:
@@ -147,6 +170,34 @@ def change_tensors(draw: Any, forged: Forged, kind: str) -> None:
     elif tensor.is_floating_point() and tensor.numel():
         values = [torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e-40, 0.0, 200.0]
         tensor.view(-1)[draw(st.integers(0, tensor.numel() - 1))] = draw(st.sampled_from(values))
+    elif tensor.dtype in (torch.int8, torch.uint8) and tensor.numel():
+        values = [0, 1, 15, 127] + ([-128, -127] if tensor.dtype == torch.int8 else [16, 240, 255])
+        tensor.view(-1)[draw(st.integers(0, tensor.numel() - 1))] = draw(st.sampled_from(values))
+
+
+def change_description(draw: Any, forged: Forged) -> None:
+    """What a file says of the tensors that it holds as one."""
+    forged.is_packed = True
+    if not all(name.isprintable() for name in forged.tensors):
+        return
+    small = packed(forged.plan if forged.text is None else forged.text, forged.tensors)
+    description = described(small)
+    how = draw(st.sampled_from(["value", "number", "entry", "text", "bytes"]))
+    if how == "bytes":
+        content = small[DESCRIPTION].numpy().tobytes()
+        place = draw(st.integers(0, len(content)))
+        forged.description = content[:place] + draw(st.binary(max_size=3)) + content[place + draw(st.integers(0, 3)) :]
+    elif how == "text":
+        text = json.dumps(description)
+        place = draw(st.integers(0, len(text)))
+        forged.description = text[:place] + draw(st.text(max_size=3)) + text[place:]
+    else:
+        container, key = pick(draw, places(description))
+        if how == "entry":
+            del container[key]
+        else:
+            container[key] = draw(NUMBERS if how == "number" else VALUES)
+        forged.description = description
 
 
 def change(draw: Any, forged: Forged, kind: str) -> None:
@@ -155,6 +206,8 @@ def change(draw: Any, forged: Forged, kind: str) -> None:
     elif kind == "header":
         inserted = draw(st.one_of(st.binary(max_size=4), st.sampled_from([b"[", b'{"', b",", b"9" * 50, b"\\"])))
         forged.header = draw(st.integers(0, 10**6)), inserted
+    elif kind == "description":
+        change_description(draw, forged)
     elif kind == "text":
         text = json.dumps(forged.plan)
         place = draw(st.integers(0, len(text)))
@@ -169,11 +222,17 @@ def honest_files(tmp_path_factory):
     path = tmp_path_factory.mktemp("forged") / "forged.safetensors"
     gm = fxhash.transform(network(), 0.3, seed=0)
     files = []
-    for dtype in (None, torch.bfloat16, torch.int8):
-        fxhash.save(gm, path, dtype=dtype)
+    trained = fxhash.quantize_factors(gm, 4, group=5)
+    every = [(gm, dtype) for dtype in (None, "bfloat16", "int8", "int4")]
+    for model, dtype in (*every, (trained, "int4"), (trained, None), (fxhash.quantize_factors(gm, 8), "int8")):
+        fxhash.save(model, path, dtype=dtype)
         files.append(opened(path))
         # What torch imports at the first call is not timed.
         fxhash.load(path, network())
+    plan, tensors = files[2]
+    files.append((plan, in_earlier_form(tensors)))
+    forge(path, *files[-1])
+    fxhash.load(path, network())
     assert any(parameter.kernels for parameter in gm.smh_generator.plan.hashed)
     assert any(parameter.more_rows for parameter in gm.smh_generator.plan.hashed)
     return network(), files, path
@@ -190,6 +249,7 @@ def carry_out(honest_files, data) -> None:
     model, files, path = honest_files
     plan, tensors = pick(data.draw, files)
     forged = Forged(copy.deepcopy(plan), {name: tensor.clone() for name, tensor in tensors.items()})
+    forged.is_packed = data.draw(st.booleans())
     kinds = data.draw(st.lists(st.sampled_from(CHANGES), min_size=1, max_size=3))
     # It needs a plan of the usual form.
     if data.draw(st.integers(0, 4)) == 0:

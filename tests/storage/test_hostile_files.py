@@ -51,6 +51,14 @@ ONLY_A_MODEL_SHOWS = {name for name in HOSTILE if name.startswith(("steps_", "sc
     "submodules_that_are_no_modules",
     "a_scalar_where_a_matrix_belongs",
     "as_many_parameters_as_a_plan_may_have",
+    "a_further_column_in_other_bits_than_its_block",
+    "kernels_in_four_bits",
+    "a_byte_more_than_two_entries_each",
+    "integers_that_no_training_gives",
+    "integers_of_eight_bits_that_were_trained_in_four",
+    "a_group_of_less_than_there_are_steps",
+    "floats_that_were_trained_in_eight_bits_and_rounded_otherwise",
+    "a_plan_beside_a_description",
 }
 
 

@@ -88,6 +88,8 @@ def test_every_recipe_is_complete(name):
         ({"ema_decay": 1.0}, "ema_decay=1.0 must be at least 0 and less than 1"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0 must not be negative"),
         ({"precision": "8"}, "precision='8' is unknown"),
+        ({"factor_bits": 2}, "factor_bits=2 is unknown: give one of 32, 8, 4"),
+        ({"factor_group": -1}, "factor_group=-1 must not be negative"),
     ],
 )
 def test_impossible_recipes(changes, message):
@@ -120,6 +122,8 @@ def test_every_option_of_a_recipe_reaches_the_run(tmp_path, monkeypatch):
         "flip": True,
         "distillation_weight": 0.4,
         "temperature": 3.0,
+        "factor_bits": 4,
+        "factor_group": 16,
         "precision": "bf16",
     }
     named = load_recipe("digits").to_dict()
@@ -130,7 +134,7 @@ def test_every_option_of_a_recipe_reaches_the_run(tmp_path, monkeypatch):
         option = f"--{name.replace('_', '-')}"
         arguments += [option] if value is True else [option, str(value)]
     result = CliRunner().invoke(
-        create_app(), ["train", "--model", "resnet8", "--output", str(tmp_path / "run"), *arguments]
+        create_app(), ["train", "--model", "resnet8", "-c", "0.5", "--output", str(tmp_path / "run"), *arguments]
     )
     assert result.stderr == "fxhash: error: stopped before the first step\n"
     assert read_configuration(tmp_path / "run")[0].recipe.to_dict() == {"name": "digits", **given}

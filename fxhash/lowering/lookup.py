@@ -1,0 +1,103 @@
+"""Rows of an embedding that are computed from its factors when they are looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fxhash.graph.recorded import recorded
+from fxhash.lowering.functional import holds, is_exporting
+from fxhash.smh.factor_bits import FactorBits, dequantize
+from fxhash.smh.precision import without_autocast
+
+# Elements of what a lookup computes at a time, and up to how many entries in a row of `W` it computes the whole row.
+_LARGEST_INTERMEDIATE = 2**20
+_FEW_PER_ROW = 8
+
+
+@recorded
+@without_autocast
+def factored_embedding(
+    indices: Tensor,
+    left: Tensor,
+    right: Tensor,
+    shape: Sequence[int],
+    steps: Tensor | None = None,
+    group: int | None = None,
+) -> Tensor:
+    """`F.embedding(indices, weight)` for the table of `shape` `(count, size)` that `left @ right` stands for.
+
+    Only the rows that are looked up are generated, a bounded number at a time.
+
+    Args:
+        indices: integers of any shape.
+        left: the table's own rows of the left factor.
+        right: the right factor.
+        shape: the table's shape, which must be row-aligned.
+        steps: of the integers in `left`, shape `(rows, groups)`; None where it is in floating point.
+        group: how many integers of a row share a step.
+
+    Returns:
+        Shape `(*indices.shape, size)`.
+    """
+    count, size = shape
+    rank, cols = left.shape[1], right.shape[1]
+    right = right[:rank]
+    if cols <= size:
+        return (_rows_at(indices, left.view(count, -1, rank), steps, group) @ right).flatten(-2)
+    per_row = cols // size
+    look_up, width = _way(right, per_row, is_trained=left.requires_grad or right.requires_grad)
+    flat, most = indices.reshape(-1), max(_LARGEST_INTERMEDIATE // width, 1)
+    pieces = [
+        look_up(_rows_at(piece // per_row, left, steps, group), piece % per_row, right, size)
+        for piece in (flat.split(most) if holds(flat.shape[0] > most) else (flat,))
+    ]
+    looked_up = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    return looked_up.view(*indices.shape, size)
+
+
+_LookUp = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+def _way(right: Tensor, per_row: int, is_trained: bool) -> tuple[_LookUp, int]:
+    """How to compute entries from rows of `left` and their places in rows of `W`; numbers that this takes for each."""
+    rank, cols = right.shape
+    # The sum over a bag never holds what it adds up, but its backward pass is slow, and no exporter knows it.
+    if not (is_exporting() or (is_trained and torch.is_grad_enabled())):
+        return _by_bags, rank
+    return (_by_whole_rows, cols) if per_row <= _FEW_PER_ROW else (_by_blocks, rank * cols // per_row)
+
+
+def _by_bags(rows: Tensor, block: Tensor, right: Tensor, size: int) -> Tensor:
+    """Sums of segments of `right`, weighted by the entries of `left`."""
+    rank, cols = right.shape
+    starts = torch.arange(0, rank * cols // size, cols // size, device=block.device)
+    return F.embedding_bag(starts + block.unsqueeze(1), right.view(-1, size), per_sample_weights=rows, mode="sum")
+
+
+def _by_whole_rows(rows: Tensor, block: Tensor, right: Tensor, size: int) -> Tensor:
+    """One product for whole rows of `W`, of which one entry each is taken."""
+    generated = (rows @ right).view(-1, size)
+    first = torch.arange(0, generated.shape[0], right.shape[1] // size, device=block.device)
+    return F.embedding(first + block, generated)
+
+
+def _by_blocks(rows: Tensor, block: Tensor, right: Tensor, size: int) -> Tensor:
+    """A product for each entry, with its block of `right`."""
+    rank, cols = right.shape
+    blocks = right.view(rank, cols // size, size).transpose(0, 1).reshape(cols // size, -1)
+    chosen = F.embedding(block, blocks).view(block.shape[0], rank, size)
+    return torch.bmm(rows.unsqueeze(1), chosen).squeeze(1)
+
+
+def _rows_at(indices: Tensor, left: Tensor, steps: Tensor | None, group: int | None) -> Tensor:
+    """Rows of `left`, or blocks of them, of shape `(count, ..., rank)`, in floating point."""
+    count, rank = left.shape[0], left.shape[-1]
+    rows = F.embedding(indices, left.view(count, -1))
+    if steps is None:
+        return rows.view(*indices.shape, *left.shape[1:])
+    of_rows = F.embedding(indices, steps.reshape(count, -1)).view(-1, steps.shape[-1])
+    return dequantize(rows.view(-1, rank), of_rows, FactorBits(8, group)).view(*indices.shape, *left.shape[1:])
