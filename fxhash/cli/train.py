@@ -1,5 +1,6 @@
 """`fxhash train`: start or resume a run, in one process or several."""
 
+import re
 import shlex
 import sys
 from functools import partial
@@ -27,7 +28,9 @@ def train(
     model_options: Annotated[
         list[str] | None,
         typer.Option(
-            "--model-option", metavar="NAME=N", help="Of a model of the zoo, such as width=8 of a resnet20; repeatable."
+            "--model-option",
+            metavar="NAME=NUMBER",
+            help="Of a model of the zoo, such as width=8 of a resnet20; repeatable.",
         ),
     ] = None,
     data: Annotated[
@@ -144,18 +147,18 @@ def _changes_on_resume(context: typer.Context, begun: "RunOptions", output: Path
     return changes
 
 
-def _read_model_options(given: list[str] | None) -> dict[str, int]:
+def _read_model_options(given: list[str] | None) -> dict[str, float]:
     """The values by their names.
 
     Raises:
-        UsageError: if one of them has no name, or no whole number.
+        UsageError: if one of them has no name, or no number.
     """
-    values = {}
+    values: dict[str, float] = {}
     for text in given or ():
         name, _, value = text.partition("=")
-        if not name.isidentifier() or not value.isdecimal():
-            raise UsageError(f"--model-option {shown(text)} is no NAME=N with a whole number, such as width=8")
-        values[name] = int(value)
+        if not name.isidentifier() or re.fullmatch(r"\d+(\.\d+)?", value, re.ASCII) is None:
+            raise UsageError(f"--model-option {shown(text)} is no NAME=NUMBER, such as width=8")
+        values[name] = float(value) if "." in value else int(value)
     return values
 
 

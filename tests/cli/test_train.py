@@ -44,7 +44,7 @@ def test_all_options_but_those_of_the_recipe(calls: list[tuple[Any, ...]]) -> No
         *("train", "--model", "vit_tiny", "--data", "imagefolder:images", "--compress", "0.2", "--start", "dense"),
         *("--teacher", "large", "--output", "there", "--seed", "3", "--device", "cpu", "--data-folder", "sets"),
         *("--image-size", "24", "--download", "--tensorboard", "--processes", "1"),
-        *("--model-option", "patch_size=8", "--model-option", "image_size=24"),
+        *("--model-option", "patch_size=8", "--model-option", "share=0.5"),
     )
     assert result.exit_code == 0
     options = RunOptions(
@@ -59,15 +59,15 @@ def test_all_options_but_those_of_the_recipe(calls: list[tuple[Any, ...]]) -> No
         image_size=24,
         device="cpu",
         tensorboard=True,
-        model_options={"patch_size": 8, "image_size": 24},
+        model_options={"patch_size": 8, "share": 0.5},
     )
     assert calls == [(options, Path("there"), True)]
 
 
-@pytest.mark.parametrize("text", ["width", "width=", "width=1.5", "=8", "a b=8"])
+@pytest.mark.parametrize("text", ["width", "width=", "width=.", "width=-1", "width=nan", "=8", "a b=8"])
 def test_an_option_of_a_model_that_is_none(text: str, calls: list[tuple[Any, ...]]) -> None:
     result = run("train", "--model", "resnet8", "--model-option", text)
-    assert_one_line(result, f"--model-option {text!r} is no NAME=N with a whole number, such as width=8", status=2)
+    assert_one_line(result, f"--model-option {text!r} is no NAME=NUMBER, such as width=8", status=2)
     assert calls == []
 
 

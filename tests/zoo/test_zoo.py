@@ -19,6 +19,7 @@ from fxhash.zoo.densenet import densenet, densenet_cifar
 from fxhash.zoo.dpn import dpn
 from fxhash.zoo.efficientnet import efficientnet
 from fxhash.zoo.mobilenet import mobilenet
+from fxhash.zoo.mobilenet_v2 import mobilenet_v2
 from fxhash.zoo.pnasnet import FactorizedReduction, pnasnet
 from fxhash.zoo.preact_resnet import PreactivationBlock, preact_resnet
 from fxhash.zoo.regnet import regnet
@@ -143,6 +144,8 @@ MILLIONS: list[tuple[str, dict[str, Any], float, str]] = [
     ("mobilenet", {"num_classes": 1000, "width_multiplier": 0.75}, 2.6, "Howard et al. 2017, same"),
     ("mobilenet", {"num_classes": 1000, "width_multiplier": 0.5}, 1.3, "Howard et al. 2017, same"),
     ("mobilenet", {"num_classes": 1000, "width_multiplier": 0.25}, 0.5, "Howard et al. 2017, same"),
+    ("mobilenet_v2", {"width_multiplier": 0.5}, 0.70, "github.com/chenyaofo/pytorch-cifar-models"),
+    ("mobilenet_v2", {"width_multiplier": 0.75}, 1.37, "github.com/chenyaofo/pytorch-cifar-models"),
     ("regnet_x_200mf", {"num_classes": 1000}, 2.7, "Radosavovic et al. 2020, table of RegNetX"),
     ("regnet_x_400mf", {"num_classes": 1000}, 5.2, "Radosavovic et al. 2020, table of RegNetX"),
     ("regnet_y_200mf", {"num_classes": 1000}, 3.2, "Radosavovic et al. 2020, table of RegNetY"),
@@ -456,6 +459,7 @@ def test_every_family_refuses_impossible_numbers(name: str, option: str) -> None
         (lambda: dpn(68), "depth must be one of 26, 92, 98, got 68"),
         (lambda: efficientnet("b9"), "size must be one of b0, b1, b2, b3, got 'b9'"),
         (lambda: mobilenet(0.01), "width_multiplier must be at least 1/32, got 0.01"),
+        (lambda: mobilenet_v2(0.01), "width_multiplier must be at least 1/32, got 0.01"),
         (lambda: pnasnet(0), "cells_per_group must be at least 1, got 0"),
         (lambda: pnasnet(width=1), "width must be at least 2, got 1"),
         (lambda: preact_resnet(20), "depth must be one of 18, 34, 50, 101, 110, 152, 164, got 20"),
