@@ -54,12 +54,16 @@ class FactorStore(nn.Module):
         Raises:
             InputError: if the lowered model is called to be trained.
         """
-        if self.training or self.right.requires_grad:
+        # Without a search for each attribute: this is called for every tensor of every layer.
+        parameters = self._parameters
+        if self.training or parameters["right"].requires_grad:  # type: ignore[union-attr]  # it is never None
             raise InputError(
                 "this model is lowered, which is for inference alone: train the transformed model that it was made of, "
                 "and lower it again; to call this one, .eval() and .requires_grad_(False) it"
             )
-        return self.right if key is None else getattr(self, self._attributes[key])
+        tensor = parameters["right" if key is None else self._attributes[key]]
+        assert tensor is not None
+        return tensor
 
 
 def build_factor_store(gm: fx.GraphModule, generator: SMHGenerator, plan: LoweringPlan) -> FactorStore:

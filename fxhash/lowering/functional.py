@@ -63,10 +63,12 @@ def factored_linear(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int]
     # Ordered such that mixing is one large product; the copy is of the size of `right`.
     kernels = right.view(rank, per_row, features).transpose(0, 1).reshape(-1, features)
     mixed = F.linear(F.linear(x, kernels).unflatten(-1, (per_row, rank)), left)
-    if bias is not None:
+    if bias is not None and is_exporting():
         # Before the channels are put in order: behind that, ONNX Runtime fuses it with a GELU that takes twice as long.
-        mixed = mixed + F.pad(bias, (0, -out % per_row)).view(-1, per_row).t().to(mixed)
-    return mixed.transpose(-1, -2).flatten(-2)[..., :out]
+        mixed, bias = mixed + F.pad(bias, (0, -out % per_row)).view(-1, per_row).t().to(mixed), None
+    mixed = mixed.transpose(-1, -2).flatten(-2)[..., :out]
+    # A sum is contiguous again, so that what comes after needs no copy.
+    return mixed if bias is None else mixed + bias.to(mixed)
 
 
 @recorded
