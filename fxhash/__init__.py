@@ -21,6 +21,7 @@ from fxhash.errors import (
 )
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.measuring import profile_device
+from fxhash.recovery.recovering import Recovery, recover
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.plan import CompressionPlan
 from fxhash.storage.checkpoint import load, save
@@ -39,6 +40,7 @@ __all__ = [
     "MemoryBudgetError",
     "OpaqueWarning",
     "PlanError",
+    "Recovery",
     "SMHGenerator",
     "Summary",
     "TransformError",
@@ -50,6 +52,7 @@ __all__ = [
     "lower_for_training",
     "materialize",
     "profile_device",
+    "recover",
     "save",
     "save_pretrained",
     "summary",

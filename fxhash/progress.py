@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -27,3 +28,24 @@ def with_bar(items: Iterable[Item], description: str) -> Iterator[Item]:
         return
     total = len(items) if isinstance(items, Sized) else None
     yield from track(items, description, total=total, console=Console(stderr=True), transient=True)
+
+
+@contextmanager
+def bar(description: str) -> Iterator[Callable[[float, str], None]]:
+    """Give a function that shows how much is done, from 0 to 1, and a note, on a bar as that of `with_bar`.
+
+    Args:
+        description: a word or two before the bar.
+    """
+    try:
+        if not sys.stderr.isatty():
+            raise ImportError
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        yield lambda share, note: None
+        return
+    columns = (TextColumn(description), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda share, note: progress.update(task, completed=share, description=note)

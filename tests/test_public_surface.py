@@ -34,6 +34,7 @@ ORDER = [
     "api",
     "summary",
     "storage",
+    "recovery",
     "zoo",
     "targets",
     "training",

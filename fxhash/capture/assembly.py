@@ -27,13 +27,20 @@ def detached(graph: fx.Graph) -> fx.Graph:
         if isinstance(node.type, str):
             # An annotation under `from __future__ import annotations`; with it, older torch can't pickle the graph.
             node.type = None
-        if node.op == "placeholder" and node.args and not isinstance(node.args[0], _SPELLABLE_DEFAULTS):
+        if node.op == "placeholder" and node.args and not _is_spellable(node.args[0]):
+            kind = type(node.args[0]).__name__.removeprefix("immutable_")
             raise TransformError(
-                f"argument {node.target!r} of forward has a {type(node.args[0]).__name__} as its default, which a "
-                "graph can't hold: let it be None, and choose inside forward"
+                f"argument {node.target!r} of forward has a {kind} as its default, which a graph can't hold: let it be "
+                "None, and choose inside forward"
             )
     compile(plain.python_code("self").src, "<graph>", "exec")
     return plain
+
+
+def _is_spellable(default: Any) -> bool:
+    if isinstance(default, tuple):
+        return all(map(_is_spellable, default))
+    return isinstance(default, _SPELLABLE_DEFAULTS) or (isinstance(default, (dict, list)) and not default)
 
 
 def assemble(

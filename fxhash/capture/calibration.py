@@ -78,7 +78,7 @@ def collect_moments(
     device = next(iter(weights.values())).device
     watch = _Watch(weights)
     number = -1
-    for number, batch in enumerate(with_bar(_batches(calibration), "calibrating")):
+    for number, batch in enumerate(with_bar(batches_of(calibration), "calibrating")):
         try:
             call_watched(running, batch, watch, device)
         except Exception as error:
@@ -106,17 +106,23 @@ def collect_moments(
 
 def call_watched(model: nn.Module, batch: Batch, watch: InputWatch, device: torch.device) -> Any:
     """What a model returns for a batch, while each product with a weight is watched."""
-    args, kwargs = _arguments(batch)
     with torch.inference_mode(False), torch.no_grad(), full_precision(device.type), _Plain(), watch:
-        return model(*tree_map(_at(device), args), **tree_map(_at(device), kwargs))
+        return call(model, batch, device)
 
 
-def _batches(calibration: Iterable[Batch]) -> Iterable[Batch]:
-    if isinstance(calibration, (Tensor, Mapping, str)) or not isinstance(calibration, Iterable):
+def batches_of(given: Iterable[Batch], argument: str = "calibration") -> Iterable[Batch]:
+    """What was given for an argument, unless it is no iterable of batches: then TransformError."""
+    if isinstance(given, (Tensor, Mapping, str)) or not isinstance(given, Iterable):
         raise TransformError(
-            f"calibration={shown(calibration)} is no iterable of batches: give a list of them, such as [inputs]"
+            f"{argument}={shown(given)} is no iterable of batches: give a list of them, such as [inputs]"
         )
-    return calibration
+    return given
+
+
+def call(model: Callable[..., Any], batch: Batch, device: torch.device) -> Any:
+    """What a model returns for a batch, which is brought to its device."""
+    args, kwargs = _arguments(batch)
+    return model(*tree_map(_at(device), args), **tree_map(_at(device), kwargs))
 
 
 def _arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:

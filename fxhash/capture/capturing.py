@@ -19,12 +19,13 @@ from fxhash.capture.checking import (
     omitted_arguments,
     read_examples,
 )
+from fxhash.capture.example_values import ExampleValues, example_values
 from fxhash.capture.kept_state import KeptState
 from fxhash.capture.references import names_in
 from fxhash.capture.tracing import trace, trace_without
 from fxhash.capture.weight_changes import refuse_changed_weights
 from fxhash.errors import TransformError, shown
-from fxhash.graph.names import CAPTURED, OPAQUE_PART
+from fxhash.graph.names import CAPTURED, OPAQUE_PART, original_name
 
 CAPTURES = ("trace", "modules")
 # The share of the weights above which opaque submodules are too much.
@@ -60,7 +61,7 @@ def capture_model(
         raise TransformError("example_inputs need a model with values, but this one is on the meta device")
     calls = read_examples(model, example_inputs)
     if not opaque and opaque_share(captured) > MOST_OPAQUE:
-        captured = _without_arguments(model, exposed, calls, captured)
+        captured = _as_in_examples(model, exposed, calls, captured)
     with _restoring_surroundings(model):
         refuse_changed_weights(captured, exposed, code_called(model, calls))
         how = difference(model, captured, calls)
@@ -88,18 +89,36 @@ def opaque_share(captured: fx.GraphModule) -> float:
     return sum(numel[name] for name in passed) / max(1, sum(numel.values()))
 
 
-def _without_arguments(
+def _as_in_examples(
     model: nn.Module, exposed: Collection[str], calls: list[Call], captured: fx.GraphModule
 ) -> fx.GraphModule:
-    """The captured model for calls that omit what all of the examples do, if more of that can be traced."""
+    """The captured model for calls that are like the examples, if more of that can be traced.
+
+    They omit what all examples do, and have sizes with which the model branches as it does for the first one. What has
+    lost a weight that such calls don't read is no improvement: its file would not fit the model.
+    """
+    names = _names_of(captured)
     omitted = omitted_arguments(model, calls)
-    if not omitted:
-        return captured
-    other = trace_without(model, exposed, {}, omitted)
-    if opaque_share(other) >= opaque_share(captured):
-        return captured
-    other.meta[CAPTURED] += f" for calls without {', '.join(omitted)}"
-    return other
+    without = f" for calls without {', '.join(omitted)}"
+    attempts: list[tuple[dict[str, Any], ExampleValues | None, str]] = [(omitted, None, without)] if omitted else []
+    examples = example_values(model, calls[0])
+    if examples is not None:
+        attempts.append(({}, examples, " for sizes as in example_inputs"))
+        if omitted:
+            attempts.append((omitted, examples, f"{without}, with sizes as in example_inputs"))
+    for arguments, values, how in attempts:
+        other = trace_without(model, exposed, {}, arguments, values)
+        if opaque_share(other) < opaque_share(captured) and _names_of(other) == names:
+            captured = other
+            captured.meta[CAPTURED] += how
+        if opaque_share(captured) <= MOST_OPAQUE:
+            break
+    return captured
+
+
+def _names_of(captured: fx.GraphModule) -> set[str]:
+    """The names in the original of all that a captured model stores."""
+    return {original_name(name) for name in captured.state_dict()}
 
 
 @contextmanager

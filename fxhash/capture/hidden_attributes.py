@@ -6,7 +6,8 @@ from torch import fx, nn
 
 from fxhash.capture.called_code import fixed_attributes
 from fxhash.capture.held import is_immutable, is_plain
-from fxhash.capture.observed_proxy import MISSING, ObservingTracer, UnknownAttribute
+from fxhash.capture.observed_proxy import MISSING, UnknownAttribute
+from fxhash.capture.observing_tracer import ObservingTracer
 
 _OF_EVERY_MODULE = {*vars(nn.Module()), "_compiled_call_impl"}
 

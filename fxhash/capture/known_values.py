@@ -33,10 +33,13 @@ def is_never_none(node: fx.Node, returns_something: Callable[[str], bool]) -> bo
     if node.target is getattr:
         return node.args[1] in _NEVER_NONE
     if node.target is operator.getitem:
-        # A slice of anything that torch returns is a tensor or a tuple.
+        # A slice of anything that torch returns is a tensor or a tuple, and several indices only a tensor takes; but a
+        # module may return a dictionary, whose keys are tuples.
         base, key = node.args
-        is_sliced = _is_slice(key) and isinstance(base, fx.Node) and is_never_none(base, returns_something)
-        return is_sliced or _holds_no_none(base)
+        if not isinstance(base, fx.Node):
+            return False
+        is_sliced = _is_slice(key) or (isinstance(key, tuple) and base.op != "call_module")
+        return (is_sliced and is_never_none(base, returns_something)) or _holds_no_none(base)
     module = getattr(node.target, "__module__", None) or ""
     name = getattr(node.target, "__name__", "_")
     if module in ("_operator", "fxhash.graph.in_place") or node.target is of_length or node.target in NEVER_NONE:
@@ -58,9 +61,7 @@ def _is_slice(key: object) -> bool:
     return isinstance(key, slice) or (isinstance(key, tuple) and any(isinstance(each, slice) for each in key))
 
 
-def _holds_no_none(value: object) -> bool:
-    if not isinstance(value, fx.Node):
-        return False
+def _holds_no_none(value: fx.Node) -> bool:
     if value.target is getattr:
         return bool(value.args[1] == "shape")
     return value.target is of_length or known_length(value) is not None

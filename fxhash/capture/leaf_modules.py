@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,6 +42,24 @@ class TensorConstant(nn.Module):
     def forward(self) -> Tensor:
         """The tensor, or a copy of it."""
         return self.value.clone() if self.fresh else self.value
+
+
+class FunctionCall(nn.Module):
+    """Calls a function of the model's own code, which reaches no weight and keeps nothing.
+
+    As a `call_function` node, `torch.fx` would trace into it whenever a graph module is unpickled.
+
+    Args:
+        function: the function, which its module has under its name.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns."""
+        return self.function(*args, **kwargs)
 
 
 class FlattenedInput(nn.Module):

@@ -54,34 +54,37 @@ class RecordedNumber:
         function: the function or class.
         recorded: what a graph calls instead.
         thread: the thread.
+
+    Attributes:
+        function: the function or class.
     """
 
     def __init__(self, function: Callable[..., Any], recorded: Callable[..., Any], thread: int) -> None:
-        self._function = function
+        self.function = function
         self._recorded = recorded
         self._thread = thread
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function, or record that it is called."""
         if get_ident() == self._thread and not kwargs:
-            if self._function in (min, max) and len(args) == 1 and type(args[0]) in (list, tuple) and len(args[0]) > 1:
+            if self.function in (min, max) and len(args) == 1 and type(args[0]) in (list, tuple) and len(args[0]) > 1:
                 args = tuple(args[0])
             proxy = next((each for each in args if _is_value(each)), None)
-            if proxy is not None and not (self._function is len and _has_known_length(proxy)):
+            if proxy is not None and not (self.function is len and _has_known_length(proxy)):
                 return proxy.tracer.create_proxy("call_function", self._recorded, args, {})
-        return self._function(*args, **kwargs)
+        return self.function(*args, **kwargs)
 
     def __instancecheck__(self, instance: Any) -> bool:
-        return isinstance(instance, self._function)  # type: ignore[arg-type]
+        return isinstance(instance, self.function)  # type: ignore[arg-type]
 
     def __or__(self, other: Any) -> Any:
-        return self._function | other
+        return self.function | other
 
     def __ror__(self, other: Any) -> Any:
-        return other | self._function
+        return other | self.function
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._function, name)
+        return getattr(self.function, name)
 
 
 class SizesInTuple:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,9 +18,11 @@ from torch.fx.proxy import Attribute
 from fxhash.capture.guarded_tests import GuardedTest, guarded_test
 from fxhash.capture.known_lengths import is_chunk, known_length, taken_from
 from fxhash.capture.known_values import is_never_none
+from fxhash.capture.observing_tracer import ObservingTracer
+from fxhash.capture.reasons import where_in
 from fxhash.capture.sources import calls_on_line, is_message
 from fxhash.capture.user_code import is_recording_code
-from fxhash.graph.guards import of_length, require
+from fxhash.graph.guards import of_length, require, require_as_in_example
 from fxhash.graph.in_place import IN_PLACE_OPERATORS
 
 # What reads a property of a tensor at once; all other attributes are methods, called later or never.
@@ -36,22 +38,6 @@ MISSING = object()
 _OWN_ATTRIBUTES = frozenset(
     {"node", "tracer", "root", "attr", "_node", "_shape", "module", "value", "name", "original"}
 )
-
-
-class ObservingTracer(Protocol):
-    """What a proxy asks of its tracer, beside recording."""
-
-    def refuse(self, reason: str) -> NoReturn:
-        """Give up what is traced, for a reason."""
-        raise NotImplementedError
-
-    def branch_on_mode(self, flag: ObservedFlag, reason: str) -> bool:
-        """The way to go where a forward branches on a training flag."""
-        raise NotImplementedError
-
-    def training_flag(self, module: nn.Module, value: bool) -> fx.Node:
-        """The node that gives the training flag of a module, which was `value` before the trace."""
-        raise NotImplementedError
 
 
 class ObservedProxy(fx.Proxy):
@@ -80,7 +66,7 @@ class ObservedProxy(fx.Proxy):
 
     def is_never_none(self) -> bool:
         """Whether this value is certain not to be None."""
-        return is_never_none(self.node, self.tracer.returns_something)
+        return is_never_none(self.node, self.tracer.returns_something) or self.tracer.is_something_on_example(self.node)
 
     def _refuse(self, what: str) -> NoReturn:
         tracer: ObservingTracer = self.tracer
@@ -94,18 +80,26 @@ class ObservedProxy(fx.Proxy):
 
     def _parts(self, what: str) -> list[fx.Proxy]:
         count = known_length(self.node)
+        sizes = self.tracer.size_on_example(self.node) if count is None else None
+        if isinstance(sizes, tuple):
+            count = len(sizes)
         if count is None:
             self._refuse(what)
         source: Any = self
-        if is_chunk(self.node):
+        if is_chunk(self.node) or sizes is not None:
             source = self.tracer.create_proxy("call_function", of_length, (self, count), {})
         return [source[index] for index in range(count)]
 
     def __bool__(self) -> bool:
         test = guarded_test(sys._getframe(1))
-        if test is None:
+        if test is not None:
+            return self._guarded(test)
+        answer = self.tracer.size_on_example(self.node)
+        if not isinstance(answer, (bool, int)):
             self._refuse("branches on a value")
-        return self._guarded(test)
+        arguments = (self, bool(answer), where_in(sys._getframe(1)))
+        self.tracer.create_proxy("call_function", require_as_in_example, arguments, {})
+        return bool(answer)
 
     def _guarded(self, test: GuardedTest) -> bool:
         self.tracer.create_proxy("call_function", require, (self, test.wanted, test.error, test.message), {})

@@ -19,6 +19,7 @@ from fxhash.capture.hazards import Hazard, hazards_of
 from fxhash.capture.kept_state import KeptState
 from fxhash.capture.surroundings import draws_random_numbers, hazards_by_names
 from fxhash.capture.user_code import is_user_code
+from fxhash.capture.weightless_functions import weightless_functions_in
 from fxhash.capture.wrapped_functions import RecordedFunctions
 
 LocalTrace: TypeAlias = Callable[[FrameType, str, Any], Any]
@@ -55,6 +56,8 @@ class Observer:
         self._refuse = refuse
         self._hazards: dict[int, tuple[Hazard, ...] | None] = {}
         self._codes: list[CodeType] = []
+        # Where functions of the model's own code are replaced: variables by their id, and a name.
+        self._recorded: set[tuple[int, str]] = set()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -69,6 +72,21 @@ class Observer:
     def watch(self) -> None:
         """Go on watching: Python stops it where it raises an error."""
         sys.settrace(self._on_event)
+
+    def record_function(self, error: BaseException, record: Callable[..., Any]) -> bool:
+        """Let one node call a function that was running when an error was raised; false if there is none to be called.
+
+        Args:
+            error: the error.
+            record: makes the node, of the function, a value and the arguments.
+        """
+        for called in weightless_functions_in(error.__traceback__):
+            place = (id(called.variables), called.name)
+            if place not in self._recorded:
+                self._recorded.add(place)
+                self._functions.replace_called(called, record)
+                return True
+        return False
 
     def _on_event(self, frame: FrameType, event: str, argument: Any) -> LocalTrace | None:
         code = frame.f_code

@@ -6,7 +6,7 @@ import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import CodeType, FunctionType, TracebackType
+from types import CodeType, FrameType, FunctionType, TracebackType
 
 from torch import nn
 
@@ -79,6 +79,11 @@ def where_raised(traceback: TracebackType | None, module: nn.Module) -> str:
         is_known = isinstance(forward, FunctionType) and is_user_code(forward.__code__)
         return _shown(forward.__code__, forward.__code__.co_firstlineno) if is_known else ""
     return inner if outer in ("", inner) else f"{inner}, called by {outer}"
+
+
+def where_in(frame: FrameType) -> str:
+    """The line that a frame runs."""
+    return _shown(frame.f_code, frame.f_lineno)
 
 
 def _entries(traceback: TracebackType | None) -> Iterator[tuple[CodeType, int, bool]]:

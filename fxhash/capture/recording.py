@@ -12,6 +12,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxhash.capture.assembly import detached
+from fxhash.capture.example_values import ExampleValues
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.own_modes import modules_with_own_modes
 from fxhash.capture.reasons import Reason, where_raised
@@ -61,6 +62,7 @@ def record(
     exposure: Exposure,
     opaque: Mapping[str, str] = MappingProxyType({}),
     omitted: Mapping[str, Any] = MappingProxyType({}),
+    examples: ExampleValues | None = None,
 ) -> Recording | Untraceable:
     """Trace a model. Afterwards the model is as before, whatever its forward does.
 
@@ -68,6 +70,7 @@ def record(
         exposure: the model and what to expose of it.
         opaque: modules not to trace, by path, each with the reason.
         omitted: optional arguments that the calls of the model omit, with their defaults.
+        examples: answers questions about sizes; if omitted, they are refused.
 
     Returns:
         The recording; or why the model can't be traced, not even with opaque submodules.
@@ -84,14 +87,14 @@ def record(
         reason = "its forward was replaced"
     if reason:
         return Untraceable(Reason(reason, where_raised(None, model)))
-    tracer = ExposingTracer(exposure, opaque, omitted=omitted)
+    tracer = ExposingTracer(exposure, opaque, omitted=omitted, examples=examples)
     try:
         with _lock, RecordedFunctions() as functions:
             try:
                 graph = tracer.record(functions)
             except ChangedSurroundingsError:
                 spoiled = tracer.is_spoiled
-                tracer = ExposingTracer(exposure, opaque, careful=True, omitted=omitted)
+                tracer = ExposingTracer(exposure, opaque, careful=True, omitted=omitted, examples=examples)
                 tracer.is_spoiled = spoiled
                 graph = tracer.record(functions)
         return _recording(tracer, detached(graph))

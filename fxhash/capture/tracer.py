@@ -11,10 +11,11 @@ from typing import Any
 from torch import fx, nn
 
 from fxhash.capture.attachment import attached
+from fxhash.capture.example_values import ExampleValues
 from fxhash.capture.exposure import Exposure
+from fxhash.capture.following_tracer import FollowingTracer
 from fxhash.capture.hidden_attributes import hide_attributes
 from fxhash.capture.kept_state import KeptState
-from fxhash.capture.mode_branches import ModeBranchError, ModeRecording, merge
 from fxhash.capture.observed_proxy import ObservedFlag
 from fxhash.capture.observer import Observer
 from fxhash.capture.real_tensors import RefusingOperations
@@ -22,16 +23,12 @@ from fxhash.capture.reasons import Reason, where_raised
 from fxhash.capture.sources import with_lines_of
 from fxhash.capture.surroundings import keeps_changing_function
 from fxhash.capture.untraceable import OpaqueCall, UntraceableError, never_traced_because, overrides_call, reason_of
-from fxhash.capture.value_tracer import ValueTracer
 from fxhash.capture.wrapped_functions import RecordedFunctions
 from fxhash.graph.guards import as_captured
 from fxhash.graph.names import OPAQUE_PART
 
-# How many modules' modes a forward and those around it may branch on: each doubles the time of the trace.
-_MOST_MODES = 3
 
-
-class ExposingTracer(ValueTracer):
+class ExposingTracer(FollowingTracer):
     """Records the model of an exposure, and rolls back the modules in it that can't be traced.
 
     Parameters and persistent buffers become `get_attr` nodes under their first name, one each. The target of an
@@ -45,6 +42,7 @@ class ExposingTracer(ValueTracer):
         untraced: modules not to trace, by path, each with the reason.
         careful: whether to look for changes outside of the model after each module, and not just at the end.
         omitted: optional arguments of the model that its calls omit, by name, with their defaults; others are refused.
+        examples: answers questions about sizes; if omitted, they are refused.
 
     Attributes:
         opaque: the modules that were rolled back, by path.
@@ -57,15 +55,14 @@ class ExposingTracer(ValueTracer):
         untraced: Mapping[str, str] = MappingProxyType({}),
         careful: bool = False,
         omitted: Mapping[str, Any] = MappingProxyType({}),
+        examples: ExampleValues | None = None,
     ) -> None:
-        super().__init__(exposure)
+        super().__init__(exposure, examples)
         self._untraced = untraced
         self.careful = careful
         self._omitted = omitted
         self.opaque: dict[str, OpaqueCall] = {}
         self.is_spoiled = False
-        # Modes that are traced now, of a forward that branches on them.
-        self._assumed: dict[nn.Module, bool] = {}
 
     def record(self, functions: RecordedFunctions) -> fx.Graph:
         """The graph of the model.
@@ -89,7 +86,7 @@ class ExposingTracer(ValueTracer):
             forward, arguments = self._create_inputs(model)
             with RefusingOperations(self._state.storages, self.refuse_forward), self._observer.watching():
                 try:
-                    result = self._followed(model, forward, arguments)
+                    result = self.followed(model, forward, arguments)
                     self._check_surroundings()
                     self.create_node("output", "output", (self.create_arg(result),), {})
                 except BaseException:
@@ -120,10 +117,10 @@ class ExposingTracer(ValueTracer):
         if held and reason is None:
             last_node = self.last_node()
             try:
-                return self._followed(module, module.forward, args, kwargs)
+                return self.followed(module, module.forward, args, kwargs)
             except (UntraceableError, Exception) as error:
                 reason = self._reason(error, module)
-                self._forget(module, last_node)
+                self.forget(module, last_node)
         outside = self.exposure.reaches_outside(module) if held else None
         if outside is not None and reason is not None:
             self.refuse(
@@ -170,57 +167,22 @@ class ExposingTracer(ValueTracer):
     def _restore(self, module: nn.Module) -> None:
         self.is_spoiled |= not self._state.restore(module)
 
-    def branch_on_mode(self, flag: ObservedFlag, reason: str) -> bool:
-        """The way to go where a forward branches on a training flag; it is traced again in both modes.
-
-        Args:
-            flag: the flag.
-            reason: the reason if that can't be followed.
-        """
-        if flag.module in self._assumed:
-            return self._assumed[flag.module]
-        self.refusal = self.refusal or reason
-        raise ModeBranchError(reason, flag)
-
-    def _followed(
-        self,
-        module: nn.Module,
-        forward: Callable[..., Any],
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Any:
-        """Run a module's forward: once, or in both modes if it branches on one."""
-        last_node = self.last_node()
-        try:
-            return self._checked(module, forward, args, kwargs)
-        except ModeBranchError as branch:
-            flag = branch.flag
-            if len(self._assumed) == _MOST_MODES:
-                raise
-            self._forget(module, last_node)
-            chosen_by = self.training_flag(flag.module, flag.value)
-            before, recordings = dict(self.proxies), []
-            for mode in (True, False):
-                last_node, self.proxies, self._assumed[flag.module] = self.last_node(), dict(before), mode
-                try:
-                    result = self._followed(module, forward, args, kwargs)
-                finally:
-                    del self._assumed[flag.module]
-                argument = self.create_arg(result)
-                recordings.append((ModeRecording(self.nodes_after(last_node), argument), result, self.proxies))
-            (training, result, self.proxies), (evaluation, *_) = recordings
-            if not merge(self.graph, chosen_by, training, evaluation):
-                raise
-            return result
-
-    def _forget(self, module: nn.Module, last_node: fx.Node | None) -> None:
-        """Undo what a module's forward did until it was refused, and go on watching."""
+    def watch(self) -> None:
+        """Go on watching the code that runs: Python stops where it raises an error."""
         self._observer.watch()
+
+    def record_function(self, error: BaseException) -> bool:
+        """Let one node call a function that was running when an error was raised; false if there is none."""
+        return self._observer.record_function(error, self.function_call)
+
+    def forget(self, module: nn.Module, last_node: fx.Node | None) -> None:
+        """Undo what a module's forward did until it was refused, and go on watching."""
+        self.watch()
         self.refusal = None
         self._restore(module)
         self.roll_back_to(last_node)
 
-    def _checked(
+    def checked(
         self,
         module: nn.Module,
         forward: Callable[..., Any],

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from fxhash.capture.assembly import assemble
 from fxhash.capture.copy_model import copy_model
+from fxhash.capture.example_values import ExampleValues
 from fxhash.capture.exported import Model, as_module, capture_exported, is_exported
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.foreign_modules import without_compilation
@@ -65,6 +66,7 @@ def trace_without(
     expose: Collection[str] | None,
     opaque: Mapping[str, str],
     omitted: Mapping[str, Any] = MappingProxyType({}),
+    examples: ExampleValues | None = None,
 ) -> fx.GraphModule:
     """The same, with some modules opaque, or without some arguments.
 
@@ -74,6 +76,8 @@ def trace_without(
         opaque: modules not to trace, by path, each with the reason; the empty path is the model itself.
         omitted: optional arguments that the calls of the model omit, by name, with their defaults: the graph raises a
             TransformError for any other value of these.
+        examples: answers questions about sizes, and the graph raises a TransformError where the answer is another; if
+            omitted, they are refused.
     """
     model = as_module(model)
     if find_generator(model) is not None:
@@ -85,7 +89,7 @@ def trace_without(
         return capture_exported(model, exposed)
     exposure = Exposure.of(without_compilation(copy_model(model, shared=exposed)), exposed)
     with torch.inference_mode(False), torch.enable_grad():
-        recorded = record(exposure, opaque, omitted)
+        recorded = record(exposure, opaque, omitted, examples)
         if recorded.is_spoiled:
             exposure = Exposure.of(without_compilation(copy_model(model, shared=exposed)), exposed)
         if isinstance(recorded, Untraceable):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxhash.capture.example_values import ExampleValues
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.known_returns import returns_something
-from fxhash.capture.leaf_modules import TensorConstant, TrainingFlag
+from fxhash.capture.leaf_modules import FunctionCall, TensorConstant, TrainingFlag
 from fxhash.capture.observed_proxy import ObservedProxy, ObservedTensor
 from fxhash.capture.real_tensors import storage_of
 from fxhash.capture.untraceable import UntraceableError
-from fxhash.graph.liveness import changed_in_place
+from fxhash.capture.weightless_functions import is_plain_argument
+from fxhash.graph.guards import require_something
+from fxhash.graph.liveness import changed_in_place, memory_sources
 from fxhash.graph.names import OPAQUE_PART, free_name
 
 
@@ -26,6 +29,7 @@ class ValueTracer(fx.Tracer):
 
     Args:
         exposure: the model and what to expose of it.
+        examples: answers questions about sizes; if omitted, they are refused.
 
     Attributes:
         held: the storages of all tensors that the model holds.
@@ -34,9 +38,10 @@ class ValueTracer(fx.Tracer):
         refusal: why the module at hand was given up, until that is dealt with.
     """
 
-    def __init__(self, exposure: Exposure) -> None:
+    def __init__(self, exposure: Exposure, examples: ExampleValues | None = None) -> None:
         super().__init__()
         self.exposure = exposure
+        self._examples = examples
         self.held: Collection[int] = ()
         self.leaves: dict[str, nn.Module] = {}
         self.refusal: str | None = None
@@ -100,10 +105,63 @@ class ValueTracer(fx.Tracer):
         self.leaves.setdefault(target, TrainingFlag(value))
         return self._cached(target, lambda: self.create_proxy("call_module", target, (), {})).node
 
+    def watch(self) -> None:
+        """Go on watching the code that runs: Python stops where it raises an error."""
+        raise NotImplementedError
+
+    def size_on_example(self, node: fx.Node) -> Any:
+        """What a value is on an example, if sizes decide that; None if they don't, or it isn't known."""
+        return None if self._examples is None else self._examples.size_of(node, self.leaves)
+
+    def is_something_on_example(self, node: fx.Node) -> bool:
+        """Whether a value is not None on an example; the graph asks again at each call."""
+        if self._examples is None or node.op == "placeholder" or not self._examples.is_something(node, self.leaves):
+            return False
+        self.create_proxy("call_function", require_something, (fx.Proxy(node, self), node.name), {})
+        return True
+
+    def function_call(
+        self, function: Callable[..., Any], proxy: fx.Proxy, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The value that a function of the model's own code gives: followed, or else called by one node.
+
+        One node calls it if its arguments allow that: no function may change them but in ways that the graph has, too.
+
+        Args:
+            function: the function, which is weightless.
+            proxy: a value among the arguments.
+            args: the arguments by position.
+            kwargs: those by name.
+        """
+        given = list(_leaves((*args, *kwargs.values())))
+        values = [each.node for each in given if isinstance(each, fx.Proxy)]
+        others = [each for each in given if not isinstance(each, fx.Proxy)]
+        if not all(map(is_plain_argument, others)) or any(map(self._may_be_held, values)):
+            return function(*args, **kwargs)
+        last_node = self.last_node()
+        try:
+            result = function(*args, **kwargs)
+            if self.refusal is None:
+                return result
+        except (UntraceableError, Exception):
+            self.watch()
+        self.refusal = None
+        self.roll_back_to(last_node)
+        target = f"{function.__name__}_{len(self.leaves)}"
+        self.leaves[target] = FunctionCall(function)
+        return self.create_proxy("call_module", target, args, kwargs)
+
+    def _may_be_held(self, value: fx.Node) -> bool:
+        """Whether a value may be a tensor that the model holds, or a view of one."""
+        return any(
+            source.op == "get_attr" or isinstance(self.leaves.get(str(source.target)), TensorConstant)
+            for source in memory_sources(value)
+        )
+
     def returns_something(self, target: str) -> bool:
         """Whether a module that the graph calls is certain not to return None."""
         if target in self.leaves:
-            return True
+            return not isinstance(self.leaves[target], FunctionCall)
         return returns_something(self.exposure.model.get_submodule(target.removesuffix(f".{OPAQUE_PART}")))
 
     def tensor_proxy(self, tensor: Tensor) -> fx.Proxy:
@@ -142,3 +200,8 @@ class ValueTracer(fx.Tracer):
             self.graph.erase_node(node)
         gone = set(erased)
         self.proxies = {target: proxy for target, proxy in self.proxies.items() if proxy.node not in gone}
+
+
+def _leaves(values: tuple[Any, ...]) -> Iterator[Any]:
+    for each in values:
+        yield from _leaves(each) if type(each) is tuple else (each,)

@@ -14,18 +14,32 @@ import sys
 from collections.abc import Callable
 from threading import get_ident
 from types import BuiltinFunctionType, CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.fx._symbolic_trace as symbolic_trace
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
-from fxhash.capture.number_functions import number_functions
+from fxhash.capture.number_functions import RecordedNumber, number_functions
 
 _MISSING = object()
 _EINOPS = ("rearrange", "reduce", "repeat", "einsum", "pack", "unpack")
 # What is replaced now: the variables of a module, a name in them, and what it had before.
 _replaced: list[tuple[dict[str, Any], str, Any]] = []
+
+
+class Called(NamedTuple):
+    """A function that a frame calls by a variable of its module.
+
+    Attributes:
+        function: the function.
+        variables: those of the module of the code that calls it.
+        name: its name there.
+    """
+
+    function: FunctionType
+    variables: dict[str, Any]
+    name: str
 
 
 class RecordedFunctions:
@@ -68,9 +82,21 @@ class RecordedFunctions:
             _replaced.append((names, name, names.get(name, _MISSING)))
             names[name] = function
 
-    def _replace(self, variables: dict[str, Any], name: str, before: Any, function: Callable[..., Any]) -> None:
+    def replace_called(self, called: Called, record: Callable[..., Any]) -> None:
+        """Replace a function of a model's own where it is called.
+
+        Args:
+            called: the function, and by what variable it is called.
+            record: is called instead with the function and its arguments, where a value is among these.
+        """
+        variables, name, function = called.variables, called.name, called.function
+        self._replace(variables, name, variables[name], function, record)
+
+    def _replace(
+        self, variables: dict[str, Any], name: str, before: Any, function: Callable[..., Any], record: Any = None
+    ) -> None:
         _replaced.append((variables, name, before))
-        variables[name] = _recording(function, self._thread)
+        variables[name] = _recording(function, self._thread, record or _one_node)
 
     def __exit__(self, *error: object) -> None:
         _put_back()
@@ -94,13 +120,28 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_put_back)
 
 
-def _recording(function: Callable[..., Any], thread: int) -> Callable[..., Any]:
+def without_stand_in(value: Any) -> Any:
+    """What a variable of a module holds without regard to a trace: where a function is replaced, the function."""
+    if isinstance(value, RecordedNumber):
+        return value.function
+    is_ours = isinstance(value, FunctionType) and value.__code__ in _OURS
+    return vars(value)["__wrapped__"] if is_ours else value
+
+
+def _one_node(function: Callable[..., Any], proxy: fx.Proxy, args: Any, kwargs: Any) -> Any:
+    return proxy.tracer.create_proxy("call_function", function, args, kwargs)
+
+
+def _recording(function: Callable[..., Any], thread: int, record: Callable[..., Any]) -> FunctionType:
     @functools.wraps(function)
     def record_or_call(*args: Any, **kwargs: Any) -> Any:
         if get_ident() == thread:
             proxy = next((each for each in tree_leaves((args, kwargs)) if isinstance(each, fx.Proxy)), None)
             if proxy is not None:
-                return proxy.tracer.create_proxy("call_function", function, args, kwargs)
+                return record(function, proxy, args, kwargs)
         return function(*args, **kwargs)
 
-    return record_or_call
+    return record_or_call  # type: ignore[return-value]
+
+
+_OURS = frozenset([_recording(_put_back, 0, _one_node).__code__])

@@ -60,5 +60,44 @@ def require(condition: Any, wanted: bool, error: str, message: str) -> None:
         raise getattr(builtins, error)(message)
 
 
+@recorded
+def require_as_in_example(condition: Any, wanted: bool, where: str) -> None:
+    """Let a forward that branches on sizes only be called with such that it goes the way it went in the trace.
+
+    Args:
+        condition: what it branches on.
+        wanted: what it was in the trace.
+        where: the line of the forward.
+
+    Raises:
+        TransformError: if it is something else.
+    """
+    if bool(condition) is not wanted:
+        raise TransformError(
+            f"the model was captured for inputs of other sizes: {where} branches on sizes, and goes another way for "
+            "these than for example_inputs. Give transform inputs of these sizes, or capture='modules'"
+        )
+
+
+@recorded
+def require_something(value: Any, name: str) -> None:
+    """Let a value not be None, as it wasn't in the trace.
+
+    Args:
+        value: the value.
+        name: its name in the graph.
+
+    Raises:
+        TransformError: if it is None.
+    """
+    if value is None:
+        raise TransformError(
+            f"the model was captured for calls in which {name} is not None, but now it is: give transform "
+            "example_inputs with which it is, or capture='modules'"
+        )
+
+
 fx.node.has_side_effect(require)
+fx.node.has_side_effect(require_as_in_example)
+fx.node.has_side_effect(require_something)
 fx.node.has_side_effect(as_captured)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import networkx as nx
 import torch
@@ -38,6 +38,8 @@ _RETURN_NEW_MEMORY = {
     torch.repeat_interleave,
 }
 
+_COMPUTED = _RETURN_NEW_MEMORY | {F.layer_norm, F.group_norm}
+
 
 class Dataflow:
     """A graph's nodes as a directed acyclic graph, with an edge from each value to each node that reads it.
@@ -69,6 +71,17 @@ class Dataflow:
             views |= nx.descendants(self._aliases, view)
         found = {*readers, *views, *(user for view in views for user in view.users)}
         return sorted(found, key=self.position.__getitem__)
+
+
+def memory_sources(value: fx.Node) -> Iterator[fx.Node]:
+    """A value, and those whose memory it may be a view of."""
+    pending, seen = [value], {value}
+    while pending:
+        each = pending.pop()
+        yield each
+        if each.target not in _COMPUTED:
+            pending += [source for source in each.all_input_nodes if source not in seen]
+            seen.update(each.all_input_nodes)
 
 
 def is_changed_in_place(value: fx.Node) -> bool:

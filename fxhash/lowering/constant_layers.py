@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from fxhash.graph.layers import CONVOLUTIONS
 from fxhash.graph.recorded import recorded
-from fxhash.lowering.functional import depthwise, factored_conv, factored_linear, of_each_kernel
+from fxhash.lowering.convolution import depthwise, of_each_kernel
+from fxhash.lowering.functional import factored_conv, factored_linear
 from fxhash.smh.precision import accumulated_in_float32
 
 # Channels that ONNX Runtime computes together, at most (AVX-512). In convolutions with groups each group must have a

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxhash.graph.layers import CONVOLUTIONS
 from fxhash.graph.recorded import recorded
+from fxhash.lowering.convolution import convolve, pointwise
 from fxhash.smh.arithmetic import generate
 from fxhash.smh.precision import accumulated_in_float32, without_autocast
 from fxhash.smh.regeneration import apply_layer, generate_weight
@@ -101,59 +101,21 @@ def factored_conv(
     out, channels, *kernel = shape
     if x.dim() == len(kernel) + 1:
         return factored_conv(x.unsqueeze(0), left, right, shape, bias, stride, padding, dilation).squeeze(0)
-    convolution = CONVOLUTIONS[len(kernel)]
     rank, cols = left.shape[1], right.shape[1]
     right = right[:rank]
     together = cols // math.prod(kernel)
     if together <= channels:
         groups = channels // together
         grouped = x.reshape(x.shape[0] * groups, together, *x.shape[2:])
-        parts = convolution(grouped, right.view(rank, together, *kernel), None, stride, padding, dilation)
+        parts = convolve(grouped, right.view(rank, together, *kernel), None, stride, padding, dilation)
         parts = parts.reshape(x.shape[0], groups * rank, *parts.shape[2:])
-        return convolution(parts, left.view(out, groups * rank, *[1] * len(kernel)), bias)
+        return pointwise(parts, left.view(out, groups * rank, *[1] * len(kernel)), bias)
     kernels = right.reshape(-1, channels, *kernel)
-    parts = convolution(x, kernels, None, stride, padding, dilation)
+    parts = convolve(x, kernels, None, stride, padding, dilation)
     per_row = cols // math.prod(shape[1:])
     mixed = left @ parts.reshape(x.shape[0], rank, per_row * math.prod(parts.shape[2:]))
     mixed = mixed.reshape(x.shape[0], left.shape[0] * per_row, *parts.shape[2:])[:, :out]
     return mixed if bias is None else mixed + bias.to(mixed).view(-1, *[1] * len(kernel))
-
-
-@recorded
-def depthwise(
-    x: Tensor, kernels: Tensor, shape: Sequence[int], stride: Any = 1, padding: Any = 0, dilation: Any = 1
-) -> Tensor:
-    """The first half of a separable convolution: every input channel with every kernel. The other half is pointwise.
-
-    Args:
-        x: input of shape `(batch, in, *size)` or `(in, *size)`.
-        kernels: shape `(count, positions)`.
-        shape: the convolution's weight's shape, `(out, in, *kernel)`.
-        stride: as in `F.conv2d`.
-        padding: as in `F.conv2d`.
-        dilation: as in `F.conv2d`.
-
-    Returns:
-        Shape `(batch, in * count, *size)` or `(in * count, *size)`: all kernels of the first channel, then the next.
-    """
-    sizes = len(shape) - 2
-    parts = of_each_kernel(x, kernels, shape, stride, padding, dilation)
-    return torch.stack(parts, -sizes - 1).flatten(-sizes - 2, -sizes - 1)
-
-
-def of_each_kernel(
-    x: Tensor, kernels: Tensor, shape: Sequence[int], stride: Any, padding: Any, dilation: Any
-) -> list[Tensor]:
-    """What `depthwise` puts together: for each kernel, every input channel with it; each of shape `(batch, in, *size)`.
-
-    One convolution a kernel: those with several output channels a group have no fast path.
-    """
-    _, channels, *kernel = shape
-    convolution = CONVOLUTIONS[len(kernel)]
-    return [
-        convolution(x, each.repeat(channels, 1).view(channels, 1, *kernel), None, stride, padding, dilation, channels)
-        for each in kernels
-    ]
 
 
 @recorded
@@ -179,14 +141,21 @@ def factored_embedding(indices: Tensor, left: Tensor, right: Tensor, shape: Sequ
         chosen = F.embedding(indices, left.view(count, -1)).unflatten(-1, (-1, rank))
         return (chosen @ right).flatten(-2)
     per_row = cols // size
+    # A sum over a bag never holds what it adds up, but its backward pass is slow, and no exporter knows it.
+    trained = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
+    by_bags = not trained and not is_exporting()
     whole_rows = per_row <= _FEW_PER_ROW
-    most = max(_LARGEST_INTERMEDIATE // (cols if whole_rows else rank * size), 1)
-    blocks = right.view(rank, per_row, size).transpose(0, 1).reshape(per_row, -1)
+    most = max(_LARGEST_INTERMEDIATE // (rank if by_bags else cols if whole_rows else rank * size), 1)
+    segments = right.view(rank * per_row, size)
+    blocks = segments if by_bags else right.view(rank, per_row, size).transpose(0, 1).reshape(per_row, -1)
     pieces = []
     flat = indices.reshape(-1)
     for piece in flat.split(most) if _holds(flat.shape[0] > most) else (flat,):
         rows, block = F.embedding(piece // per_row, left), piece % per_row
-        if whole_rows:
+        if by_bags:
+            of_block = torch.arange(0, rank * per_row, per_row, device=block.device) + block.unsqueeze(1)
+            pieces.append(F.embedding_bag(of_block, segments, per_sample_weights=rows, mode="sum"))
+        elif whole_rows:
             generated = (rows @ right).view(rows.shape[0] * per_row, size)
             first = torch.arange(0, generated.shape[0], per_row, device=block.device)
             pieces.append(F.embedding(first + block, generated))
@@ -244,7 +213,7 @@ def adaptive_conv(
     if _holds(x.numel() // shape[1] <= max_positions):
         return factored_conv(x, left, right, shape, bias, stride, padding, dilation)
     weight = _generated(left, right, shape, scratch)
-    return apply_layer(CONVOLUTIONS[len(shape) - 2], x, weight, bias, stride, padding, dilation)
+    return apply_layer(convolve, x, weight, bias, stride, padding, dilation)
 
 
 def _generated(left: Tensor, right: Tensor, shape: Sequence[int], scratch: Tensor | None) -> Tensor:

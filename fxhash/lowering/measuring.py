@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxhash.errors import PlanError
+from fxhash.lowering.convolution import depthwise
 from fxhash.lowering.costs import layer_costs
 from fxhash.lowering.device import DeviceProfile
-from fxhash.lowering.functional import depthwise, factored_conv, factored_linear
+from fxhash.lowering.functional import factored_conv, factored_linear
 from fxhash.smh.arithmetic import generate, rows_for
 from fxhash.smh.checks import check_device, check_seconds
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from fxhash.graph.recorded import recorded
-from fxhash.lowering.functional import adaptive_linear, of_each_kernel
+from fxhash.lowering.convolution import of_each_kernel
+from fxhash.lowering.functional import adaptive_linear
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 

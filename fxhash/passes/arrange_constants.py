@@ -17,8 +17,9 @@ from fxhash.lowering.constant_layers import (
     linear_apart,
     linear_of_apart,
 )
+from fxhash.lowering.convolution import depthwise, pointwise
 from fxhash.lowering.factor_store import find_factor_store
-from fxhash.lowering.functional import adaptive_conv, adaptive_linear, depthwise, factored_conv, factored_linear
+from fxhash.lowering.functional import adaptive_conv, adaptive_linear, factored_conv, factored_linear
 from fxhash.lowering.input_check import checked_input
 from fxhash.passes.contract import graph_pass
 from fxhash.smh.arithmetic import generate
@@ -40,7 +41,7 @@ def arrange_constants(graph_module: fx.GraphModule) -> bool:
         if node.op == "call_function" and node.target in (adaptive_linear, adaptive_conv):
             _use_weight(node)
             modified = True
-        if node.op == "call_function" and node.target in (factored_conv, *CONVOLUTIONS.values()):
+        if node.op == "call_function" and node.target in (factored_conv, pointwise, *CONVOLUTIONS.values()):
             modified |= _arrange(node)
     return modified
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from fxhash.graph.arguments import all_arguments, set_argument
 from fxhash.graph.layers import is_plain_layer_of
-from fxhash.lowering.functional import depthwise
+from fxhash.lowering.convolution import depthwise
 from fxhash.lowering.input_check import checked_input
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.passes.contract import graph_pass

@@ -18,6 +18,7 @@ from fxhash.passes.factor_layers import factor_layers
 from fxhash.passes.fold_batch_norm import fold_batch_norm
 from fxhash.passes.generate_on_demand import generate_on_demand
 from fxhash.passes.lower_opaque_modules import lower_opaque_modules
+from fxhash.passes.multiply_pointwise import multiply_pointwise
 from fxhash.passes.nodes import USE, Factors
 from fxhash.passes.regenerate_weights import regenerate_weights
 from fxhash.passes.restore_layout import restore_layout
@@ -35,6 +36,7 @@ LOWERING: tuple[LoweringPass, ...] = (
     factor_layers,
     factor_attention,
     lower_opaque_modules,
+    multiply_pointwise,
     cache_weights,
     generate_on_demand,
     share_scratch,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import fx
 
 from fxhash.graph.arguments import all_arguments
+from fxhash.lowering.convolution import depthwise
 from fxhash.lowering.factor_store import FactorStore
-from fxhash.lowering.functional import depthwise
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.passes.contract import graph_pass
 from fxhash.passes.nodes import planned, read, weight_of

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from fxhash.errors import CheckpointError, TransformError, shown
 from fxhash.lowering.factor_store import find_factor_store
@@ -63,8 +64,8 @@ def export_onnx(model: nn.Module, inputs: tuple[Any, ...], path: PathLike, *, dy
                 program = torch.onnx.export(
                     arranged.eval(), inputs, dynamo=True, optimize=False, verbose=False, dynamic_shapes=dynamic_shapes
                 )
-    except _InputsError:
-        raise
+    except _InputsError as error:
+        raise TransformError(str(error)) from error.__cause__
     except Exception as error:  # Whatever dynamo or the exporter raises for such a model.
         raise TransformError(
             f"torch.onnx.export can't take this {type(model).__name__} with these arguments: {_reason(error)}. Write "
@@ -105,9 +106,22 @@ def _require_inputs(model: nn.Module, inputs: tuple[Any, ...]) -> None:
         model(*inputs)
     except Exception as error:  # Whatever the model raises for such arguments.
         raise _InputsError(
-            f"this {type(model).__name__} can't be called with inputs={shown(inputs)}: {_reason(error)}. Give "
+            f"this {type(model).__name__} can't be called with inputs={shown(tree_map(_Shown, inputs))}: "
+            f"{_reason(error)}. Give "
             "arguments that its forward takes"
         ) from error
+
+
+class _Shown:
+    """Shows a tensor by its type and sizes, in the place of its numbers."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def __repr__(self) -> str:
+        if not isinstance(self._value, Tensor):
+            return repr(self._value)
+        return f"{str(self._value.dtype).removeprefix('torch.')} {'x'.join(map(str, self._value.shape))}".strip()
 
 
 def _reason(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -90,6 +92,33 @@ def test_a_model_that_is_traced_anyway_takes_all_arguments():
 def test_a_default_that_is_no_plain_value_is_refused_as_before():
     with pytest.raises(fxhash.TransformError, match="argument 'mask' of forward has a Tensor as its default"):
         transformed(OptionalOfTensors(), (X,))
+
+
+class _EmptyDefaults(Two):
+    def forward(self, x, options={}, steps=[], sizes=()):  # noqa: B006
+        h = self.a(x) * options.get("scale", 1.0)
+        for step in (*steps, *sizes):
+            h = h * step
+        return self.b(h)
+
+
+@pytest.mark.filterwarnings("ignore::fxhash.OpaqueWarning")
+def test_defaults_that_hold_nothing():
+    gm = fxhash.transform(_EmptyDefaults(), 0.9, seed=0)
+    original = _EmptyDefaults()
+    original.load_state_dict(fxhash.materialize(gm).state_dict())
+    for each in (gm, pickle.loads(pickle.dumps(gm)), fxhash.lower_for_deploy(gm)):
+        assert_same_outputs(original, each, X)
+        assert_same_outputs(original, each, X, {"scale": 2.0}, [2.0, 3.0], sizes=(1.5,))
+
+
+def test_a_default_that_holds_something_is_refused():
+    class Filled(Two):
+        def forward(self, x, options={"scale": 2.0}):  # noqa: B006
+            return self.b(self.a(x)) * options["scale"]
+
+    with pytest.raises(fxhash.TransformError, match="argument 'options' of forward has a"):
+        fxhash.transform(Filled(), 0.9, seed=0)
 
 
 def test_stored_and_loaded(tmp_path):

@@ -18,7 +18,8 @@ from fxhash.lowering.constant_layers import (
     linear_apart,
     linear_of_apart,
 )
-from fxhash.lowering.functional import adaptive_conv, adaptive_linear, depthwise, factored_conv
+from fxhash.lowering.convolution import depthwise
+from fxhash.lowering.functional import adaptive_conv, adaptive_linear, factored_conv
 from fxhash.passes.arrange_constants import arrange_constants
 from fxhash.smh.arithmetic import generate, separable
 from tests.lowering.test_functional import factors

@@ -12,8 +12,8 @@ from torch import nn
 
 import fxhash
 from fxhash.lowering.analysis import plan_lowering
+from fxhash.lowering.convolution import depthwise
 from fxhash.lowering.device import DeviceProfile
-from fxhash.lowering.functional import depthwise
 from fxhash.lowering.positions import output_positions
 from fxhash.lowering.splitting import is_faster_split
 from fxhash.smh.parameter_plan import ParameterPlan

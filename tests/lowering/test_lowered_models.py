@@ -21,8 +21,8 @@ from torch.torch_version import TorchVersion
 
 import fxhash
 from fxhash.lowering.analysis import plan_lowering
+from fxhash.lowering.convolution import depthwise
 from fxhash.lowering.device import DeviceProfile
-from fxhash.lowering.functional import depthwise
 from fxhash.passes import lower
 from fxhash.smh.arithmetic import generate, separable
 from tests.helpers import LargestTensor, assert_same_outputs, generator_of, may_be_opaque, smallest_transform

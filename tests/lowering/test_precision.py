@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 import fxhash
 from fxhash.lowering.analysis import plan_lowering
+from fxhash.lowering.convolution import depthwise
 from fxhash.lowering.device import DeviceProfile
-from fxhash.lowering.functional import depthwise, factored_conv, factored_linear
+from fxhash.lowering.functional import factored_conv, factored_linear
 from fxhash.lowering.method import Method
 from fxhash.passes import lower
 from fxhash.smh.arithmetic import generate

@@ -4,7 +4,7 @@
 for every one of them.
 """
 
-from tests.odd import contexts, in_place, layers, modes, none_and_identity, numbers, state, weights
+from tests.odd import contexts, functions, in_place, layers, modes, none_and_identity, numbers, state, weights
 from tests.odd.registry import ODD, Call, Inputs, Odd
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Inputs",
     "Odd",
     "contexts",
+    "functions",
     "in_place",
     "layers",
     "modes",

@@ -553,3 +553,19 @@ class FilterNone(Two):
     def forward(self, x, m=None):
         given = list(filter(lambda value: value is not None, [x, m]))
         return self.a(given[-1]) * len(given)
+
+
+class _Table(nn.Module):
+    def forward(self, x):
+        return {(1, 2): x, (3, 4): None}
+
+
+@odd()
+class NoneInTableByTuple(Two):
+    def __init__(self):
+        super().__init__()
+        self.table = _Table()
+
+    def forward(self, x):
+        found = self.table(x)[3, 4]
+        return self.b(self.a(x if found is None else found * 2))

@@ -249,6 +249,13 @@ class AsksForSlices(Two):
         return torch.cat([first, rest], 1) if first is not None and rest is not None else first
 
 
+@ordinary()
+class AsksForRowsByIndex(Two):
+    def forward(self, x):
+        rows = self.a(x)[torch.arange(x.shape[0], device=x.device)[:, None], torch.argsort(x, -1)]
+        return self.b(rows) if rows is not None else x
+
+
 class _Angles(nn.Module):
     @torch.autocast("cpu", enabled=False)
     def forward(self, x):

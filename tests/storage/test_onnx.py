@@ -234,7 +234,7 @@ class DecomposesItsOutput(nn.Module):
         (
             (torch.zeros(2, 65),),
             "model.onnx",
-            r"this \w+ can't be called with inputs=\(tensor\(.*\.\.\.: InputError: layer 'fc' takes inputs of shape "
+            r"this \w+ can't be called with inputs=\(float32 2x65,\): InputError: layer 'fc' takes inputs of shape "
             r"\(\.\.\., 64\), got shape \(2, 65\)\. Give arguments that its forward takes$",
         ),
         ((), "model.onnx", r"can't be called with inputs=\(\): TypeError: .*missing 1 required positional argument"),
@@ -260,6 +260,7 @@ def test_wrong_steps_are_answered_by_the_right_one(inputs, name, message, tmp_pa
     with pytest.raises(fxhash.FxhashError, match=message) as caught:
         fxhash.export_onnx(gm, inputs, tmp_path / name)
     assert "\n" not in str(caught.value)
+    assert type(caught.value) in (fxhash.TransformError, fxhash.CheckpointError)
     assert "\x1b" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr().out == ""
