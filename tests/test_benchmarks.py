@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -130,3 +131,116 @@ def test_forms_in_runtimes(tmp_path, capsys):
     assert forms.forms["fxhash 10%"].disk_bytes < forms.forms["dense"].disk_bytes / 5
     small, usual = (forms.forms[label] for label in (f"{onnx[2]}, small", onnx[2]))
     assert small.resident_bytes < usual.resident_bytes
+
+
+def finished_pilots(accuracy_of):
+    """Rows of all pilots of the front, made as the plan asks for them."""
+    import front
+
+    rows = {}
+    while missing := [run for run in front.plan(rows) if run.name not in rows and run.epochs == front.PILOT_EPOCHS]:
+        rows |= {run.name: {"test_accuracy": str(accuracy_of(run))} for run in missing}
+    return rows
+
+
+def test_the_plan_of_the_front():
+    """Equal pilots for each kind of network, then 25 runs with what those chose."""
+    import front
+
+    assert len(list(front.plan({}))) == len(front.PILOTS) * len(front.RATES)
+    rows = finished_pilots(lambda run: 0.5)
+    assert len(rows) == len(front.PILOTS) * (len(front.RATES) + len(front.INGREDIENTS))
+    runs = [run for run in front.plan(rows) if run.name not in rows]
+    assert len({run.name for run in runs}) == len(runs) == 25
+    assert {run.setting for run in runs} == {next(iter(front.RATES))}
+    assert {run.epochs for run in runs} == {front.EPOCHS}
+
+
+def test_a_recipe_of_the_front_follows_its_own_pilots():
+    import front
+
+    def accuracy_of(run):
+        is_dense = run.network.kind.endswith("dense")
+        gains = {"sgd": 0.1 * is_dense, "adamw 0.04": 0.05, "clip": 0.01, "average": -0.1, "no smoothing": 0.001}
+        return 0.5 + sum(gain for name, gain in gains.items() if name in run.setting)
+
+    rows = finished_pilots(accuracy_of)
+    assert front.chosen_setting("resnet dense", rows) == (
+        "sgd 0.2 + clip",
+        {"optimizer": "sgd", "learning_rate": 0.2, "weight_decay": 5e-4, "clip_gradients": 1.0},
+    )
+    assert front.chosen_setting("convnext compressed", rows) == (
+        "adamw 0.04 + clip",
+        {"optimizer": "adamw", "learning_rate": 0.04, "clip_gradients": 1.0},
+    )
+    assert front.chosen_setting("convnext compressed", {}) is None
+
+
+def test_the_networks_of_the_front_have_the_sizes_that_are_compared():
+    import front
+
+    for network in (*front.DECIDING, *front.OTHERS):
+        with torch.device("meta"):
+            parameters = trainable(zoo.create(network.model, **network.options))
+        if network.parameters:
+            trained = front.compress_of(network) * parameters
+            assert trained == pytest.approx(network.parameters, rel=1e-3)
+        else:
+            trained = parameters
+        sizes = (27_500, front.LARGE, 269_722)
+        assert any(trained == pytest.approx(size, rel=0.1) for size in sizes), network
+
+
+def test_rows_of_the_front_are_written_once(tmp_path):
+    import front
+
+    rows = [{"name": "first", "test_accuracy": 0.5}, {"name": "second", "test_accuracy": 0.6}]
+    for row in (*rows, {**rows[0], "test_accuracy": 0.7}):
+        front.write_row(tmp_path / "front.csv", row)
+    read = front.read_rows(tmp_path / "front.csv")
+    assert {name: float(row["test_accuracy"]) for name, row in read.items()} == {"first": 0.5, "second": 0.6}
+
+
+@pytest.mark.parametrize("ends", [0, 1])
+def test_the_front_begins_runs_and_goes_on_with_them(ends, tmp_path, monkeypatch):
+    """Each run once a call, whether it ends well or not; a finished folder is only read."""
+    import front
+
+    commands = []
+
+    def run(command, **_):
+        commands.append(command)
+        folder = Path(command[-1])
+        if ends == 0:
+            write_run(folder)
+        return subprocess.CompletedProcess(command, ends)
+
+    def write_run(folder):
+        folder.mkdir(parents=True)
+        recipe = {"precision": "bf16"}
+        begun = {"options": {"compress": None, "recipe": recipe}, "images": {"train": 6}, "versions": VERSIONS}
+        (folder / "run.json").write_text(json.dumps(begun))
+        (folder / "result.json").write_text(json.dumps(dict.fromkeys(RESULTS, 0.5)))
+        (folder / "metrics.csv").write_text("epoch,seconds\n1,60\n")
+
+    monkeypatch.setattr(front, "PILOTS", front.PILOTS[:1])
+    monkeypatch.setattr(front, "DECIDING", ())
+    monkeypatch.setattr(front, "OTHERS", ())
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(front, "commit", lambda: "abc")
+    monkeypatch.setattr(front, "machine", lambda: "none")
+    first, *_ = front.plan({})
+    write_run(tmp_path / "runs" / first.name)
+    options = ["--data", "all", "--pilots", "third", "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr(sys, "argv", ["front.py", *options, "--output", str(tmp_path / "front.csv")])
+    front.main()
+    rows = front.read_rows(tmp_path / "front.csv")
+    assert (len(rows), len(commands)) == ((7, 6) if ends == 0 else (1, 3))
+    assert rows[first.name]["minutes"] == "1.0"
+    begun = commands[0][4:-2]
+    assert begun[begun.index("--data") + 1] == "third"
+    assert begun[-2:] == ["--model-option", "width=16"]
+
+
+VERSIONS = {"torch": "2.14", "python": "3.11"}
+RESULTS = ("epochs", "trainable_before", "trainable_after", "test_accuracy", "test_loss")

@@ -1,5 +1,6 @@
 """`fxhash train`: start or resume a run, in one process or several."""
 
+import re
 import shlex
 import sys
 from functools import partial
@@ -11,7 +12,7 @@ import typer
 from fxhash.cli.errors import UsageError, needs_extra
 from fxhash.cli.recipe_options import with_recipe_options
 from fxhash.cli.trust import TrustOption
-from fxhash.errors import TrainingError
+from fxhash.errors import TrainingError, shown
 from fxhash.targets import TARGETS, trusting
 
 if TYPE_CHECKING:
@@ -23,6 +24,14 @@ def train(
     context: typer.Context,
     model: Annotated[
         str | None, typer.Option(help=f"A model of the zoo, such as resnet20, or one of {TARGETS}.")
+    ] = None,
+    model_options: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model-option",
+            metavar="NAME=NUMBER",
+            help="Of a model of the zoo, such as width=8 of a resnet20; repeatable.",
+        ),
     ] = None,
     data: Annotated[
         str, typer.Option(help="digits, mnist5k, mnist, fashion-mnist, cifar10, cifar100 or imagefolder:DIR.")
@@ -95,6 +104,7 @@ def train(
             image_size=image_size,
             device=device,
             tensorboard=tensorboard,
+            model_options=_read_model_options(model_options),
         )
         begin = partial(train_run, options, output, download)
     try:
@@ -122,7 +132,10 @@ def _changes_on_resume(context: typer.Context, begun: "RunOptions", output: Path
     for name, given in context.params.items():
         source = context.get_parameter_source(name)
         if name in values and source is not None and source.name == "COMMANDLINE":
-            given = str(given) if isinstance(given, Path) else given
+            if name == "model_options":
+                given = _read_model_options(given)
+            elif isinstance(given, Path):
+                given = str(given)
             if given != values[name]:
                 changes[name] = given
     wrong = [f"--{name.replace('_', '-')}" for name in changes if name not in (*MAY_CHANGE, "epochs")]
@@ -132,6 +145,21 @@ def _changes_on_resume(context: typer.Context, begun: "RunOptions", output: Path
             "this, or start a new run in another --output"
         )
     return changes
+
+
+def _read_model_options(given: list[str] | None) -> dict[str, float]:
+    """The values by their names.
+
+    Raises:
+        UsageError: if one of them has no name, or no number.
+    """
+    values: dict[str, float] = {}
+    for text in given or ():
+        name, _, value = text.partition("=")
+        if not name.isidentifier() or re.fullmatch(r"\d+(\.\d+)?", value, re.ASCII) is None:
+            raise UsageError(f"--model-option {shown(text)} is no NAME=NUMBER, such as width=8")
+        values[name] = float(value) if "." in value else int(value)
+    return values
 
 
 def _how_to_go_on(output: Path) -> str:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fxhash.errors import TrainingError
+from fxhash.smh.generator import SMHGenerator
 from fxhash.training.batches import Batch
-from fxhash.training.preprocessing import ReadsBytes, mirrored_at_random, shifted
+from fxhash.training.depthwise import depthwise_as_products
+from fxhash.training.preprocessing import ReadsBytes, mirrored_at_random, mixing, rotated, shifted
 from fxhash.training.recipe import Recipe
 
 
@@ -25,26 +27,35 @@ class Classifier(LightningModule):
         model: maps images of bytes `(batch, channels, height, width)` to logits `(batch, classes)`.
         recipe: how to train it.
         mirrored: whether images may be mirrored.
-        seed: for the order of the images, shifts, mirror images and dropout, anew in each epoch: a run that is
+        seed: for the order of the images, what is done to them, and dropout, anew in each epoch: a run that is
             interrupted goes on as if it had not been.
+        classes: how many there are; mixup and cutmix need it.
         teacher: a model that is distilled into this one (Hinton et al., arXiv 1503.02531): its logits for the same
             images are further targets. It is not trained.
     """
 
     def __init__(
-        self, model: ReadsBytes, recipe: Recipe, mirrored: bool, seed: int, teacher: nn.Module | None = None
+        self,
+        model: ReadsBytes,
+        recipe: Recipe,
+        mirrored: bool,
+        seed: int,
+        teacher: nn.Module | None = None,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
         self.recipe = recipe
         self.flip = recipe.flip and mirrored
         self.seed = seed
+        self._mix = mixing(recipe.mixup, recipe.cutmix, classes)
         # Not as a submodule: it is no part of checkpoints, averages or what processes send each other.
         self._teachers = () if teacher is None else (teacher.eval().requires_grad_(False),)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of images."""
-        return self.model(images)
+        """Logits of images, which are laid out with the channels last: so convolutions on CPUs are fastest."""
+        with depthwise_as_products(images.device.type):
+            return self.model(images.contiguous(memory_format=torch.channels_last))
 
     def on_fit_start(self) -> None:
         """Bring the teacher to where the model is."""
@@ -67,6 +78,10 @@ class Classifier(LightningModule):
         images, labels = shifted(batch.images, self.recipe.pad), batch.labels
         if self.flip:
             images = mirrored_at_random(images)
+        if self.recipe.rotate:
+            images = rotated(images, self.recipe.rotate)
+        if self._mix is not None:
+            images, labels = self._mix(images.float(), labels)
         logits = self(images)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         for teacher in self._teachers:
@@ -104,12 +119,7 @@ class Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and its learning rate at each step."""
         recipe = self.recipe
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [each for each in trained if each.dim() >= 2], "weight_decay": recipe.weight_decay},
-            {"params": [each for each in trained if each.dim() < 2], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
+        groups = self._groups()
         optimizer: torch.optim.Optimizer
         if recipe.optimizer == "sgd":
             nesterov = recipe.momentum > 0
@@ -120,11 +130,30 @@ class Classifier(LightningModule):
         schedule: torch.optim.lr_scheduler.LRScheduler
         if recipe.schedule == "one-cycle":
             schedule = torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, recipe.learning_rate, total_steps=max(steps, 2), cycle_momentum=False
+                optimizer, [group["lr"] for group in groups], total_steps=max(steps, 2), cycle_momentum=False
             )
         else:
             schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(cosine_with_warmup, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameters by weight decay and learning rate; factors have a group of their own if their rate is one."""
+        recipe = self.recipe
+        generators = [module for module in self.modules() if isinstance(module, SMHGenerator)]
+        factors = {id(each) for one in generators for each in (*one.left, *one.more_left, one.right)}
+        kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                is_factor = recipe.factor_rate != 1 and id(parameter) in factors
+                kinds.setdefault((parameter.dim() < 2, is_factor), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "weight_decay": 0.0 if is_small else recipe.weight_decay,
+                "lr": recipe.learning_rate * (recipe.factor_rate if is_factor else 1.0),
+            }
+            for (is_small, is_factor), parameters in sorted(kinds.items())
+        ]
 
 
 def cosine_with_warmup(steps: int, step: int) -> float:

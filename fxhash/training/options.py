@@ -41,7 +41,7 @@ class RunOptions:
     image_size: int | None = None
     device: str = "auto"
     tensorboard: bool = False
-    model_options: Mapping[str, int] = field(default_factory=dict)
+    model_options: Mapping[str, float] = field(default_factory=dict)
     test_each_epoch: bool = True
 
     @property

@@ -1,12 +1,15 @@
-"""What is done to images before a model sees them: normalization always, shifts and mirror images in training."""
+"""What is done to images before a model sees them: normalization always, all else in training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fxhash.errors import TrainingError
 
 
 class ReadsBytes(nn.Module):
@@ -65,3 +68,56 @@ def mirrored_at_random(images: Tensor) -> Tensor:
     """Each image or its mirror image, one as likely as the other."""
     chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return torch.where(chosen, images.flip(-1), images)
+
+
+def rotated(images: Tensor, most: float) -> Tensor:
+    """Each image turned about its centre by up to `most` degrees either way, mirrored beyond its border.
+
+    Args:
+        images: `(batch, channels, height, width)`, of bytes.
+        most: largest angle in degrees.
+
+    Returns:
+        Images of the same shape, as floating-point numbers from 0 to 255.
+    """
+    images = images.float()
+    if not most:
+        return images
+    height, width = images.shape[2:]
+    angles = (2 * torch.rand(len(images), device=images.device) - 1) * math.radians(most)
+    cos, sin, none = angles.cos(), angles.sin(), torch.zeros_like(angles)
+    # The coordinates of a grid go from -1 to 1 along both sides, whatever their lengths.
+    rows = [torch.stack((cos, -sin * height / width, none), 1), torch.stack((sin * width / height, cos, none), 1)]
+    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def mixing(mixup: float, cutmix: float, classes: int) -> Mixing | None:
+    """What mixes the images of a batch, and their labels; torchvision's.
+
+    Args:
+        mixup: parameter of the beta distribution of the shares in weighted means of two images (Zhang et al., arXiv
+            1710.09412); 0 for none.
+        cutmix: the same for a rectangle that is taken from another image (Yun et al., arXiv 1905.04899); with both,
+            each batch has one of them, as likely as the other.
+        classes: how many there are.
+
+    Returns:
+        A function of floating-point images `(batch, channels, height, width)` and labels `(batch,)` that gives images
+        and `(batch, classes)` shares of labels; None without either.
+
+    Raises:
+        TrainingError: if torchvision is not installed.
+    """
+    if not mixup and not cutmix:
+        return None
+    try:
+        from torchvision.transforms import v2
+    except ImportError as error:
+        raise TrainingError('--mixup and --cutmix need torchvision; to get it: pip install "fxhash[zoo]"') from error
+    chosen = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
+    chosen += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
+    return v2.RandomChoice(chosen)

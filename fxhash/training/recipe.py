@@ -28,6 +28,7 @@ class Recipe:
         batch_size: images per step, over all processes together.
         optimizer: `"sgd"` with Nesterov momentum, or `"adamw"`.
         learning_rate: the peak of the schedule.
+        factor_rate: learning rate of the factors `left` and `right` over that of all other parameters.
         momentum: of SGD.
         weight_decay: of parameters with two or more dimensions, factors among them; the others have none.
         schedule: `"one-cycle"` (up for 30 % of the steps, then down to almost nothing) or `"cosine"` (up for 5 %).
@@ -36,6 +37,9 @@ class Recipe:
         ema_decay: decay of a moving average of the weights, which is evaluated and saved; 0 for no average.
         pad: maximum shift of training images in pixels, in both directions.
         flip: whether training images are mirrored at random, if the data set allows it.
+        rotate: largest angle in degrees by which training images are turned, either way.
+        mixup: parameter of the beta distribution of `fxhash.training.preprocessing.mixing`; 0 for none.
+        cutmix: the same for rectangles; with both, each batch has one of them.
         distillation_weight: weight of the distillation loss if there is a teacher; the loss of the labels has the rest.
         temperature: by which logits are divided in the distillation loss.
         factor_bits: 8 or 4 for factors that are trained to be stored in so many bits, as of `fxhash.quantize_factors`;
@@ -52,6 +56,7 @@ class Recipe:
     batch_size: int = field(default=128, metadata={"help": "Images per step, over all processes.", "metavar": "N"})
     optimizer: str = field(default="adamw", metadata={"help": "sgd or adamw."})
     learning_rate: float = field(default=1e-2, metadata={"help": "Peak learning rate of the schedule."})
+    factor_rate: float = field(default=1.0, metadata={"help": "Learning rate of factors over that of the rest."})
     momentum: float = field(default=0.9, metadata={"help": "Momentum of sgd."})
     weight_decay: float = field(default=0.0, metadata={"help": "Of parameters with two or more dimensions."})
     schedule: str = field(default="one-cycle", metadata={"help": "one-cycle or cosine."})
@@ -60,6 +65,9 @@ class Recipe:
     ema_decay: float = field(default=0.0, metadata={"help": "Decay of the averaged weights; 0 for no average."})
     pad: int = field(default=0, metadata={"help": "Shift images by up to N pixels.", "metavar": "N"})
     flip: bool = field(default=False, metadata={"help": "Mirror images at random."})
+    rotate: float = field(default=0.0, metadata={"help": "Turn images by up to so many degrees."})
+    mixup: float = field(default=0.0, metadata={"help": "Beta parameter of means of two images; 0 for none."})
+    cutmix: float = field(default=0.0, metadata={"help": "Beta parameter of exchanged rectangles; 0 for none."})
     distillation_weight: float = field(default=0.9, metadata={"help": "Share of the teacher in the loss."})
     temperature: float = field(default=4.0, metadata={"help": "Divides logits in the distillation loss."})
     factor_bits: int = field(default=32, metadata={"help": "32, 8 or 4: bits that factors are trained to have."})
@@ -77,7 +85,7 @@ class Recipe:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise TrainingError(f"{name}={getattr(self, name)!r} must be at least 1")
-        for name in ("learning_rate", "temperature"):
+        for name in ("learning_rate", "factor_rate", "temperature"):
             if not getattr(self, name) > 0:
                 raise TrainingError(f"{name}={getattr(self, name)!r} must be more than 0")
         if not 0 <= self.distillation_weight <= 1:
@@ -85,7 +93,7 @@ class Recipe:
         for name in ("momentum", "label_smoothing", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise TrainingError(f"{name}={getattr(self, name)!r} must be at least 0 and less than 1")
-        for name in ("weight_decay", "clip_gradients", "pad", "factor_group"):
+        for name in ("weight_decay", "clip_gradients", "pad", "rotate", "mixup", "cutmix", "factor_group"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name}={getattr(self, name)!r} must not be negative")
 

@@ -171,4 +171,4 @@ def _refuse_another_run(folder: Path) -> None:
 def _build_classifier(options: RunOptions, data: ImageData, mean: Sequence[float], std: Sequence[float]) -> Classifier:
     teacher = None if options.teacher is None else load_teacher(Path(options.teacher), data)
     model = ReadsBytes(build_model(options, data), mean, std)
-    return Classifier(model, options.recipe, data.mirrored, options.seed, teacher)
+    return Classifier(model, options.recipe, data.mirrored, options.seed, teacher, len(data.classes))

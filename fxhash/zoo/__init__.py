@@ -19,6 +19,7 @@ from torch import nn
 
 from fxhash.errors import FxhashError, close_matches, shown
 from fxhash.zoo import (
+    convnext,
     densenet,
     dpn,
     efficientnet,
@@ -43,6 +44,7 @@ from fxhash.zoo.building import MissingTorchvisionError, OptionError
 __all__ = ["MissingTorchvisionError", "OptionError", "UnknownModelError", "create", "list"]
 
 _FAMILIES: dict[str, dict[str, Callable[..., nn.Module]]] = {
+    "convnext": convnext.MODELS,
     "densenet": densenet.MODELS,
     "dpn": dpn.MODELS,
     "efficientnet": efficientnet.MODELS,

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def test_all_options_but_those_of_the_recipe(calls: list[tuple[Any, ...]]) -> No
         *("train", "--model", "vit_tiny", "--data", "imagefolder:images", "--compress", "0.2", "--start", "dense"),
         *("--teacher", "large", "--output", "there", "--seed", "3", "--device", "cpu", "--data-folder", "sets"),
         *("--image-size", "24", "--download", "--tensorboard", "--processes", "1"),
+        *("--model-option", "patch_size=8", "--model-option", "share=0.5"),
     )
     assert result.exit_code == 0
     options = RunOptions(
@@ -57,8 +59,16 @@ def test_all_options_but_those_of_the_recipe(calls: list[tuple[Any, ...]]) -> No
         image_size=24,
         device="cpu",
         tensorboard=True,
+        model_options={"patch_size": 8, "share": 0.5},
     )
     assert calls == [(options, Path("there"), True)]
+
+
+@pytest.mark.parametrize("text", ["width", "width=", "width=.", "width=-1", "width=nan", "=8", "a b=8"])
+def test_an_option_of_a_model_that_is_none(text: str, calls: list[tuple[Any, ...]]) -> None:
+    result = run("train", "--model", "resnet8", "--model-option", text)
+    assert_one_line(result, f"--model-option {text!r} is no NAME=NUMBER, such as width=8", status=2)
+    assert calls == []
 
 
 @pytest.mark.parametrize(
@@ -98,6 +108,13 @@ def test_a_run_that_goes_on(monkeypatch: pytest.MonkeyPatch, calls: list[tuple[A
     assert run("train", "--resume", "--output", str(tmp_path)).exit_code == 0
     assert calls == [(tmp_path, {"changes": {}, "download": False})]
     # The same command again, or with what may change.
+    wide = replace(options, model_options={"width": 8})
+    monkeypatch.setattr("fxhash.training.folder.read_configuration", lambda folder: (wide, {}))
+    again = ("train", "--resume", "--output", str(tmp_path), "--model-option")
+    assert run(*again, "width=8").exit_code == 0
+    assert calls.pop() == calls[0]
+    assert run(*again, "width=9").exit_code == 2
+    monkeypatch.setattr("fxhash.training.folder.read_configuration", lambda folder: (options, {}))
     same = ("--resume", "--output", str(tmp_path), "--model", "resnet8", "--data", "digits", "--seed", "0")
     assert run("train", *same, "--learning-rate", "0.01", "--epochs", "30").exit_code == 0
     assert calls[1] == calls[0]

