@@ -351,7 +351,7 @@ def build_small():
         (lambda path: fxhash.load(nn.Linear(32, 32), path), "in fxhash.load the path|can't be a file"),
         (lambda path: fxhash.save(_transformed(), path.with_suffix(".pt")), r"give 'x\.safetensors'"),
         (lambda path: fxhash.save(_transformed(), path.with_suffix(".ONNX")), r"give 'x\.safetensors'"),
-        (lambda path: fxhash.save(_transformed(), path, dtype="int9"), r"torch\.int8 \(did you mean int8"),
+        (lambda path: fxhash.save(_transformed(), path, dtype="int9"), r"torch\.int8, torch\.int4 \(did you mean int8"),
         (lambda path: fxhash.load(_saved(path.parent), build_small), r"give the model that it builds, build_small\(\)"),
         (lambda path: fxhash.load(_saved(path.parent), lambda: None), r"give the model that it builds, it\(\)"),
         (lambda path: fxhash.transform(build_small), r"give the model that it builds, build_small\(\)"),

@@ -42,8 +42,12 @@ class FollowingTracer(ValueTracer):
         """Run a module's forward; refuse it if it left anything changed, or went on after a refusal."""
         raise NotImplementedError
 
-    def record_function(self, error: BaseException) -> bool:
-        """Let one node call a function that was running when an error was raised; false if there is none."""
+    def record_function(self, error: BaseException) -> Callable[[], None] | None:
+        """Let one node call a function that was running when an error was raised; None if there is none.
+
+        Returns:
+            What lets the function be followed again.
+        """
         raise NotImplementedError
 
     def branch_on_mode(self, flag: ObservedFlag, reason: str) -> bool:
@@ -67,15 +71,20 @@ class FollowingTracer(ValueTracer):
     ) -> Any:
         """Run a module's forward; again where a function can't be followed, but be called by one node."""
         first: tuple[BaseException, str | None] | None = None
+        recorded: list[Callable[[], None]] = []
         while True:
             last_node = self.last_node()
             try:
                 return self._in_each_mode(module, forward, args, kwargs)
             except (UntraceableError, Exception) as error:
                 first = first or (error, self.refusal)
-                if not self.record_function(error):
+                follow_again = self.record_function(error)
+                if follow_again is None:
+                    for each in reversed(recorded):
+                        each()
                     raised, self.refusal = first
                     raise raised from None
+                recorded.append(follow_again)
                 self.forget(module, last_node)
 
     def _in_each_mode(

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any, NoReturn, TypeAlias
 
@@ -20,7 +21,7 @@ from fxhash.capture.kept_state import KeptState
 from fxhash.capture.surroundings import draws_random_numbers, hazards_by_names
 from fxhash.capture.user_code import is_user_code
 from fxhash.capture.weightless_functions import weightless_functions_in
-from fxhash.capture.wrapped_functions import RecordedFunctions
+from fxhash.capture.wrapped_functions import Called, RecordedFunctions
 
 LocalTrace: TypeAlias = Callable[[FrameType, str, Any], Any]
 
@@ -73,20 +74,28 @@ class Observer:
         """Go on watching: Python stops it where it raises an error."""
         sys.settrace(self._on_event)
 
-    def record_function(self, error: BaseException, record: Callable[..., Any]) -> bool:
-        """Let one node call a function that was running when an error was raised; false if there is none to be called.
+    def record_function(self, error: BaseException, record: Callable[..., Any]) -> Callable[[], None] | None:
+        """Let one node call a function that was running when an error was raised.
 
         Args:
             error: the error.
             record: makes the node, of the function, a value and the arguments.
+
+        Returns:
+            What lets the function be followed again; None if there is none to be called.
         """
         for called in weightless_functions_in(error.__traceback__):
             place = (id(called.variables), called.name)
             if place not in self._recorded:
+                before = called.variables[called.name]
                 self._recorded.add(place)
                 self._functions.replace_called(called, record)
-                return True
-        return False
+                return partial(self._follow_again, called, before)
+        return None
+
+    def _follow_again(self, called: Called, before: Any) -> None:
+        self._recorded.discard((id(called.variables), called.name))
+        called.variables[called.name] = before
 
     def _on_event(self, frame: FrameType, event: str, argument: Any) -> LocalTrace | None:
         code = frame.f_code

@@ -171,8 +171,8 @@ class ExposingTracer(FollowingTracer):
         """Go on watching the code that runs: Python stops where it raises an error."""
         self._observer.watch()
 
-    def record_function(self, error: BaseException) -> bool:
-        """Let one node call a function that was running when an error was raised; false if there is none."""
+    def record_function(self, error: BaseException) -> Callable[[], None] | None:
+        """Let one node call a function that was running when an error was raised, until the result is called."""
         return self._observer.record_function(error, self.function_call)
 
     def forget(self, module: nn.Module, last_node: fx.Node | None) -> None:
