@@ -9,6 +9,8 @@ from functools import cache
 from types import CodeType, FrameType, FunctionType
 from typing import Any
 
+_MOST_ATTEMPTS = 5
+
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 
 
@@ -76,10 +78,15 @@ def file_of(code: CodeType) -> ast.Module | None:
 @cache
 def _parsed(filename: str, checksum: int) -> ast.Module | None:
     lines = linecache.getlines(filename)
-    try:
-        return ast.parse("".join(lines)) if lines else None
-    except SyntaxError:
-        return None
+    for _ in range(_MOST_ATTEMPTS):
+        try:
+            return ast.parse("".join(lines)) if lines else None
+        except SyntaxError:
+            return None
+        except SystemError:
+            # Python counts the depth of a parse in one place for all threads: one that parses meanwhile disturbs it.
+            pass
+    return None
 
 
 @cache

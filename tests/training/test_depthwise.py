@@ -44,7 +44,9 @@ def test_a_product_is_the_convolution(batch, channels, height, width, kernel, di
     actual = gradients(depthwise_product(images, weight, bias, (padding,) * 2, (dilation,) * 2), inputs)
     assert actual[0].dtype == torch.bfloat16
     for wanted, got in zip(expected, actual, strict=True):
-        torch.testing.assert_close(got.float(), wanted, rtol=2e-2, atol=2e-2 * float(wanted.detach().abs().max()))
+        # Sums that should be zero are off by the rounding of what is added up.
+        tolerance = 2e-2 * float(wanted.detach().abs().max()) + 1e-5
+        torch.testing.assert_close(got.float(), wanted, rtol=2e-2, atol=tolerance)
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
