@@ -39,7 +39,7 @@ class DeviceProfile:
     """
 
     thin_product_cost: float = 1.5
-    depthwise_cost: float = 30.0
+    depthwise_cost: float = 34.0
     call_cost: float = 300_000.0
     generates_once: bool = False
     depthwise_product_cost: float = 8.0
