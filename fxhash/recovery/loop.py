@@ -30,6 +30,10 @@ _WARM_UP = 0.03
 _MOST_GRADIENT = 1.0
 
 
+# Tensors of the student, and as many of the teacher.
+Pairs = tuple[list[Tensor], list[Tensor]]
+
+
 @dataclass(frozen=True)
 class Limit:
     """When a recovery ends: after some seconds or some steps.
@@ -107,16 +111,19 @@ class Loop:
         with self.fabric.autocast():
             return outputs_of(_called(self.teacher, "teacher", batch, self.teachers_device))
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The relative error of the outputs and of the hidden states; None for these if they don't correspond."""
+    def called(self, batch: Batch) -> tuple[Pairs, Pairs]:
+        """Outputs and hidden states, of student and teacher; none of the latter if they don't correspond."""
         with torch.no_grad(), HiddenStates() as theirs:
             expected = self.teachers_outputs(batch)
         with HiddenStates() as ours:
             outputs = self.outputs(batch)
-        hidden = None
-        if ours.values and correspond(ours.values, theirs.values):
-            hidden = relative_errors(ours.values, theirs.values)
-        return relative_errors(outputs, expected), hidden
+        hidden = (ours.values, theirs.values) if correspond(ours.values, theirs.values) else ([], [])
+        return (outputs, expected), hidden
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The relative error of the outputs and of the hidden states; None for these if they don't correspond."""
+        outputs, hidden = self.called(batch)
+        return relative_errors(*outputs), relative_errors(*hidden) if hidden[0] else None
 
     def step(self, batch: Batch) -> float:
         """One step of the optimizer; the loss before it."""

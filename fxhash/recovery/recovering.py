@@ -17,7 +17,7 @@ from fxhash.capture.calibration import Batch, batches_of
 from fxhash.capture.copy_model import copy_model
 from fxhash.errors import PlanError, TrainingError, TransformError, described, shown
 from fxhash.recovery.figures import Figures, compare
-from fxhash.recovery.hidden_states import HiddenStates, correspond
+from fxhash.recovery.hidden_states import correspond
 from fxhash.recovery.inputs import Inputs
 from fxhash.recovery.loop import Limit, Loop
 from fxhash.recovery.state import digest, read_state
@@ -159,17 +159,14 @@ def recover(
 def _compared(loop: Loop, batch: Batch) -> int:
     """How many hidden states can be compared, after a call of both models."""
     with torch.no_grad():
-        with HiddenStates() as theirs:
-            expected = loop.teachers_outputs(batch)
-        with HiddenStates() as ours:
-            outputs = loop.outputs(batch)
+        (outputs, expected), (hidden, _) = loop.called(batch)
     if not outputs or not correspond(outputs, expected):
         shapes = [[tuple(each.shape) for each in found] for found in (outputs, expected)]
         raise TransformError(
             f"gm returns floating-point tensors of shapes {shown(shapes[0])}, teacher {shown(shapes[1])}: they must be "
             "equal to be compared, and at least one"
         )
-    return len(ours.values) if correspond(ours.values, theirs.values) else 0
+    return len(hidden)
 
 
 def _restore_modes_(model: nn.Module, like: nn.Module) -> None:
