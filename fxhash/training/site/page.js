@@ -24,6 +24,7 @@ async function latest(image) {
       showResult((await loaded).description, planes, probabilities, performance.now() - start);
     }
   } catch (error) {
+    showNothing((await loaded).description);
     fail(error);
   } finally {
     running = false;
@@ -52,7 +53,7 @@ function showResult(description, planes, probabilities, milliseconds) {
   element("bars").dataset.probabilities = JSON.stringify(probabilities);
   element("answer").textContent = `${classes[order[0]]}, ${Math.round(100 * probabilities[order[0]])} %`;
   element("picture-time").textContent = `${milliseconds.toFixed(1)} ms`;
-  element("status").textContent = "";
+  say("");
   showSeen(description, planes);
 }
 
@@ -63,7 +64,7 @@ function showSeen({ size: [height, width] }, planes) {
     for (let channel = 0; channel < 3; channel++) image.data[4 * i + channel] = planes[channel % planes.length][i];
     image.data[4 * i + 3] = 255;
   }
-  canvas.getContext("2d").putImageData(image, 0, 0);
+  canvas.getContext("2d", { willReadFrequently: true }).putImageData(image, 0, 0);
 }
 
 function showNothing({ size: [height, width], channels }) {
@@ -89,9 +90,13 @@ function size(bytes) {
   return bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
+function say(message, failed = false) {
+  element("status").classList.toggle("failed", failed);
+  element("status").textContent = message;
+}
+
 function fail(error) {
-  element("status").className = "failed";
-  element("status").textContent = `This did not work: ${error.message ?? error}`;
+  say(`This did not work: ${error.message ?? error}`, true);
 }
 
 function letChoose(description) {
@@ -129,7 +134,7 @@ async function start() {
     });
   }
   letChoose(description);
-  element("status").textContent = drawing ? "Ready: draw, or choose a picture." : "Ready: choose a picture.";
+  say(drawing ? "Ready: draw, or choose a picture." : "Ready: choose a picture.");
   document.body.dataset.ready = provider;
 }
 
