@@ -1,9 +1,9 @@
-// Visits an exported page with headless Chromium, and prints what happened there as JSON.
+// Serves an exported page, visits it with headless Chromium, and prints what happened there as JSON.
 //
-//     echo '{"url": "http://localhost:8000/", "pictures": ["digit.png"]}' | node web/visit.mjs
+//     echo '{"folder": "page", "pictures": ["digit.png"]}' | node web/visit.mjs
 //
-// On standard input, each but `url` if wanted:
-//   url          the page
+// On standard input, each but `folder` if wanted:
+//   folder       the page
 //   pictures     files to choose, one after the other
 //   strokes      lists of points [x, y] between 0 and 1, to draw with the mouse
 //   keys         keys to press on the canvas, after it was cleared
@@ -14,9 +14,24 @@
 // CHROME names the browser; Debian's if there is none.
 
 import { readFileSync } from "node:fs";
+import { readFile } from "node:fs/promises";
+import { createServer } from "node:http";
+import { extname, join } from "node:path";
 import { chromium } from "playwright-core";
 
+const TYPES = {
+  ".html": "text/html",
+  ".css": "text/css",
+  ".js": "text/javascript",
+  ".mjs": "text/javascript",
+  ".json": "application/json",
+  ".wasm": "application/wasm",
+};
+
 const asked = JSON.parse(readFileSync(0, "utf-8"));
+const server = createServer(answer);
+await new Promise((resolve) => server.listen(0, "localhost", resolve));
+const url = `http://localhost:${server.address().port}/`;
 const browser = await chromium.launch({
   executablePath: process.env.CHROME || "/usr/bin/chromium",
   args: [...(process.getuid?.() === 0 ? ["--no-sandbox"] : []), "--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"],
@@ -28,6 +43,25 @@ try {
   console.log(JSON.stringify({ browser: browser.version(), ...visited, loads }));
 } finally {
   await browser.close();
+  server.closeAllConnections();
+  server.close();
+}
+
+async function answer(request, response) {
+  const path = new URL(request.url, url).pathname;
+  const file = path === "/" ? "index.html" : path;
+  try {
+    const content = await readFile(join(asked.folder, file));
+    // With the last two, the browser's clock has microseconds.
+    response.writeHead(200, {
+      "Content-Type": TYPES[extname(file)] ?? "application/octet-stream",
+      "Cross-Origin-Opener-Policy": "same-origin",
+      "Cross-Origin-Embedder-Policy": "require-corp",
+    });
+    response.end(content);
+  } catch {
+    response.writeHead(404).end();
+  }
 }
 
 async function opened() {
@@ -41,7 +75,7 @@ async function opened() {
   context.on("request", (request) => requests.push(request.url()));
   page.on("console", (message) => messages.push(`${message.type()}: ${message.text()}`));
   page.on("pageerror", (error) => messages.push(`uncaught: ${error.message}`));
-  await page.goto(asked.url);
+  await page.goto(url);
   await page.locator("body[data-ready], #status.failed").waitFor({ state: "attached", timeout: 60_000 });
   return { context, page, requests, messages };
 }

@@ -64,7 +64,9 @@ def export(
     path = Path(output)
     as_page = output.endswith(("/", os.sep)) or path.is_dir()
     if not as_page and not path.suffix:
-        raise UsageError(f"{output!r} has no file extension: give a .safetensors or .onnx file, or {f'{output}/'!r} for a page")
+        raise UsageError(
+            f"{output!r} has no file extension: give a .safetensors or .onnx file, or {f'{output}/'!r} for a page"
+        )
     if not as_page and (runtime is not None or webgpu):
         raise UsageError("--runtime and --webgpu are for a page: give a folder such as 'page/', or omit them")
     with needs_extra("train"):
@@ -77,7 +79,10 @@ def export(
     if not as_page:
         print(f"{output}: {path.stat().st_size:,} bytes")
         return
-    model, size = (path / "model.onnx").stat().st_size, sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    model, size = (
+        (path / "model.onnx").stat().st_size,
+        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+    )
     print(f"{output}: {size:,} bytes, {model:,} of them the model")
     print(f"to see it: python -m http.server --directory {shlex.quote(output)}")
 

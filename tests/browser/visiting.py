@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
 import os
 import shutil
 import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +23,14 @@ def require_browser() -> None:
         pytest.fail(f"there is no browser {chrome}: install chromium, or name one in CHROME=...", pytrace=False)
 
 
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """The address of a folder, which is served for a while."""
-    with http.server.ThreadingHTTPServer(("localhost", 0), functools.partial(_Handler, directory=folder)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://localhost:{server.server_port}/"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def visit(folder: Path, **asked: Any) -> dict[str, Any]:
     """What happened at a page."""
-    with served(folder) as url:
-        result = subprocess.run(
-            ["node", str(WEB / "visit.mjs")],
-            input=json.dumps({"url": url, **asked}),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    result = subprocess.run(
+        ["node", str(WEB / "visit.mjs")],
+        input=json.dumps({"folder": str(folder), **asked}),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)

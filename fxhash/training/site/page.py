@@ -81,7 +81,6 @@ def export_site(
         raise CheckpointError(f"{target} can't be written: {error}") from error
 
 
-
 def _file_sizes(folder: Path) -> dict[str, int]:
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {file.relative_to(folder).as_posix(): file.stat().st_size for file in files}

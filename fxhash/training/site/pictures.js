@@ -1,7 +1,7 @@
 // Pictures of any size to images of the model's size.
 
 /**
- * A picture as the model takes it, by the arithmetic of Pillow, with which images were read for training.
+ * A picture as the model takes it, by the arithmetic of Pillow, which read the images for training: rows, then columns.
  *
  * @param {ImageData} picture of any size
  * @param {object} description of the model

@@ -94,9 +94,7 @@ def test_a_page_has_all_that_it_needs(finished: Path, tmp_path: Path) -> None:
         "webgpu": False,
     }
     assert (target / description["runtime"]["module"]).read_text() == f"the file {WASM[0]}"
-    assert description["bytes"] == {
-        name: (target / name).stat().st_size for name in files(target) - {"model.json"}
-    }
+    assert description["bytes"] == {name: (target / name).stat().st_size for name in files(target) - {"model.json"}}
     assert description["drawing"] == {"size": 1.0, "line": 0.15}
 
 
@@ -255,4 +253,6 @@ class TestSources:
             assert path.suffix in (".py", "") or f'"training/site/*{path.suffix}"' in project
 
     def test_the_page_is_written_with_all_of_them(self) -> None:
-        assert {path.name for path in SOURCES.iterdir() if path.suffix in (".html", ".css", ".js")} == set(page._SOURCES)
+        assert {path.name for path in SOURCES.iterdir() if path.suffix in (".html", ".css", ".js")} == set(
+            page._SOURCES
+        )
