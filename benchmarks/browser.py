@@ -1,8 +1,8 @@
 """Pages of one network in headless Chromium: bytes to send, time to start, time a picture, and what they say.
 
-The dense network and the compressed one in each type of factors, each trained for a few epochs: on digits, so that the
-pages can be looked at, though neither size nor time depends on it. A first call makes the runs and the pages, which takes
-minutes; a second one finds them and measures alone. The packages of Node must be there: `make test-browser` installs them.
+The dense network and the compressed one in each type of factors, each trained on digits for a few epochs: neither size
+nor time depends on it. A first call makes the runs and the pages, which takes minutes; a second one finds them and
+measures alone. The packages of Node must be there: `make test-browser` installs them.
 
     python benchmarks/browser.py DIR --output benchmarks/results/browser.json
 """
@@ -112,7 +112,7 @@ def measure(page: Path, pictures: list[str], calls: int, starts: int) -> dict[st
     )
     visited = json.loads(run.stdout)
     assert visited["provider"] == "wasm", visited["status"]
-    runtime = [file for file in (page / "runtime").iterdir()]
+    runtime = list((page / "runtime").iterdir())
     return {
         "model_bytes": (page / "model.onnx").stat().st_size,
         "model_bytes_gzip": zipped(page / "model.onnx"),

@@ -79,11 +79,8 @@ def export(
     if not as_page:
         print(f"{output}: {path.stat().st_size:,} bytes")
         return
-    model, size = (
-        (path / "model.onnx").stat().st_size,
-        sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-    )
-    print(f"{output}: {size:,} bytes, {model:,} of them the model")
+    sizes = {file: file.stat().st_size for file in path.rglob("*") if file.is_file()}
+    print(f"{output}: {sum(sizes.values()):,} bytes, {sizes[path / 'model.onnx']:,} of them the model")
     print(f"to see it: python -m http.server --directory {shlex.quote(output)}")
 
 

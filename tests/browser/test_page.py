@@ -20,7 +20,9 @@ from tests.helpers import skip_unless_onnx_has_open_sizes
 
 pytest.importorskip("lightning")
 pytest.importorskip("onnxscript")
-Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("torchvision")
+
+from PIL import Image
 
 from fxhash.training import load_data
 from fxhash.training.folder import load_model, read_configuration
@@ -182,12 +184,8 @@ def test_any_size_is_scaled_as_pillow_does_it() -> None:
     asked, expected = [], []
     for index in range(40):
         width, height, new_width, new_height = (int(each) for each in random.integers(1, 70, 4))
-        pixels = (
-            random.integers(0, 256, (height, width, 3))
-            if index % 2
-            else 255 * random.integers(0, 2, (height, width, 3))
-        )
-        image = Image.fromarray(pixels.astype(np.uint8))
+        levels, white = ((256, 1), (2, 255))[index % 2]
+        image = Image.fromarray((white * random.integers(0, levels, (height, width, 3))).astype(np.uint8))
         picture = {"width": width, "height": height, "data": np.asarray(image.convert("RGBA")).flatten().tolist()}
         for mode, channels in (("RGB", 3), ("L", 1)):
             asked.append([picture, {"channels": channels, "size": [new_height, new_width]}])

@@ -27,9 +27,8 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, exists: bool) -> None:
     if exists:
         target.mkdir()
         (target / "before").touch()
-    with pytest.raises(KeyError), replacing_folder(target) as temporary:
-        (temporary / "after").touch()
-        raise KeyError
+    with pytest.raises(IsADirectoryError), replacing_folder(target) as temporary:
+        (temporary / ".").write_text("a folder is no file")
     assert [path.name for path in tmp_path.rglob("*")] == (["page", "before"] if exists else [])
 
 
