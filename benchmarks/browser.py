@@ -48,18 +48,13 @@ def main() -> None:
         prepare(arguments.folder, name, compress, dtype)
     pictures = save_pictures(arguments.folder)
     results = []
-    for name, (compress, _) in PAGES.items():
+    for name in PAGES:
         print(name, file=sys.stderr, flush=True)
-        results.append(
-            {
-                "page": name,
-                **measure(arguments.folder / name, pictures, arguments.calls, arguments.starts),
-                "run": str(compress or "dense"),
-            }
-        )
+        results.append({"page": name, **measure(arguments.folder / name, pictures, arguments.calls, arguments.starts)})
     # In the end, so that nothing of PyTorch runs beside the browser.
     for result in results:
-        expected = probabilities(arguments.folder / str(result.pop("run")))
+        compress, _ = PAGES[str(result["page"])]
+        expected = probabilities(run_folder(arguments.folder, compress))
         difference = np.abs(np.array(result.pop("probabilities")) - expected.numpy()).max()
         result["largest_difference"] = float(f"{difference:.1e}")
     browser = {result.pop("browser") for result in results}
@@ -81,9 +76,13 @@ def main() -> None:
         print(text, end="")
 
 
+def run_folder(folder: Path, compress: float | None) -> Path:
+    return folder / "runs" / str(compress or "dense")
+
+
 def prepare(folder: Path, name: str, compress: float | None, dtype: str | None) -> None:
     """Make a run and its page, if they are not there."""
-    run = folder / str(compress or "dense")
+    run = run_folder(folder, compress)
     if not (run / "result.json").exists():
         recipe = load_recipe("digits").with_changes({"epochs": EPOCHS})
         train(RunOptions(NETWORK, "digits", recipe, compress, device="cpu"), run)
