@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +26,23 @@ from fxhash.smh.plan import CompressionPlan
 
 # Key of a tensor that is of the type and on the device of the factors, whatever it holds.
 LIKE = ", like"
+# Roles of rows that are trained and scaled.
+_ROWS = ("left", "kernels")
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Rows of `left`, of `right` or of kernels that a lowered model holds.
+
+    Attributes:
+        rows: what is stored, as integers if the model is lowered so.
+        scale: what the trained rows were multiplied by; shape `(rows, 1)` or `(1, 1)`. One for integers.
+        are_kernels: whether they are spatial kernels.
+    """
+
+    rows: Tensor
+    scale: Tensor
+    are_kernels: bool
 
 
 class FactorStore(nn.Module):
@@ -37,20 +57,33 @@ class FactorStore(nn.Module):
         captured: how the model became a graph, for the summary.
         right: the shared right factor; shape `(rank, cols)`.
         tensors: what is stored, by `WeightUse.key`; rows of `left` as integers if the plan has `factor_bits`.
+        scales: what rows of `left` and kernels among them were multiplied by, as of `StoredRows`.
+        rounded_to: which bits the factors were rounded to before that; None if to none.
 
     Attributes:
         original: that of the transformed model's generator.
     """
 
     original: object = None
+    rounded_to: FactorBits | None = None
+    _scales: Mapping[str, Tensor] = MappingProxyType({})
 
     def __init__(
-        self, compression: CompressionPlan, plan: LoweringPlan, captured: str, right: Tensor, tensors: dict[str, Tensor]
+        self,
+        compression: CompressionPlan,
+        plan: LoweringPlan,
+        captured: str,
+        right: Tensor,
+        tensors: dict[str, Tensor],
+        scales: Mapping[str, Tensor] = MappingProxyType({}),
+        rounded_to: FactorBits | None = None,
     ) -> None:
         super().__init__()
         self.compression = compression
         self.plan = plan
         self.captured = captured
+        self.rounded_to = rounded_to
+        self._scales = dict(scales)
         self._attributes: dict[str, str] = {}
         # Where each call of a graph finds the type and device of the factors.
         self._attributes[LIKE] = "right" if plan.factor_bits is None else "right_steps"
@@ -97,6 +130,18 @@ class FactorStore(nn.Module):
         return stored if steps is None else _as_parameter(dequantize(stored, parameters[steps], bits))
 
 
+    def stored_rows(self) -> Iterator[StoredRows]:
+        """The factors and kernels that are stored; cached weights are neither."""
+        one = torch.ones(1, 1)
+        yield StoredRows(self.right, one, are_kernels=False)
+        for use in self.plan.uses:
+            for each in use.stored:
+                if each.role in _ROWS:
+                    key = use.key(each.role)
+                    rows: Tensor = getattr(self, self._attributes[key])
+                    yield StoredRows(rows, self._scales.get(key, one), each.role == "kernels")
+
+
 def steps_key(key: str) -> str:
     """Under which key the steps of rows of `left` are stored that are stored under another."""
     return f"{key}, left steps"
@@ -123,6 +168,7 @@ def build_factor_store(gm: fx.GraphModule, generator: SMHGenerator, plan: Loweri
     """
     nodes = {node.name: node for node in gm.graph.nodes}
     tensors: dict[str, Tensor] = {}
+    scales: dict[str, Tensor] = {}
     for use in plan.uses:
         norm = foldable_norm(gm, nodes[use.node]) if use.folded_norm else None
         for each in use.stored:
@@ -130,7 +176,10 @@ def build_factor_store(gm: fx.GraphModule, generator: SMHGenerator, plan: Loweri
             if key not in tensors:
                 tensors[key] = _tensor(generator, use, each.role, norm, plan.factor_bits).detach()
                 assert tensors[key].shape == each.shape, key
-    store = FactorStore(generator.plan, plan, generator.captured, generator.factor_right().detach(), tensors)
+                if each.role in _ROWS and tensors[key].is_floating_point():
+                    scales[key] = _scale(generator, use, each.role, each.shape[0], norm)
+    right, rounded_to = generator.factor_right().detach(), plan.factor_bits or generator.rounded_to
+    store = FactorStore(generator.plan, plan, generator.captured, right, tensors, scales, rounded_to)
     store.original = generator.original
     return store
 
@@ -169,6 +218,16 @@ def _scaled(rows: Tensor, generator: SMHGenerator, use: WeightUse, norm: FoundNo
         return rows
     scale = norm.scale()
     return (rows * scale.repeat_interleave(rows.shape[0] // scale.shape[0]).unsqueeze(1)).to(rows.dtype)
+
+
+@torch.no_grad()
+def _scale(generator: SMHGenerator, use: WeightUse, role: str, count: int, norm: FoundNorm | None) -> Tensor:
+    """What so many rows of a role are multiplied by; one number if it is the same for all."""
+    ones = torch.ones(count, 1, device=generator.right.device)
+    if role == "kernels":
+        return ones[:1].cpu() / (generator.balance(use.fqn) if use.split else 1)
+    scale = _scaled(generator.scaled(use.fqn, ones), generator, use, norm).cpu()
+    return scale[:1].clone() if bool((scale == scale[0]).all()) else scale
 
 
 def find_factor_store(module: object) -> FactorStore | None:

@@ -136,9 +136,14 @@ class Factors(nn.Module):
             kernels.copy_(self._in_bits(kernels, bits and KERNEL_BITS))
         self._rounded_to, self.plan = bits, replace(self.plan, factor_bits=None)
 
+    @property
+    def rounded_to(self) -> FactorBits | None:
+        """What the factors were trained as or rounded to; None if they are as they are."""
+        return self.plan.factor_bits or self._rounded_to
+
     def bits_to_store(self) -> FactorBits:
         """As which integers of 8 bits at most the factors are stored: those they were trained as, or else by row."""
-        return self.plan.factor_bits or self._rounded_to or FactorBits(8)
+        return self.rounded_to or FactorBits(8)
 
     @staticmethod
     def _in_bits(rows: Tensor, bits: FactorBits | None) -> Tensor:
