@@ -67,11 +67,15 @@ function showSeen({ size: [height, width] }, planes) {
   canvas.getContext("2d", { willReadFrequently: true }).putImageData(image, 0, 0);
 }
 
-function showNothing({ size: [height, width], channels }) {
+function showNothing(description) {
   waiting = null;
   element("bars").replaceChildren();
   element("answer").textContent = "";
-  showSeen({ size: [height, width] }, Array.from({ length: channels }, () => new Uint8Array(height * width)));
+  showSeen(description, black(description));
+}
+
+function black({ size: [height, width], channels }) {
+  return Array.from({ length: channels }, () => new Uint8Array(height * width));
 }
 
 function text(tag, content) {
@@ -126,6 +130,8 @@ async function start() {
   element("load-time").textContent = `${Math.round(milliseconds)} ms`;
   element("provider").textContent = { wasm: "WebAssembly", webgpu: "WebGPU" }[provider];
   showNothing(description);
+  // The first call takes longer than those that follow.
+  await classify(black(description));
   if (drawing) {
     element("clear").hidden = element("drawing").hidden = false;
     letDraw(element("canvas"), element("clear"), (strokes) => {
