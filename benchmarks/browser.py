@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from record import head
 
-from fxhash.training import RunOptions, export_site, load_data, load_recipe, train
+from fxhash.training import RunOptions, export, export_site, load_data, load_recipe, train
 from fxhash.training.folder import load_model, read_configuration
 from fxhash.training.preprocessing import ReadsBytes
 
@@ -54,7 +54,8 @@ def main() -> None:
     # In the end, so that nothing of PyTorch runs beside the browser.
     for result in results:
         compress, _ = PAGES[str(result["page"])]
-        expected = probabilities(run_folder(arguments.folder, compress))
+        run, file = run_folder(arguments.folder, compress), weights_file(arguments.folder, str(result["page"]))
+        expected = probabilities(run, file)
         difference = np.abs(np.array(result.pop("probabilities")) - expected.numpy()).max()
         result["largest_difference"] = float(f"{difference:.1e}")
     browser = {result.pop("browser") for result in results}
@@ -88,6 +89,12 @@ def prepare(folder: Path, name: str, compress: float | None, dtype: str | None) 
         train(RunOptions(NETWORK, "digits", recipe, compress, device="cpu"), run)
     if not (folder / name).exists():
         export_site(run, folder / name, dtype, runtime=WEB)
+        export(run, weights_file(folder, name), dtype)
+
+
+def weights_file(folder: Path, name: str) -> Path:
+    """What Python loads in the place of a page: the same factors in the same type."""
+    return folder / f"{name}.safetensors"
 
 
 def save_pictures(folder: Path) -> list[str]:
@@ -130,10 +137,10 @@ def zipped(file: Path) -> int:
     return len(gzip.compress(file.read_bytes(), mtime=0))
 
 
-def probabilities(run: Path) -> torch.Tensor:
-    """What Python says of the pictures, by the factors as they were trained."""
+def probabilities(run: Path, file: Path) -> torch.Tensor:
+    """What Python says of the pictures."""
     _, configuration = read_configuration(run)
-    model = ReadsBytes(load_model(run), configuration["mean"], configuration["std"])
+    model = ReadsBytes(load_model(run, file), configuration["mean"], configuration["std"])
     with torch.inference_mode():
         return model(load_data("digits").test_images[:PICTURES]).softmax(1)
 
