@@ -31,9 +31,8 @@ from tests.training.tiny import write_images
 
 pytestmark = pytest.mark.slow
 
-# A zero and a one, as somebody might draw them.
+# A zero, as somebody might draw it.
 ZERO = [[[0.5 + 0.2 * math.sin(turn / 3), 0.5 - 0.33 * math.cos(turn / 3)] for turn in range(20)]]
-ONE = [[[0.42, 0.3], [0.52, 0.15], [0.52, 0.85]]]
 
 SITE = WEB.parent / "fxhash" / "training" / "site"
 SCALE = """
