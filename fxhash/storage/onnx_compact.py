@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ def compact(model: Any) -> None:
     """
     graph = model.graph
     versions = {entry.domain: entry.version for entry in model.opset_import}
-    if not _has_bodies(graph):
+    if not has_bodies(graph):
         _Compaction(graph, versions).run()
     del graph.value_info[:]
     for node in graph.node:
@@ -43,7 +42,8 @@ def compact(model: Any) -> None:
         node.ClearField("doc_string")
 
 
-def _has_bodies(graph: Any) -> bool:
+def has_bodies(graph: Any) -> bool:
+    """Whether a graph has branches or loops, whose bodies read its values."""
     return any(attribute.HasField("g") or attribute.graphs for node in graph.node for attribute in node.attribute)
 
 
@@ -253,38 +253,3 @@ def _value(attribute: Any) -> Any:
 
 def _attributes(node: Any) -> list[bytes]:
     return sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
-
-
-def shorten_names(graph: Any, names_to_keep: set[str]) -> None:
-    """Give values names of one or two letters, those that are read most the shortest, in place.
-
-    Args:
-        graph: an `onnx.GraphProto` without branches and loops.
-        names_to_keep: of values; those of inputs and outputs stay too.
-    """
-    kept = {value.name for value in (*graph.input, *graph.output)} | names_to_keep
-    counts: Counter[str] = Counter()
-    for node in graph.node:
-        counts.update([*node.input, *node.output])
-    counts.update(tensor.name for tensor in graph.initializer)
-    fresh = short_names(kept)
-    names = {name: next(fresh) for name, _ in counts.most_common() if name and name not in kept}
-    rename_values(graph, lambda name: names.get(name, name))
-
-
-def rename_values(graph: Any, rename: Callable[[str], str]) -> None:
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                names[index] = rename(name)
-    for tensor in graph.initializer:
-        tensor.name = rename(tensor.name)
-
-
-def short_names(taken: set[str]) -> Iterator[str]:
-    """Names that are not taken, the shortest first."""
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    names = [""]
-    while True:
-        names = [name + letter for name in names for letter in letters]
-        yield from (name for name in names if name not in taken)

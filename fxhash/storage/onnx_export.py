@@ -17,8 +17,10 @@ from fxhash.lowering.factor_store import find_factor_store
 from fxhash.passes.arrange_constants import arrange_constants
 from fxhash.printable import shortened
 from fxhash.storage.onnx_bits import OPSET_OF_INT4, narrow, stores_of
-from fxhash.storage.onnx_compact import compact, shorten_names
+from fxhash.storage.onnx_compact import compact, has_bodies
+from fxhash.storage.onnx_functions import outline
 from fxhash.storage.onnx_graph import remove_zero_biases
+from fxhash.storage.onnx_names import shorten_names
 from fxhash.storage.quantization import bits_of
 from fxhash.transformed import transformed_parts, with_parts
 
@@ -73,7 +75,9 @@ def onnx_content(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any,
     if dtype is not None:
         tensors = {name: value.const_value.raw for name, value in program.model.graph.initializers.items() if isinstance(getattr(value.const_value,"raw",None),Tensor)}
         narrow(proto.graph, tensors, stores_of(model), dtype)
-        shorten_names(proto.graph, set())
+        if not has_bodies(proto.graph):
+            outline(proto)
+            shorten_names(proto.graph)
     return proto.SerializeToString()
 
 
