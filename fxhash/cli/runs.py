@@ -34,7 +34,10 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
     output: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .onnx file.", dir_okay=False)],
     dtype: Annotated[
-        str | None, typer.Option(help="Store factors as bfloat16, float16, int8 or int4; as they are if omitted.")
+        str | None,
+        typer.Option(
+            help="Store factors as float16, int8 or int4, or bfloat16 (.safetensors alone); as they are if omitted."
+        ),
     ] = None,
     trust: TrustOption = None,
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,9 @@ from fxhash.storage.onnx_graph import remove_zero_biases
 from fxhash.storage.onnx_names import shorten_names
 from fxhash.storage.quantization import bits_of
 from fxhash.transformed import transformed_parts, with_parts
+
+# Packages whose loggers tell what an export comes upon.
+_LOGGING = ("torch", "onnxscript", "onnx_ir")
 
 
 def onnx_content(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any, dtype: torch.dtype | None) -> bytes:
@@ -45,7 +50,7 @@ def onnx_content(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any,
     try:
         with torch.no_grad():
             _require_inputs(model.eval(), inputs)
-            with _arranged(model) as arranged:
+            with _arranged(model) as arranged, _quiet():
                 # Without the exporter's optimiser, which multiplies small factors and stores what they give.
                 program = torch.onnx.export(
                     arranged.eval(),
@@ -73,7 +78,8 @@ def onnx_content(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any,
     proto = program.model_proto
     compact(proto)
     if dtype is not None:
-        tensors = {name: value.const_value.raw for name, value in program.model.graph.initializers.items() if isinstance(getattr(value.const_value,"raw",None),Tensor)}
+        initializers = program.model.graph.initializers.items()
+        tensors = {name: getattr(value.const_value, "raw", None) for name, value in initializers}
         narrow(proto.graph, tensors, stores_of(model), dtype)
         if not has_bodies(proto.graph):
             outline(proto)
@@ -90,6 +96,24 @@ def _arranged(model: nn.Module) -> Iterator[nn.Module]:
         yield with_parts(model, arranged)
     finally:
         with_parts(model, {other: part for part, other in arranged.items()})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the log of exporter and compiler, pages of it where they can't take a model, unless TORCH_LOGS is set."""
+    for name in ("torch._dynamo", "torch.fx.experimental.symbolic_shapes", "torch.onnx"):
+        # So that their loggers are there.
+        importlib.import_module(name)
+    known = logging.root.manager.loggerDict.items()
+    loggers = [each for name, each in known if name.split(".")[0] in _LOGGING and isinstance(each, logging.Logger)]
+    silenced = [] if "TORCH_LOGS" in os.environ else [each for each in loggers if not each.disabled]
+    try:
+        for logger in silenced:
+            logger.disabled = True
+        yield
+    finally:
+        for logger in silenced:
+            logger.disabled = False
 
 
 class _InputsError(TransformError):
