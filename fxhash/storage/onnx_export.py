@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +15,7 @@ from fxhash.errors import TransformError, shown
 from fxhash.lowering.factor_store import find_factor_store
 from fxhash.passes.arrange_constants import arrange_constants
 from fxhash.printable import shortened
+from fxhash.storage.exporter_noise import quiet
 from fxhash.storage.onnx_bits import OPSET_OF_INT4, narrow, stores_of
 from fxhash.storage.onnx_compact import compact, has_bodies
 from fxhash.storage.onnx_functions import outline
@@ -25,9 +23,6 @@ from fxhash.storage.onnx_graph import remove_zero_biases
 from fxhash.storage.onnx_names import shorten_names
 from fxhash.storage.quantization import bits_of
 from fxhash.transformed import transformed_parts, with_parts
-
-# Packages whose loggers tell what an export comes upon.
-_LOGGING = ("torch", "onnxscript", "onnx_ir")
 
 
 def onnx_content(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any, dtype: torch.dtype | None) -> bytes:
@@ -48,9 +43,9 @@ def onnx_content(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any,
     opset = OPSET_OF_INT4 if dtype is not None and bits_of(dtype) == 4 else None
     modes = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             _require_inputs(model.eval(), inputs)
-            with _arranged(model) as arranged, _quiet():
+            with _arranged(model) as arranged:
                 # Without the exporter's optimiser, which multiplies small factors and stores what they give.
                 program = torch.onnx.export(
                     arranged.eval(),
@@ -96,24 +91,6 @@ def _arranged(model: nn.Module) -> Iterator[nn.Module]:
         yield with_parts(model, arranged)
     finally:
         with_parts(model, {other: part for part, other in arranged.items()})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the log of exporter and compiler, pages of it where they can't take a model, unless TORCH_LOGS is set."""
-    for name in ("torch._dynamo", "torch.fx.experimental.symbolic_shapes", "torch.onnx"):
-        # So that their loggers are there.
-        importlib.import_module(name)
-    known = logging.root.manager.loggerDict.items()
-    loggers = [each for name, each in known if name.split(".")[0] in _LOGGING and isinstance(each, logging.Logger)]
-    silenced = [] if "TORCH_LOGS" in os.environ else [each for each in loggers if not each.disabled]
-    try:
-        for logger in silenced:
-            logger.disabled = True
-        yield
-    finally:
-        for logger in silenced:
-            logger.disabled = False
 
 
 class _InputsError(TransformError):
