@@ -43,7 +43,10 @@ def export(
         ),
     ],
     dtype: Annotated[
-        str | None, typer.Option(help="Store factors as bfloat16, float16, int8 or int4; as they are if omitted.")
+        str | None,
+        typer.Option(
+            help="Store factors as float16, int8 or int4, or bfloat16 (.safetensors alone); as they are if omitted."
+        ),
     ] = None,
     runtime: Annotated[
         Path | None,

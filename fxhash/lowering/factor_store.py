@@ -129,7 +129,6 @@ class FactorStore(nn.Module):
         steps = self._attributes.get(steps_key(key))
         return stored if steps is None else _as_parameter(dequantize(stored, parameters[steps], bits))
 
-
     def stored_rows(self) -> Iterator[StoredRows]:
         """The factors and kernels that are stored; cached weights are neither."""
         one = torch.ones(1, 1)

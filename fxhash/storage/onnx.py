@@ -13,16 +13,14 @@ from fxhash.capture.copy_model import copy_model
 from fxhash.errors import CheckpointError, TransformError, shown
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.factor_store import find_factor_store
-from fxhash.smh.checks import check_module, read_dtype
+from fxhash.smh.checks import check_module
 from fxhash.smh.generator import find_generator
 from fxhash.storage.atomic import replacing
 from fxhash.storage.checkpoint import PathLike
-from fxhash.storage.onnx_bits import check_bits, round_, stores_of
+from fxhash.storage.onnx_bits import check_bits, read_onnx_dtype, round_, stores_of
 from fxhash.storage.onnx_export import onnx_content
 from fxhash.storage.paths import read_target
 from fxhash.transformed import generator_of, require_transformed, transformed_parts, unwrapped
-
-_DTYPES = ("int8", "int4", "float16")
 
 
 def export_onnx(
@@ -70,12 +68,11 @@ def export_onnx(
         raise TransformError("inputs is a tensor: give a tuple of example arguments, (x,) for a single one")
     if not isinstance(inputs, tuple):
         raise TransformError(f"inputs={shown(inputs)} is no tuple of example arguments, such as (torch.zeros(1, 8),)")
-    stored_in = None if dtype is None else read_dtype(dtype, _DTYPES, "type to store factors in in an ONNX file")
+    stored_in = None if dtype is None else read_onnx_dtype(dtype)
     target = read_target(path, ".onnx")
-    if stored_in is None:
-        content = onnx_content(model, inputs, dynamic_shapes, None)
-    else:
-        content = onnx_content(_rounded(model, stored_in), inputs, dynamic_shapes, stored_in)
+    content = onnx_content(
+        model if stored_in is None else _rounded(model, stored_in), inputs, dynamic_shapes, stored_in
+    )
     try:
         with replacing(target) as temporary:
             temporary.write_bytes(content)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from fxhash.errors import CheckpointError, PlanError
 from fxhash.lowering.factor_store import FactorStore, StoredRows
+from fxhash.smh.checks import read_dtype
 from fxhash.smh.factor_bits import KERNEL_BITS, FactorBits, dequantize, quantize
 from fxhash.smh.generator import SMHGenerator
 from fxhash.storage.quantization import bits_of
@@ -23,6 +24,15 @@ from fxhash.storage.quantization import bits_of
 _OVERHEAD = 64
 # Below this version ONNX has no integers of 4 bits.
 OPSET_OF_INT4 = 21
+
+
+def read_onnx_dtype(dtype: object) -> torch.dtype:
+    """The type to store factors in that is meant: int8, int4 or float16, or the name of one.
+
+    Raises:
+        PlanError: for any other type.
+    """
+    return read_dtype(dtype, ("float16", "int8", "int4"), "type to store factors in an ONNX file in")
 
 
 def stores_of(model: nn.Module) -> list[FactorStore]:
@@ -64,7 +74,7 @@ def check_bits(stores: Iterable[FactorStore], dtype: torch.dtype) -> None:
                 raise CheckpointError(f"a factor has values that {dtype} can't hold: export without dtype=...")
 
 
-def narrow(graph: Any, tensors: Mapping[str, Tensor], stores: Iterable[FactorStore], dtype: torch.dtype) -> None:
+def narrow(graph: Any, tensors: Mapping[str, object], stores: Iterable[FactorStore], dtype: torch.dtype) -> None:
     """Store factors in fewer bits, with the nodes that compute of them what they were, in place.
 
     Args:
@@ -81,7 +91,7 @@ def narrow(graph: Any, tensors: Mapping[str, Tensor], stores: Iterable[FactorSto
     count = bits_of(dtype)
     for tensor in graph.initializer:
         value = tensors.get(tensor.name)
-        rows, store = rows_at.get(0 if value is None else value.data_ptr(), (None, None))
+        rows, store = rows_at.get(value.data_ptr() if isinstance(value, Tensor) else 0, (None, None))
         if rows is None or store is None or rows.rows.shape != tuple(tensor.dims):
             initializers.append(tensor)
             continue
@@ -174,7 +184,7 @@ class _Widening:
 
         return self._node("Cast", value, to=onnx.TensorProto.FLOAT)
 
-    def _node(self, operator: str, *inputs: str, **attributes: int) -> str:
+    def _node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         import onnx
 
         name = f"{self.name} {len(self.nodes)} widened"

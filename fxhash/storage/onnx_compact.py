@@ -1,4 +1,4 @@
-"""What an ONNX graph can do without, taken out: constants computed in steps, copies, defaults, names, repeated nodes."""
+"""What an ONNX graph can do without, taken out: constants computed in steps, copies, defaults, nodes that are there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ _GROW = {"ConstantOfShape", "Expand", "Range", "Tile"}
 _EXACT_FOR_INTEGERS = {"Add", "Div", "Max", "Min", "Mod", "Mul", "Neg", "Sub"}
 # With an output of the input's shape and type they do nothing, if what else they are given doesn't count backwards.
 _COPIES_IF_ALIKE = {"Cast", "Expand", "Identity", "Reshape", "Squeeze", "Tile", "Unsqueeze"}
-_RANDOM = {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+_RANDOM = {
+    "Bernoulli",
+    "Dropout",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+}
 # Of convolutions, what the specification has no constant for.
 _OF_ONE, _OF_ZERO = ("strides", "dilations"), ("pads",)
 
@@ -212,7 +220,12 @@ def _merge_reshapes(node: Any, made: dict[str, Any], constants: dict[str, np.nda
     before = made.get(node.input[0])
     shape = constants.get(node.input[1])
     # A zero stands for a size of the input.
-    if before is not None and before.op_type in ("Reshape", "Squeeze", "Unsqueeze") and shape is not None and shape.all():
+    if (
+        before is not None
+        and before.op_type in ("Reshape", "Squeeze", "Unsqueeze")
+        and shape is not None
+        and shape.all()
+    ):
         node.input[0] = before.input[0]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from fxhash.errors import TransformError, shown
 from fxhash.lowering.factor_store import find_factor_store
 from fxhash.passes.arrange_constants import arrange_constants
 from fxhash.printable import shortened
+from fxhash.storage.exporter_noise import quiet
 from fxhash.storage.onnx_bits import OPSET_OF_INT4, narrow, stores_of
 from fxhash.storage.onnx_compact import compact, has_bodies
 from fxhash.storage.onnx_functions import outline
@@ -43,7 +43,7 @@ def onnx_content(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any,
     opset = OPSET_OF_INT4 if dtype is not None and bits_of(dtype) == 4 else None
     modes = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             _require_inputs(model.eval(), inputs)
             with _arranged(model) as arranged:
                 # Without the exporter's optimiser, which multiplies small factors and stores what they give.
@@ -73,7 +73,8 @@ def onnx_content(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any,
     proto = program.model_proto
     compact(proto)
     if dtype is not None:
-        tensors = {name: value.const_value.raw for name, value in program.model.graph.initializers.items() if isinstance(getattr(value.const_value,"raw",None),Tensor)}
+        initializers = program.model.graph.initializers.items()
+        tensors = {name: getattr(value.const_value, "raw", None) for name, value in initializers}
         narrow(proto.graph, tensors, stores_of(model), dtype)
         if not has_bodies(proto.graph):
             outline(proto)

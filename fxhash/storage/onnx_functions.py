@@ -50,9 +50,7 @@ def outline(model: Any) -> None:
         functions.append((name, body))
     for name, body in functions:
         imports = [opset, own] if any(node.domain == _DOMAIN for node in body.nodes) else [opset]
-        model.functions.append(
-            onnx.helper.make_function(_DOMAIN, name, body.inputs, body.outputs, body.nodes, imports)
-        )
+        model.functions.append(onnx.helper.make_function(_DOMAIN, name, body.inputs, body.outputs, body.nodes, imports))
     if functions:
         model.opset_import.append(own)
     del model.graph.node[:]

@@ -11,6 +11,7 @@ from torch import fx
 
 import fxhash
 from fxhash.errors import CheckpointError, TrainingError
+from fxhash.storage.onnx_bits import read_onnx_dtype
 from fxhash.storage.quantization import read_storage_dtype
 from fxhash.training.data import ImageData, load_data
 from fxhash.training.folder import load_model, read_configuration, save_model
@@ -56,11 +57,10 @@ def export(folder: Path, path: Path, dtype: torch.dtype | str | None = None) -> 
     Args:
         folder: the folder of the run.
         path: the file.
-        dtype: type to store the factors in, as of `fxhash.save`.
+        dtype: type to store the factors in, as of `fxhash.save` or `fxhash.export_onnx`.
 
     Raises:
-        TrainingError: if the run is not finished, for another kind of file, or for a `dtype` without factors in
-            a `.safetensors` file.
+        TrainingError: if the run is not finished, for another kind of file, or for a `dtype` without factors.
         PlanError: for a `dtype` that factors can't be stored in.
         CheckpointError: if the file can't be written.
     """
@@ -68,11 +68,7 @@ def export(folder: Path, path: Path, dtype: torch.dtype | str | None = None) -> 
         raise TrainingError(f"{str(path)!r} is neither a .safetensors nor an .onnx file: the file extension decides")
     model = load_model(folder)
     if dtype is not None:
-        dtype = read_storage_dtype(dtype)
-        if path.suffix != ".safetensors":
-            raise TrainingError(
-                f"{str(path)!r} can't hold factors in another type: omit dtype=..., or give a .safetensors"
-            )
+        dtype = read_storage_dtype(dtype) if path.suffix == ".safetensors" else read_onnx_dtype(dtype)
         if not isinstance(model, fx.GraphModule):
             raise TrainingError(
                 f"the run in {str(folder)!r} is of the dense model, which has no factors to store in {dtype}: "
@@ -85,10 +81,11 @@ def export(folder: Path, path: Path, dtype: torch.dtype | str | None = None) -> 
             raise CheckpointError(f"{path} can't be written: {error}") from error
         return
     _, configuration = read_configuration(folder)
-    runtime = fxhash.DeviceProfile.onnx_runtime()
-    deployed = fxhash.lower_for_deploy(model, device=runtime) if isinstance(model, fx.GraphModule) else model
+    if dtype is None and isinstance(model, fx.GraphModule):
+        model = fxhash.lower_for_deploy(model, device=fxhash.DeviceProfile.onnx_runtime())
     images = torch.zeros(2, configuration["channels"], *configuration["size"])
-    fxhash.export_onnx(deployed, (images,), path, dynamic_shapes=({0: torch.export.Dim("batch")},))
+    # What is to be rounded is lowered after that.
+    fxhash.export_onnx(model, (images,), path, dynamic_shapes=({0: torch.export.Dim("batch")},), dtype=dtype)
 
 
 @dataclass(frozen=True)
