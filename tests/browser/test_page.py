@@ -56,17 +56,20 @@ def command(*arguments: str) -> None:
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the compressed ResNet-8 on digits, and its pages."""
+    """A run of the compressed ResNet-8 on digits, its pages, and what Python loads in the place of two of them."""
     folder = tmp_path_factory.mktemp("digits")
     command("train", "--model", "resnet8", "-c", "0.3", "--epochs", "6", "--device", "cpu", "-o", f"{folder}/run")
     command("export", f"{folder}/run", f"{folder}/page/")
-    command("export", f"{folder}/run", f"{folder}/webgpu/", "--webgpu")
+    command("export", f"{folder}/run", f"{folder}/int4/", "--dtype", "int4")
+    command("export", f"{folder}/run", f"{folder}/int4.safetensors", "--dtype", "int4")
+    command("export", f"{folder}/run", f"{folder}/webgpu/", "--dtype", "int8", "--webgpu")
+    command("export", f"{folder}/run", f"{folder}/int8.safetensors", "--dtype", "int8")
     return folder
 
 
-def probabilities(run: Path) -> Callable[[Tensor], Tensor]:
+def probabilities(run: Path, file: Path | None = None) -> Callable[[Tensor], Tensor]:
     _, configuration = read_configuration(run)
-    model = ReadsBytes(load_model(run), configuration["mean"], configuration["std"]).eval()
+    model = ReadsBytes(load_model(run, file), configuration["mean"], configuration["std"]).eval()
 
     def of(images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -139,7 +142,18 @@ def test_on_the_gpu(digits: Path, tmp_path: Path) -> None:
     assert visited["provider"] == "webgpu"
     assert_only_local(visited)
     got = torch.tensor([answer["probabilities"] for answer in visited["pictures"]])
-    torch.testing.assert_close(got, probabilities(digits / "run")(images), rtol=0, atol=1e-3)
+    expected = probabilities(digits / "run", digits / "int8.safetensors")
+    torch.testing.assert_close(got, expected(images), rtol=0, atol=1e-3)
+
+
+def test_factors_in_four_bits(digits: Path, tmp_path: Path) -> None:
+    images = load_data("digits").test_images[:5]
+    visited = visit(digits / "int4", pictures=as_pictures(images, tmp_path))
+    assert_only_local(visited)
+    got = torch.tensor([answer["probabilities"] for answer in visited["pictures"]])
+    expected = probabilities(digits / "run", digits / "int4.safetensors")(images)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+    assert (expected - probabilities(digits / "run")(images)).abs().max() > 1e-3, "four bits make a difference"
 
 
 def test_pictures_in_colour(tmp_path: Path) -> None:

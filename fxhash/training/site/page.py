@@ -15,6 +15,7 @@ from fxhash.storage.paths import read_path
 from fxhash.training.finished import export
 from fxhash.training.folder import read_configuration
 from fxhash.training.site.runtime import Runtime, find_runtime
+from fxhash.training.site.webgpu import require_readable, widen_steps
 
 DESCRIPTION, MODEL, RUNTIME = "model.json", "model.onnx", "runtime"
 KIND, FORMAT = "fxhash page", 1
@@ -47,7 +48,8 @@ def export_site(
 
     Raises:
         TrainingError: if the run is not finished, its images have neither 1 nor 3 channels, the target holds anything
-            else, or the runtime is not there.
+            else, the runtime is not there, or can't read this `dtype` on the GPU.
+        PlanError: for a `dtype` that factors can't be stored in.
         CheckpointError: if the folder can't be written.
     """
     place = read_path(target)
@@ -58,10 +60,14 @@ def export_site(
             f"the run in {str(folder)!r} is on images of {configuration['channels']} channels: a page takes pictures, "
             "which have 1 or 3"
         )
+    if webgpu:
+        require_readable(dtype)
     found = find_runtime(runtime, webgpu)
     try:
         with replacing_folder(place) as temporary:
             export(folder, temporary / MODEL, dtype)
+            if webgpu and dtype is not None:
+                widen_steps(temporary / MODEL)
             for name in _SOURCES:
                 shutil.copyfile(Path(__file__).parent / name, temporary / name)
             (temporary / RUNTIME).mkdir()

@@ -7,6 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -103,13 +104,35 @@ def test_a_page_of_pictures_on_the_gpu(tmp_path: Path) -> None:
     """Nobody draws a picture of three colours; the path of the images is in no file."""
     pytest.importorskip("torchvision")
     train(tiny_options(write_images(tmp_path / "images"), None), tmp_path / "run")
-    export_site(tmp_path / "run", tmp_path / "page", "int8", runtime=installed(tmp_path, WEBGPU), webgpu=True)
+    export_site(tmp_path / "run", tmp_path / "page", runtime=installed(tmp_path, WEBGPU), webgpu=True)
     text = (tmp_path / "page" / "model.json").read_text()
     assert json.loads(text)["drawing"] is None
     assert json.loads(text)["runtime"]["webgpu"] is True
     assert {f"runtime/{name}" for name in WEBGPU} < files(tmp_path / "page")
-    assert (tmp_path / "page" / "model.onnx").read_text() == "a model of int8"
     assert str(tmp_path) not in text
+
+
+def test_bits_on_the_gpu(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That build widens int8, but neither bfloat16 nor int4."""
+    onnx = pytest.importorskip("onnx")
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    steps = np.array([[0.5], [3.0]], dtype=ml_dtypes.bfloat16)
+    tensors = [onnx.numpy_helper.from_array(values, "x") for values in (steps, np.array([[-3], [4]], dtype=np.int8))]
+
+    def write(folder: Path, path: Path, dtype: object) -> None:
+        graph = onnx.helper.make_graph([], "graph", [], [], tensors)
+        path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
+
+    monkeypatch.setattr(page, "export", write)
+    dist = installed(tmp_path, WEBGPU)
+    export_site(finished, tmp_path / "page", "int8", runtime=dist, webgpu=True)
+    stored = onnx.load(tmp_path / "page" / "model.onnx").graph.initializer
+    assert [tensor.data_type for tensor in stored] == [onnx.TensorProto.FLOAT, onnx.TensorProto.INT8]
+    assert onnx.numpy_helper.to_array(stored[0]).tolist() == [[0.5], [3.0]]
+    assert stored[1] == tensors[1]
+    with pytest.raises(TrainingError, match=r"can't read int4: give dtype='int8', or omit webgpu=\.\.\."):
+        export_site(finished, tmp_path / "other", "int4", runtime=dist, webgpu=True)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.usefixtures("quick_export")
