@@ -31,7 +31,7 @@ from fxhash.lowering.readers import (
 )
 from fxhash.lowering.splitting import is_faster_split
 from fxhash.lowering.training_costs import training_costs, trains_faster_split
-from fxhash.lowering.weights import Weight, right_bytes
+from fxhash.lowering.weights import Weight, right_bytes, widened_bytes
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.parameter_plan import ParameterPlan
 
@@ -115,17 +115,10 @@ class _Analysis:
         found.sort(key=lambda use: use.live)
         uses, slot_bytes = assign_slots(found)
         stored = {use.key(each.role): each for use in uses for each in use.stored if each.role != "weight"}
-        right = right_bytes(self.generator.plan.layout, self.generator.right.dtype, self.factor_bits)
-        factor_bytes = right + sum(each.bytes for each in stored.values())
-        widened = 0 if self.factor_bits is None else max(map(self._widened_bytes, uses), default=0)
-        return LoweringPlan(uses, slot_bytes, peak_of(uses, slot_bytes), factor_bytes, self.factor_bits, widened)
-
-    def _widened_bytes(self, use: WeightUse) -> int:
-        """Bytes of the factors of a use in floating point."""
-        layout, rank = self.generator.plan.layout, use.parameter.full_rank
-        looks_up = use.reader is Reader.EMBEDDING and use.method is Method.FACTORED
-        rows = 0 if looks_up else self.generator.plan.rows_of(use.parameter)
-        return use.stores("left") * (rows + layout.cols) * rank * self.generator.right.dtype.itemsize
+        compression, dtype, bits = self.generator.plan, self.generator.right.dtype, self.factor_bits
+        factor_bytes = right_bytes(compression.layout, dtype, bits) + sum(each.bytes for each in stored.values())
+        widened = 0 if bits is None else max((widened_bytes(use, compression, dtype) for use in uses), default=0)
+        return LoweringPlan(uses, slot_bytes, peak_of(uses, slot_bytes), factor_bytes, bits, widened)
 
     def _weight(self, generator: SMHGenerator, call: fx.Node) -> Weight:
         fqn = str(call.args[0])
