@@ -18,9 +18,8 @@ from fxhash.passes.arrange_constants import arrange_constants
 from fxhash.printable import shortened
 from fxhash.smh.checks import check_module
 from fxhash.storage.atomic import replacing
-from fxhash.storage.checkpoint import PathLike
 from fxhash.storage.onnx_graph import remove_zero_biases
-from fxhash.storage.paths import read_target
+from fxhash.storage.paths import PathLike, read_target
 from fxhash.transformed import transformed_parts, with_parts
 
 

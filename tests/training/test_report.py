@@ -95,7 +95,7 @@ def test_a_real_run_in_html(compressed, tmp_path):
     assert row[7:12] == [f"{result['test_accuracy']:.2%}", f"{result['test_loss']:.4f}", "1", "0", "digits"]
     assert_self_contained(text)
     assert text.count("<img") == 2
-    plan = fxhash.storage.checkpoint.read_plan(compressed / "model.safetensors")
+    plan = fxhash.storage.reading.read_plan(compressed / "model.safetensors")
     table = rows(text.partition("<details>")[2])
     assert table == [list(row) for row in plan.table()]
     assert row_of("conv1.weight", text)[:3] == ["conv1.weight", "16x1x3x3", "hashed"]
