@@ -26,12 +26,6 @@ from fxhash.training import RunOptions, load_recipe, write_report
 from fxhash.training.report import figures
 from fxhash.training.report.comparison import compare, mean_and_deviation
 
-# Torch's own, about how Lightning calls it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
-]
-
 CURVES = (
     "epoch,train_loss,test_loss,test_accuracy,learning_rate,seconds\n1,2.0,1.9,0.4,0.01,3.25\n2,1.5,1.2,0.6,0.0,3.5\n"
 )
