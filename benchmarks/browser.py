@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,17 +41,20 @@ PAGES: dict[str, tuple[float | None, str | None]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where runs and pages are, or are made")
-    parser.add_argument("--calls", type=int, default=100, help="pictures to time on each page")
-    parser.add_argument("--starts", type=int, default=5, help="how often to load each page without a cache")
+    parser.add_argument("--calls", type=int, default=100, help="pictures to time on each page, each round")
+    parser.add_argument("--starts", type=int, default=2, help="how often to load each page without a cache, each round")
+    parser.add_argument("--rounds", type=int, default=3, help="how often to go through all pages")
     parser.add_argument("--output", type=Path, help="the record; it is printed if omitted")
     arguments = parser.parse_args()
     for name, (compress, dtype) in PAGES.items():
         prepare(arguments.folder, name, compress, dtype)
     pictures = save_pictures(arguments.folder)
-    results = []
-    for name in PAGES:
-        print(name, file=sys.stderr, flush=True)
-        results.append({"page": name, **measure(arguments.folder / name, pictures, arguments.calls, arguments.starts)})
+    visits: dict[str, list[dict[str, Any]]] = {name: [] for name in PAGES}
+    for _ in range(arguments.rounds):
+        for name in PAGES:
+            print(name, file=sys.stderr, flush=True)
+            visits[name].append(visit(arguments.folder / name, pictures, arguments.calls, arguments.starts))
+    results = [{"page": name, **measured(arguments.folder / name, visits[name])} for name in PAGES]
     # In the end, so that nothing of PyTorch runs beside the browser.
     for result in results:
         compress, _ = PAGES[str(result["page"])]
@@ -67,6 +71,7 @@ def main() -> None:
         "network": NETWORK,
         "calls": arguments.calls,
         "starts": arguments.starts,
+        "rounds": arguments.rounds,
         "pictures": PICTURES,
         "results": results,
     }
@@ -105,30 +110,37 @@ def save_pictures(folder: Path) -> list[str]:
     return [str(path.resolve()) for path in paths]
 
 
-def measure(page: Path, pictures: list[str], calls: int, starts: int) -> dict[str, object]:
-    """Bytes of a page, and medians of its times in milliseconds.
-
-    Returns:
-        Among others `session`, the time from a runtime and model that are being fetched from this machine to a session;
-        and `session_again`, that of another session, once the runtime is compiled.
-    """
+def visit(page: Path, pictures: list[str], calls: int, starts: int) -> dict[str, Any]:
+    """What happened at a page, as `web/visit.mjs` tells it."""
     asked = {"folder": str(page.resolve()), "pictures": pictures, "calls": calls, "starts": starts}
     run = subprocess.run(
         ["node", str(WEB / "visit.mjs")], input=json.dumps(asked), capture_output=True, text=True, check=True
     )
     visited = json.loads(run.stdout)
     assert visited["provider"] == "wasm", visited["status"]
+    return visited
+
+
+def measured(page: Path, visits: list[dict[str, Any]]) -> dict[str, Any]:
+    """Bytes of a page, and medians of its times in milliseconds.
+
+    Returns:
+        Among others `session_milliseconds`, the time from a model that is there, and a runtime that is not, to a session;
+        `session_again_milliseconds`, that of another session, once the runtime is compiled; and `picture_milliseconds`,
+        the median over the rounds of the medians of each.
+    """
     runtime = list((page / "runtime").iterdir())
+    loads = [load for visited in visits for load in visited["loads"]]
     return {
         "model_bytes": (page / "model.onnx").stat().st_size,
         "model_bytes_gzip": zipped(page / "model.onnx"),
         "runtime_bytes": sum(file.stat().st_size for file in runtime),
         "runtime_bytes_gzip": sum(map(zipped, runtime)),
-        "session_milliseconds": round(statistics.median(load["first"] for load in visited["loads"]), 1),
-        "session_again_milliseconds": round(statistics.median(load["again"] for load in visited["loads"]), 1),
-        "picture_milliseconds": round(statistics.median(visited["milliseconds"]), 3),
-        "browser": visited["browser"],
-        "probabilities": [answer["probabilities"] for answer in visited["pictures"]],
+        "session_milliseconds": round(statistics.median(load["first"] for load in loads), 1),
+        "session_again_milliseconds": round(statistics.median(load["again"] for load in loads), 1),
+        "picture_milliseconds": round(statistics.median(statistics.median(each["milliseconds"]) for each in visits), 3),
+        "browser": visits[0]["browser"],
+        "probabilities": [answer["probabilities"] for answer in visits[0]["pictures"]],
     }
 
 

@@ -322,5 +322,5 @@ def test_figures_of_pages_in_the_browser_are_the_recorded_ones():
     assert f"A {record['network'].replace('resnet', 'ResNet-')} on digits" in text
     assert f"in {record['browser'].removesuffix(', headless')}" in text
     assert f"`onnxruntime-web` {record['onnxruntime-web']}" in text
-    assert f"median of {record['calls']} pictures and of {record['starts']} starts" in text
+    assert f"{record['rounds']} rounds of {record['calls']} pictures and {record['starts']} starts" in text
     assert f"{record['pictures']} test images" in text

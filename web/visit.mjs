@@ -8,7 +8,7 @@
 //   strokes      lists of points [x, y] between 0 and 1, to draw with the mouse
 //   keys         keys to press on the canvas, after it was cleared
 //   screenshot   file for a picture of the page at the end, as it is on a phone; `dark` for the dark one
-//   calls        how often to time the last picture, after two seconds of untimed calls
+//   calls        how often to time the last picture, after a second of untimed calls
 //   starts       how often to load the page anew, without a cache, for the time that it takes
 //
 // CHROME names the browser; Debian's if there is none.
@@ -106,7 +106,7 @@ async function load() {
     const { loaded } = await import("/model.js");
     const { runtime, bytes, provider, milliseconds } = await loaded;
     // Meanwhile the browser compiles the runtime once more, for speed.
-    await new Promise((resolve) => setTimeout(resolve, 2000));
+    await new Promise((resolve) => setTimeout(resolve, 1000));
     const ready = performance.now();
     await runtime.InferenceSession.create(bytes, { executionProviders: [provider] });
     return { first: milliseconds, again: performance.now() - ready };
@@ -169,7 +169,7 @@ async function timed(page, seen) {
         Uint8Array.from({ length: pixels.length / 4 }, (_, i) => pixels[4 * i + channel]),
       );
       const milliseconds = [];
-      const warm = performance.now() + 2000;
+      const warm = performance.now() + 1000;
       while (performance.now() < warm) await classify(planes);
       for (let i = 0; i < calls; i++) {
         const start = performance.now();
