@@ -125,7 +125,7 @@ def measured(page: Path, visits: list[dict[str, Any]]) -> dict[str, Any]:
     """Bytes of a page, and medians of its times in milliseconds.
 
     Returns:
-        Among others `session_milliseconds`, the time from a model that is there, and a runtime that is not, to a session;
+        Among others `session_milliseconds`, the time to a session from a model that is there and a runtime that is not;
         `session_again_milliseconds`, that of another session, once the runtime is compiled; and `picture_milliseconds`,
         the median over the rounds of the medians of each.
     """

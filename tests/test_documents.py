@@ -324,3 +324,6 @@ def test_figures_of_pages_in_the_browser_are_the_recorded_ones():
     assert f"`onnxruntime-web` {record['onnxruntime-web']}" in text
     assert f"{record['rounds']} rounds of {record['calls']} pictures and {record['starts']} starts" in text
     assert f"{record['pictures']} test images" in text
+    eight_bits = next(row for row in record["results"] if row["page"] == "fxhash 10 %, 8 bits")
+    assert eight_bits["model_bytes"] < 60_000
+    assert all(row["picture_milliseconds"] < 2 and row["largest_difference"] < 1e-5 for row in record["results"])
