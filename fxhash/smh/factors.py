@@ -134,7 +134,7 @@ class Factors(nn.Module):
         self.right.copy_(self._in_bits(self.right, bits))
         for kernels in self.kernels:
             kernels.copy_(self._in_bits(kernels, bits and KERNEL_BITS))
-        self._rounded_to, self.plan = bits, replace(self.plan, factor_bits=None)
+        self._rounded_to, self.plan = bits or self._rounded_to, replace(self.plan, factor_bits=None)
 
     @property
     def rounded_to(self) -> FactorBits | None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file
 
-from fxhash.errors import BudgetError, CheckpointError, TrainingError
+from fxhash.errors import BudgetError, CheckpointError, PlanError, TrainingError
 
 pytest.importorskip("lightning")
 pytest.importorskip("torchvision")
@@ -40,7 +40,7 @@ from fxhash.training.processes import processes_for
 from fxhash.training.report.comparison import compare
 from tests.cli.helpers import assert_one_line
 from tests.cli.helpers import run as run_command
-from tests.helpers import skip_unless_onnx_has_open_sizes
+from tests.helpers import run, skip_unless_onnx_has_open_sizes
 
 
 def quick(**changes):
@@ -572,6 +572,14 @@ def test_export_of_a_run(finished, tmp_path):
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
     right = (torch.from_numpy(logits).argmax(1) == data.test_labels).float().mean().item()
     assert right == pytest.approx(training.evaluate(finished)["deployed"], abs=1e-6)
+    result = run_command("export", str(finished), str(tmp_path / "small.onnx"), "--dtype", "int8")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "small.onnx").stat().st_size < 0.6 * (tmp_path / "model.onnx").stat().st_size
+    small = onnxruntime.InferenceSession(tmp_path / "small.onnx")
+    training.export(finished, tmp_path / "small.safetensors", "int8")
+    rounded = load_model(finished, tmp_path / "small.safetensors").eval()
+    (logits,) = small.run(None, {small.get_inputs()[0].name: images[:9].numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), run(rounded, images[:9])[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -646,8 +654,9 @@ def test_an_exported_file_in_8_bits(finished, dense_run, tmp_path):
     before = small.read_bytes()
     training.export(finished, small, "int8")
     assert small.read_bytes() == before
-    with pytest.raises(TrainingError, match=r"model\.onnx' can't hold factors in another type: omit dtype"):
-        training.export(finished, tmp_path / "model.onnx", torch.int8)
+    with pytest.raises(PlanError, match=r"no type to store factors in an ONNX file in: give one of torch\.float16"):
+        training.export(finished, tmp_path / "model.onnx", torch.bfloat16)
+    assert not (tmp_path / "model.onnx").exists()
     with pytest.raises(TrainingError, match=r"is of the dense model, which has no factors to store in torch\.int8"):
         training.export(dense_run, small, torch.int8)
     result = run_command("export", str(dense_run), str(tmp_path / "dense.safetensors"), "--dtype", "int8")
