@@ -10,7 +10,7 @@ OLDEST_TORCH := "torch==2.6.*" "torchvision==0.21.*"
 NEWEST_PYTHON ?= python3.13
 NEWEST_TORCH := torch torchvision
 
-.PHONY: demo docs test test-all test-ecosystem test-versions test-oldest test-newest lint clean
+.PHONY: demo docs test test-all test-ecosystem test-browser test-versions test-oldest test-newest lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/fxhash demo
@@ -31,6 +31,11 @@ test-all: lint
 test-ecosystem: $(INSTALLED)
 	$(BIN)/pip install --quiet torch torchvision -e ".[ecosystem]"
 	@$(BIN)/python -m pytest -n 2 tests/ecosystem
+
+# Pages of runs in headless Chromium, which must be installed: Debian's, or the one that the variable CHROME names.
+test-browser: $(INSTALLED)
+	npm ci --prefix web --ignore-scripts
+	@$(BIN)/python -m pytest tests/browser
 
 # The quick tests with the oldest and the newest Python and torch; `make -k` runs the second after a failure too.
 test-versions: test-oldest test-newest

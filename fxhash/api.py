@@ -175,7 +175,7 @@ def transform(
 def lower_for_deploy(
     gm: AnyModule,
     *,
-    memory_budget: int | str = 0,
+    memory_budget: int | str | None = None,
     dtype: torch.dtype | str | None = None,
     weights: str | None = None,
     methods: Mapping[str, str] | None = None,
@@ -196,8 +196,8 @@ def lower_for_deploy(
         gm: a transformed model, or one that holds some; it is left untouched and nothing is shared with it. What
             `torch.compile`, `DataParallel` or `DistributedDataParallel` made of it is unwrapped: wrap the result.
         memory_budget: bytes for weights, scratch included, or a string such as `"8MB"`. Within it, weights are
-            generated once and cached, those first that save most work a byte. By default nothing is cached, unless
-            `methods` says so.
+            generated once and cached, those first that save most work a byte; with 0, none is, unless `methods` says
+            so. If omitted, few small ones are, which take at most a twentieth of what the factors take.
         dtype: floating-point type to convert the model to, such as `torch.bfloat16`, or its name.
         weights: `"int8"` to keep `left` and `right` in memory as integers of 8 bits, those of `quantize_factors` if the
             model was trained with that, or else the nearest with a step for each row. Each is widened right before the
@@ -226,7 +226,7 @@ def lower_for_deploy(
     parts = require_transformed(gm)
     if weights is not None and not (isinstance(weights, str) and weights == "int8"):
         raise PlanError(f'weights={shown(weights)} is no form of factors: give "int8", or nothing for floating point')
-    budget = read_bytes(memory_budget)
+    budget = None if memory_budget is None else read_bytes(memory_budget)
     if not isinstance(device, DeviceProfile | None):
         raise PlanError(f"device={shown(device)} is no DeviceProfile: give that of fxhash.profile_device()")
     if dtype is not None:

@@ -16,7 +16,7 @@ from fxhash.transformed import AnyModule, sharing_copy, transformed_graph, trans
 def lowered_parts(
     model: AnyModule,
     requested: Mapping[str, Mapping[str, Method]],
-    budget: int,
+    budget: int | None,
     device: DeviceProfile | None,
     positions: Mapping[str, int] = MappingProxyType({}),
     replaces_watched_layers: bool = False,
@@ -27,7 +27,7 @@ def lowered_parts(
     Args:
         model: a transformed model or one that holds some, in eval mode.
         requested: for the path of each transformed model, the methods that were asked for.
-        budget: bytes for the weights of all of them.
+        budget: bytes for the weights of all of them; as of `plan_lowering`.
         device: as of `plan_lowering`.
         positions: as of `plan_lowering`, where the model itself is a transformed one.
         replaces_watched_layers: as of `plan_lowering`.

@@ -122,6 +122,10 @@ def assert_same_transform(one: fx.GraphModule, other: fx.GraphModule) -> None:
     assert_same_state(state_of(one), state_of(other))
 
 
+# Python 3.13 loads what it hashes a seed with when it is first given a string.
+random.Random("")
+
+
 def visible() -> dict[str, Any]:
     """What a thread can see of the process, and of its own state."""
     found: dict[str, Any] = {

@@ -96,6 +96,12 @@ def skip_unless_onnx_has_batch_norms() -> None:
         pytest.skip("torch 2.6 exports no batch norm with this onnxscript")
 
 
+def skip_unless_onnx_has_factored_attention() -> None:
+    """Skip a test that attention is factored in an ONNX file, which it isn't with torch 2.6."""
+    if TorchVersion(torch.__version__) < "2.7":
+        pytest.skip("torch 2.6 exports through its compiler, under which the weights of attention are generated")
+
+
 def skip_unless_sizes_are_recorded() -> None:
     """Skip a test of a model that gives values of a graph as sizes to `torch.zeros`, which torch 2.6 can't record."""
     if TorchVersion(torch.__version__) < "2.7":

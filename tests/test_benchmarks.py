@@ -14,7 +14,7 @@ import torch
 
 import fxhash
 from fxhash import zoo
-from tests.helpers import trainable
+from tests.helpers import skip_unless_onnx_has_batch_norms, trainable
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
@@ -111,6 +111,7 @@ def test_the_table_of_runtimes(tmp_path):
 def test_forms_in_runtimes(tmp_path, capsys):
     """Each has the outputs of the model that it was made of; what is not installed is left out with a line."""
     pytest.importorskip("onnxruntime")
+    skip_unless_onnx_has_batch_norms()
     from runtimes import Forms
 
     dense, x = zoo.create("resnet20").eval(), torch.randn(1, 3, 16, 16)

@@ -304,3 +304,26 @@ def test_figures_of_the_pretrained_encoder_are_the_recorded_ones():
     assert f"calibrated on {record['calibration_texts']} short texts" in text
     assert f"learned from {record['recovery_texts']:,}; {record['test_texts']} others" in text
     assert (record["device"], record["threads"]) == ("cpu", 1)
+
+
+def test_figures_of_pages_in_the_browser_are_the_recorded_ones():
+    record = json.loads((ROOT / "benchmarks" / "results" / "browser.json").read_text())
+    page = (DOCS / "guide" / "browser.md").read_text()
+    table = [line for line in page.splitlines() if line.startswith("|")][2:]
+    assert table == [
+        f"| {row['page']} | {row['model_bytes'] / 1e3:.1f} | {row['model_bytes_gzip'] / 1e3:.1f} "
+        f"| {row['session_milliseconds']:.0f} | {row['session_again_milliseconds']:.0f} "
+        f"| {row['picture_milliseconds']:.2f} | {row['largest_difference']:.0e} |"
+        for row in record["results"]
+    ]
+    text = " ".join(page.split())
+    first = record["results"][0]
+    assert f"{first['runtime_bytes'] / 1e6:.1f} MB, {first['runtime_bytes_gzip'] / 1e6:.1f} MB compressed" in text
+    assert f"A {record['network'].replace('resnet', 'ResNet-')} on digits" in text
+    assert f"in {record['browser'].removesuffix(', headless')}" in text
+    assert f"`onnxruntime-web` {record['onnxruntime-web']}" in text
+    assert f"{record['rounds']} rounds of {record['calls']} pictures and {record['starts']} starts" in text
+    assert f"{record['pictures']} test images" in text
+    eight_bits = next(row for row in record["results"] if row["page"] == "fxhash 10 %, 8 bits")
+    assert eight_bits["model_bytes"] < 60_000
+    assert all(row["picture_milliseconds"] < 2 and row["largest_difference"] < 1e-5 for row in record["results"])

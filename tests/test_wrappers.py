@@ -9,7 +9,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import fxhash
-from fxhash.storage.checkpoint import read_plan, read_plans
+from fxhash.storage.reading import read_plan, read_plans
 from tests.helpers import assert_same_outputs, smallest_transform
 from tests.models import ResidualConvNet
 from tests.storage.forgery import forge, opened

@@ -56,7 +56,7 @@ def inspect(
 
 
 def _print_plan(path: str, given: dict[str, Any]) -> None:
-    from fxhash.storage.checkpoint import read_plans
+    from fxhash.storage.reading import read_plans
 
     if given:
         options = ", ".join(f"--{name}" for name in given)

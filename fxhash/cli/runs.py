@@ -1,11 +1,13 @@
 """`fxhash eval`, `export`, `bench` and `report`: what can be done with the folder of a run."""
 
+import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fxhash.cli.errors import needs_extra, print_warning
+from fxhash.cli.errors import UsageError, needs_extra, print_warning
 from fxhash.cli.trust import TrustOption
 from fxhash.targets import trusting
 
@@ -32,24 +34,57 @@ def evaluate(
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    output: Annotated[Path, typer.Argument(metavar="FILE", help="A .safetensors or .onnx file.", dir_okay=False)],
+    output: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|FOLDER/",
+            help="A .safetensors or .onnx file; or a folder, one that is there or with a / at its end, for a page that "
+            "classifies pictures in the browser.",
+        ),
+    ],
     dtype: Annotated[
         str | None,
         typer.Option(
             help="Store factors as float16, int8 or int4, or bfloat16 (.safetensors alone); as they are if omitted."
         ),
     ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a page: where npm installed onnxruntime-web; this folder or one above if omitted.",
+            file_okay=False,
+        ),
+    ] = None,
+    webgpu: Annotated[
+        bool, typer.Option("--webgpu", help="For a page: compute on the GPU where the browser can.")
+    ] = False,
     trust: TrustOption = None,
 ) -> None:
-    """Write the model of a run to a file: its factors, or an ONNX model of its deployed form.
+    """Write the model of a run to a file, its factors or an ONNX model of its deployed form; or as a web page.
 
     Example: fxhash export runs/digits model.safetensors --dtype int8
     """
+    path = Path(output)
+    as_page = output.endswith(("/", os.sep)) or path.is_dir()
+    if not as_page and not path.suffix:
+        raise UsageError(
+            f"{output!r} has no file extension: give a .safetensors or .onnx file, or {f'{output}/'!r} for a page"
+        )
+    if not as_page and (runtime is not None or webgpu):
+        raise UsageError("--runtime and --webgpu are for a page: give a folder such as 'page/', or omit them")
     with needs_extra("train"):
-        from fxhash.training import export
+        from fxhash.training import export, export_site
     with trusting(trust or ()):
-        export(run, output, dtype)
-    print(f"{output}: {output.stat().st_size:,} bytes")
+        if as_page:
+            export_site(run, path, dtype, runtime=runtime, webgpu=webgpu)
+        else:
+            export(run, path, dtype)
+    if not as_page:
+        print(f"{output}: {path.stat().st_size:,} bytes")
+        return
+    sizes = {file: file.stat().st_size for file in path.rglob("*") if file.is_file()}
+    print(f"{output}: {sum(sizes.values()):,} bytes, {sizes[path / 'model.onnx']:,} of them the model")
+    print(f"to see it: python -m http.server --directory {shlex.quote(output)}")
 
 
 def bench(

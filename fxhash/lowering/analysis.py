@@ -17,7 +17,7 @@ from fxhash.lowering.batch_norm import FoundNorm, foldable_norm
 from fxhash.lowering.costs import Costs
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.factored_modules import can_be_factored
-from fxhash.lowering.memory import assign_slots, choose_cached, peak_of
+from fxhash.lowering.memory import assign_slots, choose_cached, choose_small, peak_of
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader, WeightUse
 from fxhash.lowering.readers import (
@@ -31,7 +31,7 @@ from fxhash.lowering.readers import (
 )
 from fxhash.lowering.splitting import is_faster_split
 from fxhash.lowering.training_costs import training_costs, trains_faster_split
-from fxhash.lowering.weights import Weight, right_bytes
+from fxhash.lowering.weights import Weight, right_bytes, widened_bytes
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.parameter_plan import ParameterPlan
 
@@ -39,7 +39,7 @@ from fxhash.smh.parameter_plan import ParameterPlan
 def plan_lowering(
     gm: fx.GraphModule,
     requested: Mapping[str, Method] | None = None,
-    budget: int = 0,
+    budget: int | None = 0,
     device: DeviceProfile | None = None,
     replaces_watched_layers: bool = False,
     positions: Mapping[str, int] = MappingProxyType({}),
@@ -55,6 +55,7 @@ def plan_lowering(
         gm: a transformed model, in eval mode unless it is for training; it is read and not changed.
         requested: methods for parameters by their names; the cost model chooses for all others.
         budget: bytes for weights, scratch included, within which weights are cached; with 0, only those requested are.
+            None to cache few small ones, as by `choose_small`.
         device: what the model is to run on; the device that it is on if omitted.
         replaces_watched_layers: whether to put other layers also into opaque submodules whose code looks at theirs,
             as far as its source shows: only where their outputs are compared afterwards.
@@ -76,11 +77,15 @@ def plan_lowering(
     device = device or DeviceProfile.of(generator.right.device)
     analysis = _Analysis(gm, generator, calls, device, replaces_watched_layers, positions, for_training, in_eight_bits)
     plan = analysis.plan(requested)
-    if budget:
-        candidates = {str(call.args[0]) for call in calls} - requested.keys()
+    candidates = {str(call.args[0]) for call in calls} - requested.keys()
+    if budget is None:
+        cached = choose_small(plan, candidates, device)
+    elif budget:
         cached = choose_cached(plan, budget, candidates, device)
-        plan = analysis.plan(requested | dict.fromkeys(cached, Method.CACHE))
-        assert plan.peak_bytes <= budget, "a memory budget is exceeded"
+    else:
+        return plan
+    plan = analysis.plan(requested | dict.fromkeys(cached, Method.CACHE))
+    assert not budget or plan.peak_bytes <= budget, "a memory budget is exceeded"
     return plan
 
 
@@ -115,17 +120,10 @@ class _Analysis:
         found.sort(key=lambda use: use.live)
         uses, slot_bytes = assign_slots(found)
         stored = {use.key(each.role): each for use in uses for each in use.stored if each.role != "weight"}
-        right = right_bytes(self.generator.plan.layout, self.generator.right.dtype, self.factor_bits)
-        factor_bytes = right + sum(each.bytes for each in stored.values())
-        widened = 0 if self.factor_bits is None else max(map(self._widened_bytes, uses), default=0)
-        return LoweringPlan(uses, slot_bytes, peak_of(uses, slot_bytes), factor_bytes, self.factor_bits, widened)
-
-    def _widened_bytes(self, use: WeightUse) -> int:
-        """Bytes of the factors of a use in floating point."""
-        layout, rank = self.generator.plan.layout, use.parameter.full_rank
-        looks_up = use.reader is Reader.EMBEDDING and use.method is Method.FACTORED
-        rows = 0 if looks_up else self.generator.plan.rows_of(use.parameter)
-        return use.stores("left") * (rows + layout.cols) * rank * self.generator.right.dtype.itemsize
+        compression, dtype, bits = self.generator.plan, self.generator.right.dtype, self.factor_bits
+        factor_bytes = right_bytes(compression.layout, dtype, bits) + sum(each.bytes for each in stored.values())
+        widened = 0 if bits is None else max((widened_bytes(use, compression, dtype) for use in uses), default=0)
+        return LoweringPlan(uses, slot_bytes, peak_of(uses, slot_bytes), factor_bytes, bits, widened)
 
     def _weight(self, generator: SMHGenerator, call: fx.Node) -> Weight:
         fqn = str(call.args[0])

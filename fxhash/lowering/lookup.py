@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -57,6 +58,74 @@ def factored_embedding(
     ]
     looked_up = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     return looked_up.view(*indices.shape, size)
+
+
+@recorded
+@without_autocast
+def factored_embeddings(
+    right: Tensor, indices: Sequence[Tensor], lefts: Sequence[Tensor], shapes: Sequence[Sequence[int]]
+) -> tuple[Tensor, ...]:
+    """`factored_embedding` for several tables of as many columns: a few calls for all of them, where none is trained.
+
+    Args:
+        right: the right factor.
+        indices: those of each table, integers of any shape.
+        lefts: each table's own rows of the left factor, in floating point.
+        shapes: each table's shape; a row of `W` must hold several of its entries.
+
+    Returns:
+        What `factored_embedding` gives for each.
+    """
+    size = shapes[0][1]
+    counts, ranks = tuple(each.numel() for each in indices), tuple(left.shape[1] for left in lefts)
+    if not _joins(right, indices) or sum(map(int.__mul__, counts, ranks)) > _LARGEST_INTERMEDIATE:
+        return tuple(
+            factored_embedding(each, left, right, shape)
+            for each, left, shape in zip(indices, lefts, shapes, strict=True)
+        )
+    per_row = right.shape[1] // size
+    together = torch.cat([each.reshape(-1) for each in indices])
+    rows, blocks = together // per_row, (together % per_row).unsqueeze(1)
+    factors, segments = [], []
+    for left, of_rows, of_blocks in zip(lefts, rows.split(counts), blocks.split(counts), strict=True):
+        factors.append(F.embedding(of_rows, left).view(-1))
+        segments.append((_starts(left.shape[1], per_row, right.device) + of_blocks).view(-1))
+    sums = F.embedding_bag(
+        torch.cat(segments),
+        right.view(-1, size),
+        _bags(counts, ranks, right.device),
+        per_sample_weights=torch.cat(factors),
+        mode="sum",
+    )
+    return tuple(each.view(*index.shape, size) for each, index in zip(sums.split(counts), indices, strict=True))
+
+
+def _joins(right: Tensor, indices: Sequence[Tensor]) -> bool:
+    """Whether lookups are joined: not for compilers and exporters, nor in training."""
+    is_eager = not torch.compiler.is_compiling() and not torch._C._get_tracing_state()
+    return (
+        is_eager
+        and type(right) in (Tensor, torch.nn.Parameter)
+        and not (right.requires_grad and torch.is_grad_enabled())
+        and all(type(each) is Tensor for each in indices)
+    )
+
+
+@lru_cache(maxsize=64)
+def _starts(rank: int, per_row: int, device: torch.device) -> Tensor:
+    """The first segment of each row of `right`."""
+    # They outlive the call: no tensors of inference mode, which can't be used outside of it.
+    with torch.inference_mode(False):
+        return torch.arange(0, rank * per_row, per_row, device=device)
+
+
+@lru_cache(maxsize=64)
+def _bags(counts: tuple[int, ...], ranks: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where the bag of each index begins: those of a table have as many entries as its rank."""
+    with torch.inference_mode(False):
+        sizes = [torch.full((count,), rank, device=device) for count, rank in zip(counts, ranks, strict=True)]
+        each = torch.cat(sizes)
+        return each.cumsum(0) - each
 
 
 _LookUp = Callable[[Tensor, Tensor, Tensor, int], Tensor]

@@ -14,6 +14,9 @@ from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, WeightUse, cached_bytes
 
+# Of the bytes of the factors, the part that weights take at most which are cached where no budget is given.
+_CACHED_PART = 20
+
 
 def color_slots(ranges: Mapping[str, tuple[int, int]], sizes: Mapping[str, int]) -> dict[str, int]:
     """Assign values to scratch slots, such that no two values of one slot are live at the same time.
@@ -110,6 +113,39 @@ def choose_cached(
             f"are in use: give {plan.peak_bytes} or more, or 0 to generate every weight on demand",
             plan.peak_bytes,
         )
+    cached: set[str] = set()
+    total = 0
+    for fqn, size in _worth_caching(plan, candidates, device):
+        if total + size + plan.peak_bytes <= budget or _peak_if_cached(plan, cached | {fqn}, budget) <= budget:
+            cached.add(fqn)
+            total += size
+    return frozenset(cached)
+
+
+def choose_small(plan: LoweringPlan, candidates: Collection[str], device: DeviceProfile) -> frozenset[str]:
+    """The parameters to cache where no budget is given: of those in the order of `choose_cached`, few and small ones.
+
+    Together they take at most a twentieth of what the factors take. They are the small layers beside large tables,
+    whose calls take longer than their work.
+
+    Args:
+        plan: how the weights are computed if none of `candidates` is cached.
+        candidates: names of parameters that may be cached.
+        device: what the model is to run on.
+    """
+    if device.generates_once:
+        return frozenset()
+    cached = set()
+    left = plan.factor_bytes // _CACHED_PART
+    for fqn, size in _worth_caching(plan, candidates, device):
+        if size <= left:
+            cached.add(fqn)
+            left -= size
+    return frozenset(cached)
+
+
+def _worth_caching(plan: LoweringPlan, candidates: Collection[str], device: DeviceProfile) -> list[tuple[str, int]]:
+    """The parameters that save work if they are cached, and their bytes: those first that save most a byte."""
     saved: Counter[str] = Counter()
     size: dict[str, int] = {}
     for use in plan.uses:
@@ -117,13 +153,7 @@ def choose_cached(
             saved[use.fqn] += use.costs.saved_by_caching(use.method, device.thin_product_cost)
             size[use.fqn] = use.weight_bytes
     worthwhile = [fqn for fqn in saved if saved[fqn]]
-    cached: set[str] = set()
-    total = 0
-    for fqn in sorted(worthwhile, key=lambda fqn: (-saved[fqn] / size[fqn], -size[fqn], fqn)):
-        if total + size[fqn] + plan.peak_bytes <= budget or _peak_if_cached(plan, cached | {fqn}, budget) <= budget:
-            cached.add(fqn)
-            total += size[fqn]
-    return frozenset(cached)
+    return [(fqn, size[fqn]) for fqn in sorted(worthwhile, key=lambda fqn: (-saved[fqn] / size[fqn], -size[fqn], fqn))]
 
 
 def _peak_if_cached(plan: LoweringPlan, cached: Collection[str], budget: int) -> int:

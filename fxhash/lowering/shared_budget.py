@@ -17,7 +17,7 @@ from fxhash.lowering.plan import LoweringPlan
 
 def plan_lowerings(
     models: Sequence[tuple[fx.GraphModule, Mapping[str, Method]]],
-    budget: int = 0,
+    budget: int | None = 0,
     replaces_watched_layers: bool = False,
     device: DeviceProfile | None = None,
     positions: Mapping[str, int] = MappingProxyType({}),
@@ -27,7 +27,7 @@ def plan_lowerings(
 
     Args:
         models: each in eval mode, with the methods that were asked for.
-        budget: bytes for the weights of all of them; 0 for no limit and nothing cached.
+        budget: bytes for the weights of all of them; 0 and None as of `plan_lowering`, for each.
         replaces_watched_layers: as of `plan_lowering`.
         device: as of `plan_lowering`.
         positions: as of `plan_lowering`, of a single model.

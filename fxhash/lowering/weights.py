@@ -12,11 +12,12 @@ from fxhash.lowering.batch_norm import FoundNorm
 from fxhash.lowering.costs import Costs, layer_costs, lookup_costs
 from fxhash.lowering.functional import rows_per_channel
 from fxhash.lowering.method import Method
-from fxhash.lowering.plan import Reader, StoredTensor
+from fxhash.lowering.plan import Reader, StoredTensor, WeightUse
 from fxhash.smh.arithmetic import is_row_aligned
 from fxhash.smh.factor_bits import FactorBits
 from fxhash.smh.layout import Layout
 from fxhash.smh.parameter_plan import ParameterPlan
+from fxhash.smh.plan import CompressionPlan
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,22 @@ def right_bytes(layout: Layout, dtype: torch.dtype, bits: FactorBits | None) -> 
     return (
         entries * dtype.itemsize if bits is None else entries + layout.rank * bits.groups(layout.cols) * dtype.itemsize
     )
+
+
+def widened_bytes(use: WeightUse, compression: CompressionPlan, dtype: torch.dtype) -> int:
+    """Size of the factors of a use in floating point, as far as they are stored as integers.
+
+    Args:
+        use: the use.
+        compression: the plan of the transformed model.
+        dtype: the type that factors are computed with in.
+    """
+    if not use.stores("left"):
+        return 0
+    # Of a table, no rows of `left` are widened but those that are looked up.
+    looks_up = use.reader is Reader.EMBEDDING and use.method is Method.FACTORED
+    rows = 0 if looks_up else compression.rows_of(use.parameter)
+    return (rows + compression.layout.cols) * use.parameter.full_rank * dtype.itemsize
 
 
 def _tensor(role: str, dtype: torch.dtype, *shape: int) -> StoredTensor:

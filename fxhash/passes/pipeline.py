@@ -17,6 +17,7 @@ from fxhash.passes.factor_attention import factor_attention
 from fxhash.passes.factor_layers import factor_layers
 from fxhash.passes.fold_batch_norm import fold_batch_norm
 from fxhash.passes.generate_on_demand import generate_on_demand
+from fxhash.passes.join_lookups import join_lookups
 from fxhash.passes.lower_opaque_modules import lower_opaque_modules
 from fxhash.passes.multiply_pointwise import multiply_pointwise
 from fxhash.passes.nodes import USE, Factors
@@ -34,6 +35,7 @@ LOWERING: tuple[LoweringPass, ...] = (
     split_separable,
     fold_batch_norm,
     factor_layers,
+    join_lookups,
     factor_attention,
     lower_opaque_modules,
     multiply_pointwise,

@@ -29,21 +29,9 @@ _KEEP_ORDER = {
 # What takes any order, and whose results have the usual one, or none.
 _TAKE_ANY = {torch.flatten, torch.mean, torch.sum, getattr, "flatten", "mean", "sum", "size", "dim", "contiguous"}
 _MODULES = (
-    *(
-        nn.BatchNorm1d,
-        nn.BatchNorm2d,
-        nn.BatchNorm3d,
-        nn.SyncBatchNorm,
-        nn.ReLU,
-        nn.ReLU6,
-        nn.SiLU,
-        nn.GELU,
-        nn.Hardswish,
-        nn.Hardsigmoid,
-        nn.Sigmoid,
-    ),
-    *(nn.LeakyReLU, nn.ELU, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity),
-    *(nn.AdaptiveMaxPool2d, nn.Upsample),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample),
 )
 
 

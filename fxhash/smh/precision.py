@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
@@ -28,11 +29,11 @@ def full_precision(device_type: str) -> AbstractContextManager[object]:
     return nullcontext() if autocast_dtype(device_type) is None else torch.autocast(device_type, enabled=False)
 
 
-def without_autocast(product: Callable[Concatenate[Tensor, Arguments], Tensor]) -> Callable[..., Tensor]:
+def without_autocast(product: Callable[Concatenate[Tensor, Arguments], Result]) -> Callable[..., Result]:
     """Let a function of tensors compute in their own type, also under autocast."""
 
     @wraps(product)
-    def run(first: Tensor, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Tensor:
+    def run(first: Tensor, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if autocast_dtype(first.device.type) is None:
             return product(first, *args, **kwargs)
         with torch.autocast(first.device.type, enabled=False):

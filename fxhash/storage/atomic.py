@@ -1,8 +1,9 @@
-"""Files that are complete or not there."""
+"""Files and folders that are complete or not there."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,22 +19,63 @@ def replacing(path: Path) -> Iterator[Path]:
     Whatever goes wrong, `path` is as it was and nothing is left of the other file; only a process that is killed
     leaves it, see `remove_partial_files`. Errors are those of the system.
     """
-    # Not by tempfile, which would make a file that nobody but its owner can read.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_SUFFIX}")
+    temporary = _beside(path)
     try:
         yield temporary
-        with open(temporary, "r+b") as file:
-            os.fsync(file.fileno())
+        _flush_file(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     _flush_folder(path.parent)
 
 
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give a new folder beside `path` to fill; at the end of the block, it takes the place of `path` and all in it.
+
+    Whatever goes wrong, `path` is as it was and nothing is left of the new folder. A process that is killed leaves
+    hidden folders beside it, see `remove_partial_files`; in the moment between two renames, the old one is among them.
+    Errors are those of the system.
+    """
+    temporary, previous = _beside(path), _beside(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush_file(file)
+        existed = path.exists()
+        if existed:
+            os.rename(path, previous)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if existed:
+                os.rename(previous, path)
+            raise
+        shutil.rmtree(previous, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _flush_folder(path.parent)
+
+
 def remove_partial_files(folder: Path) -> None:
-    """Remove what processes that were killed inside of `replacing` left in a folder; none may be at it now."""
+    """Remove what processes that were killed inside of the above left in a folder; none may be at it now."""
     for left in folder.glob(f".*{_SUFFIX}"):
-        left.unlink(missing_ok=True)
+        if left.is_dir():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    # Not by tempfile, which would make a file that nobody but its owner can read.
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{_SUFFIX}")
+
+
+def _flush_file(path: Path) -> None:
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _flush_folder(folder: Path) -> None:

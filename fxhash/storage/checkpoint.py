@@ -6,10 +6,9 @@ and, if asked for, the name of the function that builds the original model.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -20,7 +19,6 @@ from fxhash.capture.exported import Model, as_module
 from fxhash.errors import CheckpointError, PlanError, TransformError
 from fxhash.graph.names import original_name
 from fxhash.lowering.factor_store import find_factor_store
-from fxhash.printable import shortened
 from fxhash.smh.checks import check_flag
 from fxhash.smh.generator import find_generator
 from fxhash.smh.plan import CompressionPlan
@@ -36,9 +34,10 @@ from fxhash.storage.contents import (
 from fxhash.storage.factory import Factory, check_trust, stated_factory
 from fxhash.storage.fit import check_parameters, check_submodules, check_tensors
 from fxhash.storage.model_file import StoredModel, pack, unpack
-from fxhash.storage.paths import read_path, read_target
+from fxhash.storage.paths import PathLike, read_path, read_target
 from fxhash.storage.plans import plans_from_json, plans_to_json
 from fxhash.storage.quantization import bits_of, quantized, read_storage_dtype
+from fxhash.storage.reading import factory_of, plans_of, refuse_values
 from fxhash.storage.values import describe_not_finite, describe_not_finite_weight
 from fxhash.transformed import (
     current_plan,
@@ -49,8 +48,6 @@ from fxhash.transformed import (
     unwrapped,
     with_parts,
 )
-
-PathLike: TypeAlias = str | os.PathLike[str]
 
 
 def save(
@@ -169,7 +166,7 @@ def load(
     if given is not None:
         refuse_transformed(given)
     stored = _with_original_names(unpack(read_path(path)))
-    plans = _plans_of(stored, path)
+    plans = plans_of(stored, path)
     dense = _build(stored, path, trusted) if given is None else given
     # Older files of what torch.compile returned have its names.
     dense = dense if _has_names_of_compiled(plans) else unwrapped(dense)
@@ -188,55 +185,13 @@ def load(
             )
     if not allow_nan:
         others = trained_otherwise(gm, parts)
-        _refuse(describe_not_finite(gm.state_dict(), plans, others) or _describe_wrong_weight(parts), path)
+        refuse_values(describe_not_finite(gm.state_dict(), plans, others) or _describe_wrong_weight(parts), path)
     return gm
-
-
-def read_plan(path: PathLike) -> CompressionPlan:
-    """The plan of a file that `save` wrote of a transformed model, checked as by `read_plans`.
-
-    Raises:
-        CheckpointError: as of `read_plans`, or if the file is of a model that holds transformed ones.
-    """
-    plans = read_plans(path)
-    if "" not in plans:
-        raise CheckpointError(f"{path} holds {len(plans)} plans of submodules, not one of a whole model")
-    return plans[""]
-
-
-def read_plans(path: PathLike) -> dict[str, CompressionPlan]:
-    """The plans of a file that `save` wrote, by the path of what they are for, which is empty for a whole model.
-
-    The whole file is checked, as far as that is possible without a model.
-
-    Raises:
-        CheckpointError: if the file can't be read, is damaged, or holds NaN, or infinity where values are trained.
-    """
-    stored = unpack(read_path(path))
-    plans = _plans_of(stored, path)
-    _refuse(describe_not_finite(stored.tensors, plans), path)
-    return plans
-
-
-def read_factory(path: PathLike) -> Factory | None:
-    """What builds the model of a file, as the file says; nothing is imported. None if it doesn't say.
-
-    Raises:
-        CheckpointError: if the file can't be read or is damaged.
-    """
-    return _factory_of(unpack(read_path(path)), path)
-
-
-def _factory_of(stored: StoredModel, path: PathLike) -> Factory | None:
-    try:
-        return Factory.from_json(stored.factory) if stored.factory else None
-    except PlanError as error:
-        raise CheckpointError(f"{path} names a factory that can't be used: {shortened(str(error))}") from error
 
 
 def _build(stored: StoredModel, path: PathLike, trust: Collection[str]) -> nn.Module:
     """The model that the file's own factory builds, if that is trusted."""
-    factory = _factory_of(stored, path)
+    factory = factory_of(stored, path)
     if factory is None:
         raise CheckpointError(
             f"{path} doesn't say what builds its model: give the original model, as in fxhash.load(path, build())"
@@ -297,17 +252,3 @@ def _describe_wrong_weight(parts: Mapping[str, fx.GraphModule]) -> str:
 def _with_original_names(stored: StoredModel) -> StoredModel:
     """What was stored, by the names in the original model: older files have those of opaque submodules."""
     return replace(stored, tensors={original_name(name): tensor for name, tensor in stored.tensors.items()})
-
-
-def _plans_of(stored: StoredModel, path: PathLike) -> dict[str, CompressionPlan]:
-    try:
-        return plans_from_json(stored.plan)
-    except PlanError as error:
-        raise CheckpointError(f"{path} holds a plan that can't be used: {shortened(str(error))}") from error
-
-
-def _refuse(wrong: str, path: PathLike) -> None:
-    if wrong:
-        raise CheckpointError(
-            f"{path} would give wrong outputs: {wrong}. fxhash.load(..., allow_nan=True) takes it as it is"
-        )

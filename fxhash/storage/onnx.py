@@ -16,10 +16,9 @@ from fxhash.lowering.factor_store import find_factor_store
 from fxhash.smh.checks import check_module
 from fxhash.smh.generator import find_generator
 from fxhash.storage.atomic import replacing
-from fxhash.storage.checkpoint import PathLike
 from fxhash.storage.onnx_bits import check_bits, read_onnx_dtype, round_, stores_of
 from fxhash.storage.onnx_export import onnx_content
-from fxhash.storage.paths import read_target
+from fxhash.storage.paths import PathLike, read_target
 from fxhash.transformed import generator_of, require_transformed, transformed_parts, unwrapped
 
 

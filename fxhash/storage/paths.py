@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypeAlias
 
 from fxhash.errors import CheckpointError, shown
+
+PathLike: TypeAlias = str | os.PathLike[str]
 
 _LONGEST = 4096
 # Of files that other programs would take for something else than it is.

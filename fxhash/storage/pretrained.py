@@ -20,9 +20,10 @@ from fxhash.errors import CheckpointError, PlanError
 from fxhash.printable import shortened
 from fxhash.smh.bounded_json import read_json
 from fxhash.storage.atomic import replacing
-from fxhash.storage.checkpoint import PathLike, file_of, load, read_factory
+from fxhash.storage.checkpoint import file_of, load
 from fxhash.storage.factory import Factory, stated_factory
-from fxhash.storage.paths import read_path
+from fxhash.storage.paths import PathLike, read_path
+from fxhash.storage.reading import read_factory
 from fxhash.version import __version__
 
 CONFIG, MODEL = "config.json", "model.safetensors"

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fxhash.training.recipe import Recipe, load_recipe, recipe_names
     from fxhash.training.report.document import write_report
     from fxhash.training.run import resume, train
+    from fxhash.training.site.page import export_site
 
 __all__ = [
     "Compress",
@@ -26,6 +27,7 @@ __all__ = [
     "RunResult",
     "evaluate",
     "export",
+    "export_site",
     "load_data",
     "load_recipe",
     "measure_latency",
@@ -43,6 +45,7 @@ _NAMES_BY_FILE = {
     "recipe": ("Recipe", "load_recipe", "recipe_names"),
     "report.document": ("write_report",),
     "run": ("resume", "train"),
+    "site.page": ("export_site",),
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
@@ -26,7 +26,7 @@ from fxhash.training.folder import CURVES, MODEL, RESULT, save_model, write_text
 from fxhash.training.gradient_bytes import GradientBytes
 from fxhash.training.options import RunOptions, RunResult
 from fxhash.training.parameter_counts import trainable_parameters, trainable_parameters_before
-from fxhash.training.processes import is_first_process, process_count, process_count_here, rank
+from fxhash.training.processes import end_when_told, is_first_process, process_count, process_count_here, rank
 from fxhash.training.progress import EpochBar
 from fxhash.training.quiet import quiet_lightning
 
@@ -147,6 +147,8 @@ def _trainer(
         ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False, save_on_train_epoch_end=True)
     )
     callbacks.append(EpochBar(console))
+    # Lightning has set its own handler by then.
+    callbacks.append(LambdaCallback(on_train_start=lambda *_: end_when_told()))
     processes = process_count()
     return Trainer(
         accelerator={"cuda": "gpu"}.get(options.device, options.device),

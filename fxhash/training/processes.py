@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -142,6 +143,15 @@ def end_with_starter() -> None:
     starter = int(os.environ.get(_STARTER, "0"))
     if starter:
         threading.Thread(target=_end_after, args=(starter,), daemon=True).start()
+
+
+def end_when_told() -> None:
+    """Let this process end at once when it is told to, if a `run_together` started it, which says so.
+
+    Lightning would reduce a tensor first, between the gradients that the others are about to reduce.
+    """
+    if _STARTER in os.environ:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _end_after(starter: int) -> None:

@@ -8,7 +8,7 @@ import torch
 import fxhash
 from fxhash import zoo
 from fxhash.cli.errors import in_options
-from fxhash.storage.checkpoint import read_plan
+from fxhash.storage.reading import read_plan
 from tests.cli.helpers import assert_one_line, run, run_process
 from tests.storage.forgery import forge, opened
 

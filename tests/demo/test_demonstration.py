@@ -13,7 +13,7 @@ from fxhash.demo import demonstration, forms
 from fxhash.demo.demonstration import run_demo
 from fxhash.demo.results import Result
 from fxhash.demo.work import Work
-from fxhash.storage.checkpoint import read_plan
+from fxhash.storage.reading import read_plan
 from tests.demo.helpers import WORK
 
 # Torch's own, about how Lightning calls it.

@@ -184,7 +184,7 @@ def test_a_model_that_is_not_transformed_can_not_be_planned():
 def test_attention_nested_in_an_opaque_module_is_never_adaptive():
     """It multiplies by its matrices as often as it likes: where the factors are more work, it gets the weight."""
     gm = fxhash.transform(Assorted(), 0.9, seed=0, exclude="^wide").eval()
-    deployed = fxhash.lower_for_deploy(gm)
+    deployed = fxhash.lower_for_deploy(gm, memory_budget=0)
     uses = [use for use in deployed.smh_factors.plan.uses if use.fqn.startswith("attention.")]
     assert {use.costs.method for use in uses} == {Method.ADAPTIVE}
     assert {use.method for use in uses} == {Method.GENERATE}

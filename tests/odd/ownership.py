@@ -6,7 +6,7 @@ import gc
 import sys
 import types
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -64,6 +64,11 @@ def originals_reached(result: object, original: nn.Module) -> list[str]:
     return found
 
 
+def _is_of_collections(value: Any) -> bool:
+    # Not what gives the fields of named tuples, which has that module too as of Python 3.13.
+    return type(value).__module__ == "collections" and isinstance(value, Iterable)
+
+
 def _next_to(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, fx.Proxy):
         # Anything can be asked of it, and recorded.
@@ -75,7 +80,7 @@ def _next_to(value: Any) -> Iterator[tuple[str, Any]]:
         for key, each in value.items():
             yield f"[{key!r}]", each
             yield ".keys()", key
-    elif isinstance(value, _CONTAINERS) or type(value).__module__ == "collections":
+    elif isinstance(value, _CONTAINERS) or _is_of_collections(value):
         for index, each in enumerate(value):
             yield f"[{index}]", each
     elif isinstance(value, types.FunctionType):

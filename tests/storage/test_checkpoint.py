@@ -15,7 +15,7 @@ from torch import nn
 
 import fxhash
 import fxhash.zoo
-from fxhash.storage.checkpoint import read_plan
+from fxhash.storage.reading import read_plan
 from tests.helpers import assert_same_outputs, generator_of, smallest_transform
 from tests.models import MODELS, ResidualConvNet
 from tests.storage.forgery import digest, forge, opened

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fxhash
-from fxhash.storage.checkpoint import read_plan
+from fxhash.storage.reading import read_plan
 from fxhash.storage.small_file import DESCRIPTION
 from tests.storage.forgery import (
     described,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fxhash
-from fxhash.storage.checkpoint import read_plans
+from fxhash.storage.reading import read_plans
 from tests.helpers import assert_same_outputs
 from tests.storage.forgery import forge, opened
 from tests.storage.hostile_files import HOSTILE, NOT_FINITE, RIGHT, STEPS, network, write_honest
@@ -23,7 +23,7 @@ UNDER_A_LIMIT = """
 import json, os, sys, time, traceback
 import torch
 import fxhash
-from fxhash.storage.checkpoint import read_plans
+from fxhash.storage.reading import read_plans
 from tests.storage.hostile_files import network
 from tests.storage.limits import limited_memory
 

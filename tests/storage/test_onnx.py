@@ -8,7 +8,14 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 import fxhash
-from tests.helpers import every_form, in_form, may_be_opaque, run, skip_unless_onnx_has_open_sizes
+from tests.helpers import (
+    every_form,
+    in_form,
+    may_be_opaque,
+    run,
+    skip_unless_onnx_has_factored_attention,
+    skip_unless_onnx_has_open_sizes,
+)
 from tests.lowering.test_lowered_models import perturb, transformed
 
 onnx = pytest.importorskip("onnx")
@@ -314,6 +321,7 @@ def test_a_session_runs_nothing_but_convolutions(separable, form, tmp_path):
 @pytest.mark.parametrize("name", ["Attention", "TransformerEncoderLayer"])
 def test_attention_applies_the_factors(name, tmp_path):
     """No weight of an attention that is factored is generated, not even when ONNX Runtime folds constants."""
+    skip_unless_onnx_has_factored_attention()
     dense, inputs = WideAttention(name == "Attention").eval(), (torch.randn(2, 6, 256),)
     gm = fxhash.transform(dense, 0.05, seed=0).eval()
     model = fxhash.lower_for_deploy(gm)

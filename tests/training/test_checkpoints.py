@@ -30,21 +30,10 @@ from fxhash.errors import CheckpointError, TrainingError
 from fxhash.training.checkpoints import read_checkpoint, write_checkpoint
 from fxhash.training.folder import configuration_digest, read_configuration
 from tests.cli.helpers import assert_one_line
-from tests.training.tiny import left_by, resume, tiny_options, train, write_images
-
-# Torch's own, about how Lightning calls it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
-]
+from tests.training.tiny import left_by, resume, tiny_options, train
 
 TRAILER_BYTES = len("fxhash-sha256:") + 64
 PARTS = {"state_dict": {}, "callbacks": {}, "loops": {}, "optimizer_states": [], "lr_schedulers": []}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")

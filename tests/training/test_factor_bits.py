@@ -13,18 +13,7 @@ from fxhash.errors import TrainingError
 from fxhash.smh.factor_bits import FactorBits
 from fxhash.training.folder import load_model
 from tests.helpers import generator_of
-from tests.training.tiny import left_by, resume, tiny_options, train, write_images
-
-# Torch's own, about how Lightning calls it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
-]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images")
+from tests.training.tiny import left_by, resume, tiny_options, train
 
 
 @pytest.fixture(scope="module")

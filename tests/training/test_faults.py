@@ -16,20 +16,9 @@ pytest.importorskip("torchvision")
 
 from fxhash.training.lock import FolderError
 from tests.training.faults import KINDS, Fault, fail, train_until_killed
-from tests.training.tiny import left_by, resume, tiny_options, train, write_images
-
-# Torch's own, about how Lightning calls it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
-]
+from tests.training.tiny import left_by, resume, tiny_options, train
 
 SHARED_MEMORY = Path("/dev/shm")
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")

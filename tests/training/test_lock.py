@@ -25,20 +25,9 @@ from fxhash import cli
 from fxhash.errors import TrainingError
 from fxhash.training.lock import FolderError, claimed
 from tests.cli.helpers import assert_one_line
-from tests.training.tiny import left_by, resume, tiny_options, train, write_images
-
-# Torch's own, about how Lightning calls it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
-]
+from tests.training.tiny import left_by, resume, tiny_options, train
 
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images")
 
 
 @pytest.fixture(scope="module")

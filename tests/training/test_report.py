@@ -26,12 +26,6 @@ from fxhash.training import RunOptions, load_recipe, write_report
 from fxhash.training.report import figures
 from fxhash.training.report.comparison import compare, mean_and_deviation
 
-# Torch's own, about how Lightning calls it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
-]
-
 CURVES = (
     "epoch,train_loss,test_loss,test_accuracy,learning_rate,seconds\n1,2.0,1.9,0.4,0.01,3.25\n2,1.5,1.2,0.6,0.0,3.5\n"
 )
@@ -95,7 +89,7 @@ def test_a_real_run_in_html(compressed, tmp_path):
     assert row[7:12] == [f"{result['test_accuracy']:.2%}", f"{result['test_loss']:.4f}", "1", "0", "digits"]
     assert_self_contained(text)
     assert text.count("<img") == 2
-    plan = fxhash.storage.checkpoint.read_plan(compressed / "model.safetensors")
+    plan = fxhash.storage.reading.read_plan(compressed / "model.safetensors")
     table = rows(text.partition("<details>")[2])
     assert table == [list(row) for row in plan.table()]
     assert row_of("conv1.weight", text)[:3] == ["conv1.weight", "16x1x3x3", "hashed"]

@@ -20,18 +20,7 @@ from fxhash import training
 from fxhash.errors import TrainingError
 from fxhash.training.checkpoints import read_checkpoint, write_checkpoint
 from fxhash.training.folder import read_configuration
-from tests.training.tiny import left_by, tiny_options, train, write_images
-
-# Torch's own, about how Lightning calls it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
-]
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    return write_images(tmp_path_factory.mktemp("data") / "images")
+from tests.training.tiny import left_by, tiny_options, train
 
 
 def test_a_finished_run_goes_on_with_more_epochs(images, tmp_path, monkeypatch):

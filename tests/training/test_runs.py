@@ -42,12 +42,6 @@ from tests.cli.helpers import assert_one_line
 from tests.cli.helpers import run as run_command
 from tests.helpers import run, skip_unless_onnx_has_open_sizes
 
-# Torch's own, about how Lightning calls it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
-]
-
 
 def quick(**changes):
     values = {"epochs": 2, **changes}

@@ -20,7 +20,7 @@ from fxhash.training import RunOptions, load_data
 from fxhash.training.folder import build_dense, load_model
 from fxhash.training.initialization import build_model
 from tests.cli.helpers import assert_one_line, run
-from tests.training.tiny import resume, tiny_options, train, write_images
+from tests.training.tiny import resume, tiny_options, train
 
 MODULE = "networks_to_train"
 
@@ -49,11 +49,6 @@ def networks(monkeypatch: pytest.MonkeyPatch) -> None:
     module.fails = lambda: TiedNet("two")  # type: ignore[attr-defined]
     module.graph = lambda: fx.symbolic_trace(TiedNet(10))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, MODULE, module)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("images") / "all")
 
 
 def options(images: Path, compress: float | None = 0.3) -> RunOptions:

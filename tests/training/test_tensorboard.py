@@ -19,12 +19,6 @@ from typer.testing import CliRunner
 from fxhash import cli, training
 from fxhash.training import RunOptions, load_recipe
 
-# Torch's own, about how Lightning calls it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec.*"),
-]
-
 QUICK = RunOptions("resnet8", "digits", load_recipe("digits").with_changes({"epochs": 1}), 0.3)
 MISSING = 'tensorboard is not installed; to get it: pip install "fxhash[tensorboard]"'
 

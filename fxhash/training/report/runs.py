@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fxhash.errors import TrainingError
 from fxhash.smh.plan import CompressionPlan
-from fxhash.storage.checkpoint import read_plan
+from fxhash.storage.reading import read_plan
 from fxhash.training.folder import CURVES, MODEL, RESULT, read_configuration
 from fxhash.training.options import RunOptions
 

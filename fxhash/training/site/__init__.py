@@ -1,0 +1,1 @@
+"""A finished run as a static page that classifies pictures in the browser."""
