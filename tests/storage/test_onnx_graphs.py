@@ -154,7 +154,7 @@ def test_what_is_wired_otherwise_is_another_function():
     graph, value, other, chance = Graph(), "given", "given", random.Random(0)
     for _ in range(40):
         first = graph.node("LeakyRelu", value, alpha=0.3)
-        second = graph.node("LeakyRelu", graph.node("Sin", first), alpha=0.7)
+        second = graph.node("LeakyRelu", graph.node("Cos", first), alpha=0.7)
         inner = graph.node("Sub", *chance.choice([(first, second), (second, first)]))
         outer = graph.node("Sub", *chance.choice([(value, other), (other, value), (value, value)]))
         value, other = graph.node("Sum", inner, outer), chance.choice([first, inner])
