@@ -573,7 +573,7 @@ def test_export_of_a_run(finished, tmp_path):
     right = (torch.from_numpy(logits).argmax(1) == data.test_labels).float().mean().item()
     assert right == pytest.approx(training.evaluate(finished)["deployed"], abs=1e-6)
     result = run_command("export", str(finished), str(tmp_path / "small.onnx"), "--dtype", "int8")
-    assert result.returncode == 0, result.stderr
+    assert result.exit_code == 0, result.stderr
     assert (tmp_path / "small.onnx").stat().st_size < 0.6 * (tmp_path / "model.onnx").stat().st_size
     small = onnxruntime.InferenceSession(tmp_path / "small.onnx")
     training.export(finished, tmp_path / "small.safetensors", "int8")
