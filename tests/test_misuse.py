@@ -216,6 +216,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Callable[[Path], dict[str, Any]]]
             "inputs": (torch.zeros(1, 32),),
             "path": folder / "model.onnx",
             "dynamic_shapes": None,
+            "dtype": None,
         },
     ),
     "summary": (fxhash.summary, lambda folder: {"gm": _transformed(), "verbose": False}),

@@ -22,13 +22,17 @@ from fxhash.passes import (
 )
 from tests.helpers import generator_of, may_be_opaque, run, smallest_transform
 from tests.models import MODELS, FunctionalDropout, ResidualConvNet
+from tests.passes.test_join_lookups import Tables
 
 pytestmark = may_be_opaque
+
+# Tables that one call may look up are a matter of few passes.
+KINDS = {**MODELS, "Tables": (Tables, lambda: (torch.randint(0, 200, (4, 3)),))}
 
 
 def transformed(name):
     torch.manual_seed(0)
-    return smallest_transform(MODELS[name][0](), 0.5, seed=0).eval().requires_grad_(False)
+    return smallest_transform(KINDS[name][0](), 0.5, seed=0).eval().requires_grad_(False)
 
 
 @cache
@@ -55,7 +59,7 @@ def partly_lowered_for_training(count, name):
         gm, plan = partly_lowered_for_training(count - 1, name)
         return TRAINING[count - 1](gm, plan, generator_of(gm)).graph_module, plan
     torch.manual_seed(0)
-    gm = smallest_transform(MODELS[name][0](), 0.5, seed=0)
+    gm = smallest_transform(KINDS[name][0](), 0.5, seed=0)
     return gm, plan_lowering(gm, device=DeviceProfile(depthwise_product_cost=-1e6), for_training=True)
 
 
@@ -78,6 +82,7 @@ TRAITS = (
     "BranchesOnInput",
     "LSTM",
     "Attention",
+    "Tables",
 )
 CACHED = ("SeparableConvolutions", "BranchesOnInput")
 # Name of the pass and the case -> how to make the pass and its input.
@@ -167,7 +172,7 @@ def test_result_is_clean(name):
 @pytest.mark.parametrize("name", TRAITS)
 def test_restored_parameters_give_equal_outputs_and_so_does_the_input_afterwards(name):
     gm = transformed(name)
-    inputs = MODELS[name][1]()
+    inputs = KINDS[name][1]()
     before = run(gm, *inputs)
     restored = restore_parameters(gm).graph_module
     for each in (restored, gm):
