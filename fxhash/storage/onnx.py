@@ -44,11 +44,11 @@ def export_onnx(
         dtype: type to store the factors in: `"int8"`, `"int4"` or `"float16"`, or the `torch.dtype` of that name; as
             they are if omitted. They are rounded as `save` rounds them: the numbers are those of the model that was
             saved with this type and loaded again, and of a model that was trained with `quantize_factors` those that
-            it was trained with. Of a lowered model, which holds products of factors and scales, one number in a
-            million may be rounded the other way, if it lies midway between two. All else, such as biases, norms and
-            cached weights, is stored as `save` stores it, as it is. Nodes widen the factors again; inputs, outputs
-            and all arithmetic have the types of the model, such as float32. A transformed model is lowered for ONNX
-            Runtime first.
+            it was trained with. A lowered model holds products of factors and scales: there, what lies midway between
+            two numbers may be rounded the other way. All else, such as biases and norms, is stored as it is, as
+            `save` does, and so are weights that a lowered model has cached, whose factors were not rounded. Nodes
+            widen the factors again; inputs, outputs and all arithmetic have the types of the model, such as float32.
+            A transformed model is rounded first, and then lowered for ONNX Runtime.
 
     Raises:
         TransformError: if the extra `onnx` is not installed, the exporter can't take the model or the arguments, or
