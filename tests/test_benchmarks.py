@@ -111,6 +111,7 @@ def test_the_table_of_runtimes(tmp_path):
     assert "\n| fxhash 2 %, OpenVINO | 1.23 | 0.46 |  | 1.2 |  |\n" in block(tmp_path / "record.json")
 
 
+@pytest.mark.slow
 def test_forms_in_runtimes(tmp_path, capsys):
     """Each has the outputs of the model that it was made of; what is not installed is left out with a line."""
     pytest.importorskip("onnxruntime")

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 PROGRAM = """
 import sys, torch, fxhash
 from tests.models import MODELS
@@ -22,6 +24,7 @@ fxhash.save(gm, sys.argv[1] + "calibrated")
 """
 
 
+@pytest.mark.slow
 def test_bytes_are_equal_across_processes(tmp_path):
     digests = set()
     for hash_seed in ("0", "1", "4242"):

@@ -140,6 +140,16 @@ def test_table_of_runtimes_is_the_recorded_one():
     assert written[0] == table["block"](table["RECORD"])
 
 
+def test_the_readme_states_the_latencies_in_onnx_runtime():
+    record = json.loads((ROOT / "benchmarks" / "results" / "runtimes.json").read_text())
+    ratios = {row["candidate"]: row["ratio_to_onnx"] for row in record["results"] if row["model"] == "resnet34"}
+    small, larger, int8 = (
+        ratios[form] for form in ("fxhash 2%, ONNX Runtime", "fxhash 10%, ONNX Runtime", "dense, ONNX Runtime, int8")
+    )
+    text = " ".join(README.split())
+    assert f"took {small:.2f} of the dense latency at 2 % and {larger:.2f} at 10 %, in 8 bits {int8:.2f}" in text
+
+
 COMPARED = [
     "fxhash {} aspect 16",
     "fxhash {} aspect 16, unlimited memory",
@@ -199,14 +209,19 @@ def test_figures_under_the_compiler_are_the_recorded_ones():
     assert f"the dense model compiled takes {ratios['dense, compiled']:.2f} " in text
 
 
-def test_figures_of_training_are_the_recorded_ones():
-    record = json.loads((ROOT / "benchmarks" / "results" / "training.json").read_text())
-    dense, small, other = record["results"]
-    text = " ".join(BENCHMARKS.split())
-    assert f"at 10 % takes {small['ratio_to_dense']:.2f} times as long as a dense one" in text
-    assert f"and {other['ratio_to_dense']:.2f} times with `torch.nn.utils.parametrize`" in text
-    assert f"take {small['resident_bytes'] / dense['resident_bytes']:.1%} of the bytes" in text
-    assert len(small["ratios"]) == 9
+def test_steps_of_training_are_the_recorded_ones():
+    time, memory = (
+        {(row["model"], row["candidate"]): row for row in json.loads(path.read_text())["results"]}
+        for path in (ROOT / "benchmarks" / "results" / f"{name}.json" for name in ("training_lowered", "training"))
+    )
+    for model in {model for model, _ in time}:
+        times = [f"{time[model, f'fxhash {each}']['ratio_to_dense']:.2f}" for each in STEPS]
+        peaks = [f"{memory[model, f'fxhash {each}']['peak_ratio']:.2f}" for each in STEPS[1::2]]
+        assert f", {time[model, 'dense']['batch']} | {' | '.join(times + peaks)} |" in BENCHMARKS
+        assert all(len(time[model, f"fxhash {each}"]["ratios"]) == 9 for each in STEPS)
+
+
+STEPS = ["2%", "2%, lowered", "10%", "10%, lowered"]
 
 
 def recorded_runs():

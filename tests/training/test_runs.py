@@ -608,6 +608,7 @@ def test_a_start_from_a_dense_run(dense_run, finished, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_is_followed(dense_run, tmp_path):
     """With nothing else to learn from, the logits come near to the teacher's; it is in no file of the run."""
     distilled = replace(options(0.9, distillation_weight=1.0, epochs=8), teacher=str(dense_run), start=str(dense_run))
