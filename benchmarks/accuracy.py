@@ -79,11 +79,6 @@ def with_fxhash(
         return fxhash.transform(model, compress, aspect=aspect, seed=seed, **options)
 
 
-def in_bits(model: nn.Module, compress: float, seed: int, bits: int) -> nn.Module:
-    """The product, whose factors are rounded to as many bits whenever they are read."""
-    return fxhash.quantize_factors(fxhash.transform(model, compress, aspect=16, seed=seed), bits=bits)
-
-
 def changed(
     model: nn.Module, compress: float, seed: int, change: Callable[[fx.GraphModule], fx.GraphModule]
 ) -> nn.Module:
@@ -118,7 +113,6 @@ VARIANTS: dict[str, Build] = {
     "tall-smh-16": partial(derived, make=partial(PlainSMH, aspect=16)),
     "tiles-1": partial(derived, make=partial(Tiles, rank=1)),
     **{f"fxhash-{aspect}": partial(with_fxhash, aspect=aspect) for aspect in (1, 16, 64)},
-    **{f"fxhash-16-{bits}-bits": partial(in_bits, bits=bits) for bits in (8, 4)},
     "fxhash-16-first-last": partial(with_fxhash, exclude=FIRST_AND_LAST),
     "fxhash-16-whole": partial(with_fxhash, separable=False),
     "fxhash-16-kernels3": partial(with_fxhash, kernels=3),
