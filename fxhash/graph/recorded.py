@@ -6,10 +6,16 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+
+def is_compiled_or_traced() -> bool:
+    """Whether a compiler, an exporter or `torch.jit.trace` follows the running code."""
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
 
 
 def recorded(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

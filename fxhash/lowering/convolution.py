@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxhash.graph.layers import CONVOLUTIONS
-from fxhash.graph.recorded import recorded
+from fxhash.graph.recorded import is_compiled_or_traced, recorded
 
 # Pixels of an image times those of its output, up to which a matrix connects each of the one with each of the other.
 _LARGEST_CONNECTED = 64 * 64
@@ -133,8 +133,7 @@ def _all(steps: Any, value: int) -> bool:
 def _multiplies(x: Tensor, weight: Tensor) -> bool:
     """Whether a product is for these: not for other devices and layouts, compilers and exporters, nor in training."""
     return (
-        not torch.compiler.is_compiling()
-        and not torch._C._get_tracing_state()
+        not is_compiled_or_traced()
         and type(x) is Tensor
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxhash.graph.recorded import recorded
+from fxhash.graph.recorded import is_compiled_or_traced, recorded
 from fxhash.lowering.functional import holds, is_exporting
 from fxhash.smh.factor_bits import FactorBits, dequantize
 from fxhash.smh.precision import without_autocast
@@ -78,7 +78,8 @@ def factored_embeddings(
     """
     size = shapes[0][1]
     counts, ranks = tuple(each.numel() for each in indices), tuple(left.shape[1] for left in lefts)
-    if not _joins(right, indices) or sum(map(int.__mul__, counts, ranks)) > _LARGEST_INTERMEDIATE:
+    entries = sum(count * rank for count, rank in zip(counts, ranks, strict=True))
+    if not _joins(right, indices) or entries > _LARGEST_INTERMEDIATE:
         return tuple(
             factored_embedding(each, left, right, shape)
             for each, left, shape in zip(indices, lefts, shapes, strict=True)
@@ -102,9 +103,8 @@ def factored_embeddings(
 
 def _joins(right: Tensor, indices: Sequence[Tensor]) -> bool:
     """Whether lookups are joined: not for compilers and exporters, nor in training."""
-    is_eager = not torch.compiler.is_compiling() and not torch._C._get_tracing_state()
     return (
-        is_eager
+        not is_compiled_or_traced()
         and type(right) in (Tensor, torch.nn.Parameter)
         and not (right.requires_grad and torch.is_grad_enabled())
         and all(type(each) is Tensor for each in indices)

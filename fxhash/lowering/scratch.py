@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxhash.graph.recorded import is_compiled_or_traced
+
 Slots = tuple[Tensor | None, ...]
 
 
@@ -43,8 +45,7 @@ class ScratchSlots(nn.Module):
             return ()
         if (
             torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or torch._C._get_tracing_state() is not None
+            or is_compiled_or_traced()
             or like.device.type != "cpu"
             or type(like) is not nn.Parameter
         ):

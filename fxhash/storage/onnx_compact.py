@@ -106,7 +106,7 @@ class _Compaction:
         for node in nodes:
             self._read_replaced(node)
             inputs = tuple(self._key(name) for name in node.input)
-            key = (node.domain, node.op_type, inputs, len(node.output), *_attributes(node))
+            key = (node.domain, node.op_type, inputs, len(node.output), *serialized_attributes(node))
             same = first.setdefault(key, node)
             if same is node or node.op_type in _RANDOM or self.outputs & set(node.output):
                 kept.append(node)
@@ -264,5 +264,6 @@ def _value(attribute: Any) -> Any:
     return value if isinstance(value, (int, float, bytes)) else list(value) if not hasattr(value, "ByteSize") else value
 
 
-def _attributes(node: Any) -> list[bytes]:
+def serialized_attributes(node: Any) -> list[bytes]:
+    """The attributes of a node, equal for those of equal names and values."""
     return sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fxhash.storage.onnx_compact import serialized_attributes
 from fxhash.storage.onnx_names import short_names
 
 # The domain of the functions, and how many nodes one has at most.
@@ -141,8 +142,7 @@ class _Sequence:
 
 
 def _kind(node: Any) -> tuple[object, ...]:
-    attributes = sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
-    return node.domain, node.op_type, len(node.input), len(node.output), *attributes
+    return node.domain, node.op_type, len(node.input), len(node.output), *serialized_attributes(node)
 
 
 def _best(sequences: list[_Sequence]) -> _Run | None:
