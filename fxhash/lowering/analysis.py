@@ -123,7 +123,9 @@ class _Analysis:
         compression, dtype, bits = self.generator.plan, self.generator.right.dtype, self.factor_bits
         factor_bytes = right_bytes(compression.layout, dtype, bits) + sum(each.bytes for each in stored.values())
         widened = 0 if bits is None else max((widened_bytes(use, compression, dtype) for use in uses), default=0)
-        return LoweringPlan(uses, slot_bytes, peak_of(uses, slot_bytes), factor_bytes, bits, widened)
+        return LoweringPlan(
+            uses, slot_bytes, peak_of(uses, slot_bytes), factor_bytes, bits, widened, self.device.channels_last
+        )
 
     def _weight(self, generator: SMHGenerator, call: fx.Node) -> Weight:
         fqn = str(call.args[0])

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fxhash.graph.layers import CONVOLUTIONS
 from fxhash.graph.recorded import is_compiled_or_traced, recorded
+from fxhash.lowering.memory_format import has_channels_last
 
 # Pixels of an image times those of its output, up to which a matrix connects each of the one with each of the other.
 _LARGEST_CONNECTED = 64 * 64
@@ -41,7 +42,8 @@ def depthwise(
         dilation: as in `F.conv2d`.
 
     Returns:
-        Shape `(batch, in * count, *size)` or `(in * count, *size)`: all kernels of the first channel, then the next.
+        Shape `(batch, in * count, *size)` or `(in * count, *size)`: all kernels of the first channel, then the next. It
+        has its channels last in memory if `x` has.
     """
     dims = len(shape) - 2
     if _multiplies(x, kernels) and not isinstance(padding, str):
@@ -54,6 +56,8 @@ def depthwise(
         if min(to) > 0 and dims == 2 and size[1] <= _WIDEST and x.numel() <= _MOST_NUMBERS and steps[2] == (1, 1):
             return _by_rows(x, kernels, to, kernel, *steps[:2])
     parts = of_each_kernel(x, kernels, shape, stride, padding, dilation)
+    if has_channels_last(x):
+        return torch.stack([part.movedim(1, -1) for part in parts], -1).flatten(-2).movedim(-1, 1)
     return torch.stack(parts, -dims - 1).flatten(-dims - 2, -dims - 1)
 
 
@@ -103,6 +107,8 @@ def pointwise(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     Returns:
         Shape `(batch, out, *size)` or `(out, *size)`.
     """
+    if has_channels_last(input):
+        return F.linear(input.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
     dims = weight.dim() - 2
     pixels, images = math.prod(input.shape[-dims:]), math.prod(input.shape[: -dims - 1])
     if not _multiplies(input, weight) or _FEW_IN_ALL // images < pixels < _MANY_PIXELS:

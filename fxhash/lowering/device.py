@@ -21,12 +21,13 @@ class DeviceProfile:
     Attributes:
         thin_product_cost: time of a multiply-add in thin products, as the factors' are.
         depthwise_cost: time of a multiply-add in a depthwise convolution, which moves memory for few operations.
-            (ResNet-34's layers at batch 16, split in a depthwise and a pointwise one, and regular, in ms on two
-            threads: 4.2 and 5.7 with 64 channels, 2.8 and 5.1 with 128; at batch 100: 87 and 55, 21 and 36.)
+            (ResNet-34's layers, split in a depthwise and a pointwise one, and regular, in ms on two threads: 0.30 and
+            0.41 with 64 channels, 0.29 and 0.40 with 128; at batch 16: 5.0 and 6.8, 2.0 and 5.3.)
         call_cost: time of a call that does nothing.
         generates_once: whether weights are generated when the model is loaded, and kept.
         depthwise_product_cost: time of a multiply-add in a depthwise convolution over one in a regular one, both in
             training and in the channels-last format.
+        channels_last: whether images that go through several convolutions have their channels last in memory.
         shares_scratch: whether weights are generated into scratch memory that they share. On accelerators they are
             not: the allocator reuses memory in the order of its streams.
 
@@ -39,10 +40,11 @@ class DeviceProfile:
     """
 
     thin_product_cost: float = 1.5
-    depthwise_cost: float = 34.0
+    depthwise_cost: float = 20.0
     call_cost: float = 300_000.0
     generates_once: bool = False
     depthwise_product_cost: float = 8.0
+    channels_last: bool = True
     shares_scratch: bool = True
 
     @classmethod
@@ -52,7 +54,9 @@ class DeviceProfile:
         Args:
             device: such as `"cpu"` or `torch.device("cuda", 0)`.
         """
-        return cls(shares_scratch=torch.device(device).type == "cpu")
+        if torch.device(device).type == "cpu":
+            return cls()
+        return cls(depthwise_cost=_DEPTHWISE_COST_ELSEWHERE, channels_last=False, shares_scratch=False)
 
     @classmethod
     def onnx_runtime(cls) -> DeviceProfile:
@@ -60,7 +64,7 @@ class DeviceProfile:
 
         It generates weights once, when it loads a file, and its depthwise convolutions are fast.
         """
-        return cls(thin_product_cost=1.1, depthwise_cost=4.0, generates_once=True)
+        return cls(thin_product_cost=1.1, depthwise_cost=4.0, generates_once=True, channels_last=False)
 
     def to_json(self) -> str:
         """The profile as a JSON object, for `from_json`."""
@@ -87,4 +91,6 @@ class DeviceProfile:
         return cls(**values)
 
 
+# With the channels first, as measured on CPUs; nothing was measured on accelerators.
+_DEPTHWISE_COST_ELSEWHERE = 34.0
 _KINDS = {True: "true or false", False: "a number that is not negative"}

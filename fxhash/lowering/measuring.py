@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxhash.errors import PlanError
-from fxhash.lowering.convolution import depthwise
+from fxhash.lowering.convolution import depthwise, pointwise
 from fxhash.lowering.costs import layer_costs
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.functional import factored_conv, factored_linear
@@ -69,16 +69,18 @@ def profile_device(*, device: torch.device | str = "cpu", seconds: float = _SECO
         raise PlanError("device='meta' computes nothing that could be measured: give the device to run on")
     with torch.inference_mode(), torch.random.fork_rng(devices=[]):
         thin = [_layer(shape, cols, rank, size, device) for shape, cols, rank, size in _LAYERS]
-        spatial = [_depthwise(channels, side, device) for channels, side in _DEPTHWISE]
-        share = seconds / (len(thin) + len(spatial) + 1)
+        share = seconds / (len(thin) + 2 * len(_DEPTHWISE) + 1)
         costs, rates = zip(*(each.cost(share) for each in thin), strict=True)
-        spatial_costs = [each.cost(share)[0] for each in spatial]
+        channels_last = device.type == "cpu" and _is_faster_last(len(_DEPTHWISE) * share)
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        spatial_costs = [_depthwise(*images, device, order).cost(share)[0] for images in _DEPTHWISE]
         x, weight = torch.randn(1, 8, device=device), torch.randn(8, 8, device=device)
         (call,) = _least((lambda: F.linear(x, weight),), share)
     return DeviceProfile(
         thin_product_cost=round(statistics.median(costs), 3),
         depthwise_cost=round(statistics.median(spatial_costs), 2),
         call_cost=round(call * statistics.median(rates)),
+        channels_last=channels_last,
         shares_scratch=device.type == "cpu",
     )
 
@@ -101,16 +103,31 @@ def _layer(shape: tuple[int, ...], cols: int, rank: int, size: tuple[int, ...], 
     )
 
 
-def _depthwise(channels: int, side: int, device: torch.device) -> _Timed:
+def _depthwise(channels: int, side: int, device: torch.device, order: torch.memory_format) -> _Timed:
+    """A depthwise convolution of images in an order, beside a regular one of images in the usual order."""
     shape, count = (channels, channels, 3, 3), 2
     x, kernels = torch.randn(1, channels, side, side, device=device), torch.randn(count, 9, device=device)
     weight, positions = torch.randn(shape, device=device), side**2
+    ordered = x.contiguous(memory_format=order)
     return _Timed(
-        lambda: depthwise(x, kernels, shape, padding=1),
+        lambda: depthwise(ordered, kernels, shape, padding=1),
         positions * count * channels * 9,
         lambda: F.conv2d(x, weight, padding=1),
         positions * weight.numel(),
     )
+
+
+def _is_faster_last(seconds: float) -> bool:
+    """Whether separable convolutions are faster on images that have their channels last in memory."""
+    orders = (torch.contiguous_format, torch.channels_last)
+    times = _least([_separable(*images, order) for order in orders for images in _DEPTHWISE], seconds)
+    return sum(times[len(_DEPTHWISE) :]) < sum(times[: len(_DEPTHWISE)])
+
+
+def _separable(channels: int, side: int, order: torch.memory_format) -> Callable[[], Tensor]:
+    x = torch.randn(1, channels, side, side).contiguous(memory_format=order)
+    kernels, weight = torch.randn(2, 9), torch.randn(channels, 2 * channels, 1, 1)
+    return lambda: pointwise(depthwise(x, kernels, (channels, channels, 3, 3), padding=1), weight)
 
 
 def _least(calls: Sequence[Callable[[], Tensor]], seconds: float) -> list[float]:

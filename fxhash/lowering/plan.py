@@ -127,6 +127,7 @@ class LoweringPlan:
         factor_bits: as which integers of 8 bits `left` and `right` are stored; None for floating point.
         widened_bytes: most bytes of factors that are in floating point for a layer, while it is computed; 0 if all are
             stored so. Of an embedding, no rows of `left` but those that are looked up, which are not counted.
+        channels_last: whether images that go through several convolutions have their channels last in memory.
     """
 
     uses: tuple[WeightUse, ...]
@@ -135,6 +136,7 @@ class LoweringPlan:
     factor_bytes: int
     factor_bits: FactorBits | None = None
     widened_bytes: int = 0
+    channels_last: bool = False
 
     @property
     def cached_bytes(self) -> int:

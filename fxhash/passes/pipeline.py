@@ -21,8 +21,8 @@ from fxhash.passes.join_lookups import join_lookups
 from fxhash.passes.lower_opaque_modules import lower_opaque_modules
 from fxhash.passes.multiply_pointwise import multiply_pointwise
 from fxhash.passes.nodes import USE, Factors
+from fxhash.passes.order_channels import order_gradients, put_channels_last, restore_order
 from fxhash.passes.regenerate_weights import regenerate_weights
-from fxhash.passes.restore_layout import restore_layout
 from fxhash.passes.share_scratch import share_scratch
 from fxhash.passes.split_separable import split_separable
 from fxhash.smh.generator import SMHGenerator
@@ -39,6 +39,7 @@ LOWERING: tuple[LoweringPass, ...] = (
     factor_attention,
     lower_opaque_modules,
     multiply_pointwise,
+    put_channels_last,
     cache_weights,
     generate_on_demand,
     share_scratch,
@@ -51,7 +52,8 @@ TRAINING: tuple[GraphPass[[LoweringPlan, Factors]], ...] = (
     factor_layers,
     factor_attention,
     regenerate_weights,
-    restore_layout,
+    order_gradients,
+    restore_order,
 )
 
 

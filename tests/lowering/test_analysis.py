@@ -160,7 +160,7 @@ def test_a_weight_that_is_also_an_argument_of_its_opaque_module_is_generated():
 def test_generating_a_separable_weight_counts_both_of_its_products():
     """The one that makes its slice, and the one with its kernels, as torch counts them."""
     gm = fxhash.transform(OneSeparable(), 0.15, seed=0).eval()
-    deployed = fxhash.lower_for_deploy(gm)
+    deployed = fxhash.lower_for_deploy(gm, device=DeviceProfile(depthwise_cost=1000.0))
     (use,) = deployed.smh_factors.plan.uses
     assert use.parameter.kernels
     assert not use.split

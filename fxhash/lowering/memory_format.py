@@ -1,0 +1,36 @@
+"""The order in memory in which CPUs convolve fast: the channels of a pixel next to each other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxhash.graph.recorded import is_compiled_or_traced, recorded
+
+
+@recorded
+def channels_last(x: Tensor) -> Tensor:
+    """The same images in `torch.channels_last`.
+
+    Args:
+        x: shape `(batch, channels, height, width)`.
+
+    Returns:
+        `x` itself on other devices, for compilers and exporters, which choose an order themselves, and for a tensor
+        that is no batch of images.
+    """
+    if x.dim() != 4 or x.device.type != "cpu" or type(x) is not Tensor or is_compiled_or_traced():
+        return x
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def has_channels_last(x: Tensor) -> bool:
+    """Whether images lie in that order and in no other, in eager mode on a CPU."""
+    return (
+        x.dim() == 4
+        and x.device.type == "cpu"
+        and type(x) is Tensor
+        and not is_compiled_or_traced()
+        and not x.is_contiguous()
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )

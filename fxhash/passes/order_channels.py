@@ -1,0 +1,173 @@
+"""Let the channels of images come last in memory where that is fast, and nowhere else."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection, Container, Iterable
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from fxhash.graph.in_place import add_, mul_, sub_, truediv_
+from fxhash.graph.layers import CONVOLUTIONS
+from fxhash.graph.liveness import changed_in_place, is_changed_in_place
+from fxhash.lowering.convolution import depthwise, pointwise
+from fxhash.lowering.functional import adaptive_conv, factored_conv
+from fxhash.lowering.input_check import checked_input
+from fxhash.lowering.memory_format import channels_last
+from fxhash.lowering.plan import LoweringPlan
+from fxhash.lowering.separable import reorder_gradient, separable_conv
+from fxhash.passes.contract import graph_pass
+from fxhash.passes.nodes import Factors
+from fxhash.smh.regeneration import call_regenerating
+
+# Their values have channels last, whatever they are given.
+_STARTS = {separable_conv, channels_last}
+_CONVOLVE = {F.conv2d, torch.conv2d, depthwise, pointwise, factored_conv, adaptive_conv}
+# What takes any order in memory, and whose results may be in that of what it is given.
+_KEEP_ORDER = {
+    *(operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.div),
+    *(add_, sub_, mul_, truediv_),
+    *(torch.cat, torch.relu, torch.sigmoid, torch.tanh, F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.elu),
+    *(F.hardswish, F.hardsigmoid, F.sigmoid, F.batch_norm, F.dropout, F.max_pool2d, F.avg_pool2d, F.pad),
+    *(F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, torch.mean, torch.sum, checked_input),
+    *(call_regenerating, reorder_gradient, *_CONVOLVE, *CONVOLUTIONS.values()),
+    *("add", "add_", "mul", "mul_", "sub", "relu", "relu_", "sigmoid", "tanh", "float", "to", "mean", "sum"),
+}
+# What takes any order, and whose results have the usual one, or none.
+_TAKE_ANY = {getattr, "size", "dim", "contiguous"}
+_FLATTEN, _PERMUTE = {torch.flatten, "flatten"}, {torch.permute, "permute"}
+_MODULES = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity),
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid),
+    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample),
+)
+
+
+@graph_pass
+def put_channels_last(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+    """Let images have their channels last from the first of several convolutions to where that might not be taken."""
+    reordered = _reordered(graph_module, _CONVOLVE)
+    if not plan.channels_last or _is_written_elsewhere(graph_module, reordered):
+        return False
+    first: dict[fx.Node, list[fx.Node]] = {}
+    for node in reordered:
+        if node.target in _CONVOLVE and _image(node) not in reordered and _leads_to_another(node, reordered):
+            first.setdefault(_image(node), []).append(node)
+    first = {image: readers for image, readers in first.items() if image.target is not channels_last}
+    for image, readers in first.items():
+        with graph_module.graph.inserting_after(image):
+            ordered = graph_module.graph.call_function(channels_last, (image,))
+        for reader in readers:
+            reader.replace_input_with(image, ordered)
+    return _restore(graph_module) or bool(first)
+
+
+@graph_pass
+def restore_order(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+    """Let a value whose channels may come last be contiguous where `view`, say, or a user's module reads it."""
+    return _restore(graph_module)
+
+
+def _restore(graph_module: fx.GraphModule) -> bool:
+    graph, reordered = graph_module.graph, _reordered(graph_module, _STARTS)
+    if _is_written_elsewhere(graph_module, reordered):
+        # A copy for the one who reads it would not be what is written to.
+        starts = [node for node in reordered if node.target in _STARTS]
+        return _replace_each(starts, lambda node: graph.call_method("contiguous", (node,)))
+    modified = False
+    for node in list(graph.nodes):
+        given = [] if node in reordered or _takes_any(node) else node.all_input_nodes
+        for value in given:
+            if value in reordered:
+                # Right before it is read: until then it may be changed in place.
+                with graph.inserting_before(node):
+                    node.replace_input_with(value, graph.call_method("contiguous", (value,)))
+                modified = True
+    return modified
+
+
+@graph_pass
+def order_gradients(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+    """Let the gradient of what a batch norm returns have the order of its input."""
+    norms = [node for node in _reordered(graph_module, _STARTS) if _is_batch_norm(graph_module, node)]
+    return _replace_each(norms, lambda node: graph_module.graph.call_function(reorder_gradient, (node,)))
+
+
+def _replace_each(values: Iterable[fx.Node], call: Callable[[fx.Node], fx.Node]) -> bool:
+    """Let all that read one of the values read a call on it instead; whether there is one for which they don't yet."""
+    modified = False
+    for value in values:
+        with value.graph.inserting_after(value):
+            result = call(value)
+        others = [user for user in value.users if user is not result]
+        if all(user.target == result.target for user in others):
+            value.graph.erase_node(result)
+            continue
+        for user in others:
+            user.replace_input_with(value, result)
+        modified = True
+    return modified
+
+
+def _reordered(graph_module: fx.GraphModule, starts: Container[object]) -> dict[fx.Node, None]:
+    """What may have its channels last if the results of some functions have, in the order of the graph."""
+    found: dict[fx.Node, None] = {}
+    for node in graph_module.graph.nodes:
+        starts_here = node.op == "call_function" and node.target in starts
+        if starts_here or (_keeps_order(graph_module, node) and not found.keys().isdisjoint(node.all_input_nodes)):
+            found[node] = None
+    return found
+
+
+def _image(convolution: fx.Node) -> fx.Node:
+    image = convolution.args[0] if convolution.args else convolution.kwargs["input"]
+    assert isinstance(image, fx.Node)
+    return image
+
+
+def _leads_to_another(convolution: fx.Node, reordered: Container[fx.Node]) -> bool:
+    """Whether another convolution reads what becomes of a convolution's result, in the same order."""
+    pending, seen = [convolution], {convolution}
+    while pending:
+        new = [user for user in pending.pop().users if user in reordered and user not in seen]
+        if any(user.target in _CONVOLVE for user in new):
+            return True
+        pending += new
+        seen.update(new)
+    return False
+
+
+def _is_written_elsewhere(graph_module: fx.GraphModule, reordered: Collection[fx.Node]) -> bool:
+    """Whether one of these values, or a view of it, is changed in place by what does not take it in any order."""
+    return any(
+        changed_in_place(node) in reordered or is_changed_in_place(node)
+        for node in graph_module.graph.nodes
+        if node not in reordered and not _takes_any(node) and any(each in reordered for each in node.all_input_nodes)
+    )
+
+
+def _takes_any(node: fx.Node) -> bool:
+    if node.op not in ("call_function", "call_method"):
+        return False
+    if node.target in _PERMUTE:
+        # Of what has its channels last already, that is contiguous.
+        return tuple(tree_leaves([node.args[1:], node.kwargs])) == (0, 2, 3, 1)
+    if node.target in _FLATTEN:
+        # Others may be a view, whose order is none of the usual ones.
+        return (node.args[1:2] or (node.kwargs.get("start_dim", 0),))[0] in (0, 1)
+    return node.target in _TAKE_ANY
+
+
+def _keeps_order(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return type(graph_module.get_submodule(str(node.target))) in _MODULES
+    return node.op in ("call_function", "call_method") and node.target in _KEEP_ORDER
+
+
+def _is_batch_norm(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op != "call_module":
+        return node.target is F.batch_norm
+    return isinstance(graph_module.get_submodule(str(node.target)), nn.modules.batchnorm._BatchNorm)

@@ -1,0 +1,110 @@
+"""Images whose channels come last in memory: where they do, and that nobody outside sees anything of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import fxhash
+from fxhash.lowering.memory_format import channels_last, has_channels_last
+from tests.helpers import assert_same_outputs
+
+# What stands between two convolutions of 64 channels, as a user might write it.
+BETWEEN = {
+    "nothing": lambda x: x,
+    "a view": lambda x: x.view(len(x), -1).view(x.shape),
+    "an activation in place, whose result nobody reads, and a view": lambda x: (
+        F.relu(x, inplace=True),
+        x.view(len(x), -1).view(x.shape),
+    )[1],
+    "a part that is changed in place": lambda x: (x[:, :32].mul_(0.5), torch.relu(x))[1],
+    "a view that is changed in place": lambda x: (x.view(len(x), -1).add_(1), torch.relu(x))[1],
+    "channels that are attended to": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
+    "another order": lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (64,)).permute(0, 3, 1, 2),
+    "shuffled channels": lambda x: x.view(len(x), 2, 32, 8, 8).transpose(1, 2).contiguous().view(len(x), 64, 8, 8),
+    "rows of pixels": lambda x: x.flatten(2).view(len(x), 4, 16, 64).flatten(1, 2).unflatten(2, (8, 8)),
+    "a mean": lambda x: x + x.mean(2).view(len(x), 64, 1, 8),
+}
+
+
+class TwoConvolutions(nn.Module):
+    def __init__(self, between):
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(64, 64, 3, padding=1) for _ in range(2))
+        self.between = between
+
+    def forward(self, x):
+        return self.second(self.between(self.first(x)))
+
+
+def build(between, compress=0.1):
+    torch.manual_seed(0)
+    return fxhash.transform(TwoConvolutions(BETWEEN[between]), compress, seed=0)
+
+
+def ordered(gm):
+    return [node for node in gm.graph.nodes if node.target is channels_last]
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+@given(batch=st.integers(1, 3), compress=st.sampled_from([0.1, 0.5]))
+def test_outputs_are_those_of_the_trained_model_and_in_no_other_order(between, batch, compress):
+    gm = build(between, compress)
+    x = torch.randn(batch, 64, 8, 8)
+    for lowered in (fxhash.lower_for_deploy(gm), fxhash.lower_for_training(gm)):
+        assert_same_outputs(gm, lowered, x)
+        outputs = lowered(x)
+        assert outputs.is_contiguous() or outputs.stride() == gm(x).stride()
+
+
+@pytest.mark.parametrize("between", ["nothing", "channels that are attended to"])
+def test_the_first_of_several_convolutions_puts_them_last(between):
+    deployed = fxhash.lower_for_deploy(build(between))
+    (first,) = ordered(deployed)
+    assert first.args[0].name in ("x", "checked_input")
+
+
+def test_channels_that_a_user_puts_last_are_not_copied_before():
+    deployed = fxhash.lower_for_deploy(build("another order"))
+    assert len(ordered(deployed)) == 2
+    x = torch.randn(2, 64, 8, 8)
+    copies = [node for node in deployed.graph.nodes if node.target == "contiguous"]
+    assert [node.next.op for node in copies] == ["output"]
+    assert_same_outputs(build("another order"), deployed, x)
+
+
+def test_one_convolution_leaves_them_where_they_are():
+    gm = fxhash.transform(nn.Sequential(nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(64, 10)), 0.5, seed=0)
+    assert not ordered(fxhash.lower_for_deploy(gm))
+
+
+@pytest.mark.parametrize("between", ["a part that is changed in place", "a view that is changed in place"])
+def test_what_is_changed_through_a_view_is_not_copied(between):
+    assert not ordered(fxhash.lower_for_deploy(build(between)))
+
+
+def test_a_device_may_have_them_first():
+    gm = build("nothing")
+    assert not ordered(fxhash.lower_for_deploy(gm, device=fxhash.DeviceProfile(channels_last=False)))
+    assert not ordered(fxhash.lower_for_deploy(gm, device=fxhash.DeviceProfile.of("cuda")))
+
+
+@pytest.mark.parametrize(
+    "x", [torch.randn(3), torch.randn(2, 3, 4), torch.randn(2, 3, 4, 5, 6), torch.empty(2, 3, 4, 5, device="meta")]
+)
+def test_other_tensors_stay_as_they_are(x):
+    assert channels_last(x) is x
+    assert not has_channels_last(x)
+
+
+def test_the_order_of_images():
+    x = torch.randn(2, 3, 4, 5)
+    assert not has_channels_last(x)
+    assert has_channels_last(channels_last(x))
+    assert torch.equal(channels_last(x), x)
+    # One pixel, or one channel, is in both orders.
+    assert not has_channels_last(channels_last(torch.randn(2, 3, 1, 1)))
