@@ -22,7 +22,8 @@ class DeviceProfile:
         thin_product_cost: time of a multiply-add in thin products, as the factors' are.
         depthwise_cost: time of a multiply-add in a depthwise convolution, which moves memory for few operations.
             (ResNet-34's layers, split in a depthwise and a pointwise one, and regular, in ms on two threads: 0.30 and
-            0.41 with 64 channels, 0.29 and 0.40 with 128; at batch 16: 5.0 and 6.8, 2.0 and 5.3.)
+            0.41 with 64 channels, 0.29 and 0.40 with 128; at batch 16: 5.0 and 6.8, 2.0 and 5.3; at batch 100: 54 and
+            52, 17 and 33.)
         call_cost: time of a call that does nothing.
         generates_once: whether weights are generated when the model is loaded, and kept.
         depthwise_product_cost: time of a multiply-add in a depthwise convolution over one in a regular one, both in
@@ -40,7 +41,7 @@ class DeviceProfile:
     """
 
     thin_product_cost: float = 1.5
-    depthwise_cost: float = 20.0
+    depthwise_cost: float = 26.0
     call_cost: float = 300_000.0
     generates_once: bool = False
     depthwise_product_cost: float = 8.0

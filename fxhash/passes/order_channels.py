@@ -23,24 +23,33 @@ from fxhash.passes.contract import graph_pass
 from fxhash.passes.nodes import Factors
 from fxhash.smh.regeneration import call_regenerating
 
-# Their values have channels last, whatever they are given.
-_STARTS = {separable_conv, channels_last}
 _CONVOLVE = {F.conv2d, torch.conv2d, depthwise, pointwise, factored_conv, adaptive_conv}
 # What takes any order in memory, and whose results may be in that of what it is given.
 _KEEP_ORDER = {
     *(operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.sub, torch.mul, torch.div),
-    *(add_, sub_, mul_, truediv_),
+    *(operator.iadd, operator.imul, add_, sub_, mul_, truediv_),
     *(torch.cat, torch.relu, torch.sigmoid, torch.tanh, F.relu, F.relu6, F.leaky_relu, F.gelu, F.silu, F.elu),
     *(F.hardswish, F.hardsigmoid, F.sigmoid, F.batch_norm, F.dropout, F.max_pool2d, F.avg_pool2d, F.pad),
     *(F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate, torch.mean, torch.sum, checked_input),
-    *(call_regenerating, reorder_gradient, *_CONVOLVE, *CONVOLUTIONS.values()),
+    *(call_regenerating, reorder_gradient, separable_conv, channels_last, *_CONVOLVE, *CONVOLUTIONS.values()),
     *("add", "add_", "mul", "mul_", "sub", "relu", "relu_", "sigmoid", "tanh", "float", "to", "mean", "sum"),
 }
 # What takes any order, and whose results have the usual one, or none.
 _TAKE_ANY = {getattr, "size", "dim", "contiguous"}
 _FLATTEN, _PERMUTE = {torch.flatten, "flatten"}, {torch.permute, "permute"}
 _MODULES = (
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.Dropout, nn.Dropout2d, nn.Identity),
+    *(
+        nn.Conv1d,
+        nn.Conv2d,
+        nn.Conv3d,
+        nn.BatchNorm1d,
+        nn.BatchNorm2d,
+        nn.BatchNorm3d,
+        nn.SyncBatchNorm,
+        nn.Dropout,
+        nn.Dropout2d,
+        nn.Identity,
+    ),
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid),
     *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample),
 )
@@ -49,19 +58,22 @@ _MODULES = (
 @graph_pass
 def put_channels_last(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
     """Let images have their channels last from the first of several convolutions to where that might not be taken."""
-    reordered = _reordered(graph_module, _CONVOLVE)
+    convolutions = {node for node in graph_module.graph.nodes if _convolves(graph_module, node)}
+    reordered = _reordered(graph_module, convolutions)
     if not plan.channels_last or _is_written_elsewhere(graph_module, reordered):
         return False
-    first: dict[fx.Node, list[fx.Node]] = {}
-    for node in reordered:
-        if node.target in _CONVOLVE and _image(node) not in reordered and _leads_to_another(node, reordered):
-            first.setdefault(_image(node), []).append(node)
-    first = {image: readers for image, readers in first.items() if image.target is not channels_last}
-    for image, readers in first.items():
-        with graph_module.graph.inserting_after(image):
-            ordered = graph_module.graph.call_function(channels_last, (image,))
-        for reader in readers:
-            reader.replace_input_with(image, ordered)
+    first = [
+        node
+        for node in reordered
+        if node in convolutions
+        and _image(node) not in reordered
+        and _image(node).target is not channels_last
+        and _leads_to(node, convolutions, reordered)
+    ]
+    for node in first:
+        with graph_module.graph.inserting_before(node):
+            ordered = graph_module.graph.call_function(channels_last, (_image(node),))
+        node.replace_input_with(_image(node), ordered)
     return _restore(graph_module) or bool(first)
 
 
@@ -72,10 +84,10 @@ def restore_order(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Fac
 
 
 def _restore(graph_module: fx.GraphModule) -> bool:
-    graph, reordered = graph_module.graph, _reordered(graph_module, _STARTS)
+    graph, starts = graph_module.graph, _starts(graph_module)
+    reordered = _reordered(graph_module, starts)
     if _is_written_elsewhere(graph_module, reordered):
         # A copy for the one who reads it would not be what is written to.
-        starts = [node for node in reordered if node.target in _STARTS]
         return _replace_each(starts, lambda node: graph.call_method("contiguous", (node,)))
     modified = False
     for node in list(graph.nodes):
@@ -92,7 +104,8 @@ def _restore(graph_module: fx.GraphModule) -> bool:
 @graph_pass
 def order_gradients(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
     """Let the gradient of what a batch norm returns have the order of its input."""
-    norms = [node for node in _reordered(graph_module, _STARTS) if _is_batch_norm(graph_module, node)]
+    reordered = _reordered(graph_module, _starts(graph_module))
+    norms = [node for node in reordered if _is_batch_norm(graph_module, node)]
     return _replace_each(norms, lambda node: graph_module.graph.call_function(reorder_gradient, (node,)))
 
 
@@ -112,14 +125,24 @@ def _replace_each(values: Iterable[fx.Node], call: Callable[[fx.Node], fx.Node])
     return modified
 
 
-def _reordered(graph_module: fx.GraphModule, starts: Container[object]) -> dict[fx.Node, None]:
-    """What may have its channels last if the results of some functions have, in the order of the graph."""
+def _starts(graph_module: fx.GraphModule) -> dict[fx.Node, None]:
+    """What has its channels last, whatever it is given, in the order of the graph."""
+    return {node: None for node in graph_module.graph.nodes if node.target in (separable_conv, channels_last)}
+
+
+def _reordered(graph_module: fx.GraphModule, starts: Collection[fx.Node]) -> dict[fx.Node, None]:
+    """What may have its channels last if some values have, in the order of the graph."""
     found: dict[fx.Node, None] = {}
     for node in graph_module.graph.nodes:
-        starts_here = node.op == "call_function" and node.target in starts
-        if starts_here or (_keeps_order(graph_module, node) and not found.keys().isdisjoint(node.all_input_nodes)):
+        if node in starts or (_keeps_order(graph_module, node) and not found.keys().isdisjoint(node.all_input_nodes)):
             found[node] = None
     return found
+
+
+def _convolves(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return type(graph_module.get_submodule(str(node.target))) is nn.Conv2d
+    return node.op == "call_function" and node.target in _CONVOLVE
 
 
 def _image(convolution: fx.Node) -> fx.Node:
@@ -128,12 +151,12 @@ def _image(convolution: fx.Node) -> fx.Node:
     return image
 
 
-def _leads_to_another(convolution: fx.Node, reordered: Container[fx.Node]) -> bool:
-    """Whether another convolution reads what becomes of a convolution's result, in the same order."""
-    pending, seen = [convolution], {convolution}
+def _leads_to(value: fx.Node, others: Container[fx.Node], reordered: Container[fx.Node]) -> bool:
+    """Whether one of some other nodes reads what becomes of a value in the same order."""
+    pending, seen = [value], {value}
     while pending:
         new = [user for user in pending.pop().users if user in reordered and user not in seen]
-        if any(user.target in _CONVOLVE for user in new):
+        if any(user in others for user in new):
             return True
         pending += new
         seen.update(new)

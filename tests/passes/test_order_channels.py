@@ -69,7 +69,8 @@ def test_the_first_of_several_convolutions_puts_them_last(between):
 
 
 def test_channels_that_a_user_puts_last_are_not_copied_before():
-    deployed = fxhash.lower_for_deploy(build("another order"))
+    split = fxhash.DeviceProfile(depthwise_cost=0.0, call_cost=0.0)
+    deployed = fxhash.lower_for_deploy(build("another order"), device=split)
     assert len(ordered(deployed)) == 2
     x = torch.randn(2, 64, 8, 8)
     copies = [node for node in deployed.graph.nodes if node.target == "contiguous"]
@@ -85,6 +86,27 @@ def test_one_convolution_leaves_them_where_they_are():
 @pytest.mark.parametrize("between", ["a part that is changed in place", "a view that is changed in place"])
 def test_what_is_changed_through_a_view_is_not_copied(between):
     assert not ordered(fxhash.lower_for_deploy(build(between)))
+
+
+class ChangesItsInput(nn.Module):
+    """Two convolutions that stay dense, of what is changed in place by a call whose result nobody reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(4, 4, 3) for _ in range(2))
+        self.last = nn.Linear(4, 1000)
+
+    def forward(self, x):
+        x = x.clone()
+        x.mul_(0.5)
+        return self.last(self.second(self.first(x)).mean((2, 3)))
+
+
+def test_an_image_is_put_in_order_when_it_is_read():
+    gm = fxhash.transform(ChangesItsInput(), 0.5, exclude=["first", "second"], seed=0)
+    deployed = fxhash.lower_for_deploy(gm)
+    assert ordered(deployed)
+    assert_same_outputs(gm, deployed, torch.randn(2, 4, 8, 8))
 
 
 def test_a_device_may_have_them_first():
