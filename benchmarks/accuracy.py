@@ -92,6 +92,11 @@ def changed(
     return change(gm)
 
 
+def in_bits(model: nn.Module, compress: float, seed: int, bits: int) -> nn.Module:
+    """The product with factors that are trained to be stored in so many bits."""
+    return fxhash.quantize_factors(fxhash.transform(model, compress, aspect=16, seed=seed), bits=bits)
+
+
 def derived(model: nn.Module, compress: float, seed: int, make: Callable[[int, int], nn.Module]) -> nn.Module:
     """One of the generators beside this file."""
     return Derived(model, compress, make)
@@ -121,6 +126,7 @@ VARIANTS: dict[str, Build] = {
     "fxhash-16-frozen": partial(changed, change=frozen_right_),
     "fxhash-16-signs": partial(changed, change=random_signs_),
     "fxhash-16-diagonal": partial(changed, change=trained_diagonal_),
+    **{f"fxhash-16-{bits}-bits": partial(in_bits, bits=bits) for bits in (8, 4)},
 }
 VARIANTS |= {f"{name}{TAUGHT}": VARIANTS[name] for name in ("dense", "fxhash-16")}
 # The records are of the start without calibration.
