@@ -110,7 +110,7 @@ def as_it_is(model: nn.Module, compress: float, seed: int) -> nn.Module:
 FIRST_AND_LAST = [r"^conv1\.", r"^fc\."]
 TEACHER, TEACHER_RATE = "resnet20", 4e-2
 TAUGHT, WARM = "-taught", "-warm"
-# Each has rows in `results/accuracy.csv`: its name there is what it is found by.
+# Each has rows in `results/accuracy.csv`, or `factor_bits.csv`: its name there is what it is found by.
 VARIANTS: dict[str, Build] = {
     "dense": as_it_is,
     "square-smh": partial(derived, make=PlainSMH),

@@ -246,9 +246,9 @@ def test_recipes_state_the_recorded_figures():
         assert stated == [{name: run[name] for name in names} for run in recorded_runs() if run["recipe"] == recipe]
 
 
-def accuracies_of_repeated_runs():
+def accuracies_of_repeated_runs(file_name="accuracy.csv"):
     """Trained parameters, learning rate and accuracies over seeds, of whatever was run with three at its best rate."""
-    with (ROOT / "benchmarks" / "results" / "accuracy.csv").open(newline="") as file:
+    with (ROOT / "benchmarks" / "results" / file_name).open(newline="") as file:
         rows = list(csv.DictReader(file))
     cells = defaultdict(list)
     for row in rows:
@@ -258,15 +258,34 @@ def accuracies_of_repeated_runs():
         rate = max(first, key=lambda row: float(row["test_accuracy"]))["learning_rate"]
         chosen = [row for row in cell if row["learning_rate"] == rate]
         if len(chosen) >= 3:
-            yield int(chosen[0]["trainable_after"]), rate, [100 * float(row["test_accuracy"]) for row in chosen]
+            accuracies = [100 * float(row["test_accuracy"]) for row in chosen]
+            yield int(chosen[0]["trainable_after"]), rate, accuracies, chosen[0]["variant"]
 
 
 def test_table_of_accuracies_is_the_recorded_one():
     rows = list(accuracies_of_repeated_runs())
     assert len(rows) == len(re.findall(r" \| [\d,]+ \| [\d.]+ ± [\d.]+ \| ", ACCURACY))
-    for trained, rate, accuracies in rows:
+    for trained, rate, accuracies, _ in rows:
         mean, deviation = statistics.mean(accuracies), statistics.stdev(accuracies)
         assert f" | {trained:,} | {mean:.1f} ± {deviation:.1f} | {rate} |" in ACCURACY
+
+
+def test_accuracies_of_factors_trained_in_fewer_bits_are_the_recorded_ones():
+    means = {}
+    for trained, _, accuracies, variant in accuracies_of_repeated_runs("factor_bits.csv"):
+        means[variant, trained] = statistics.mean(accuracies), statistics.stdev(accuracies)
+    few, many = 26_972, 67_430
+    assert f"| factors trained | 10 %: {few:,} parameters | 25 %: {many:,} parameters |" in ACCURACY
+    for name, variant in (("floating point", ""), ("8 bits", "-8-bits"), ("4 bits", "-4-bits")):
+        cells = ["{:.1f} ± {:.1f}".format(*means[f"fxhash-16{variant}", trained]) for trained in (few, many)]
+        assert f"| in {name} | {' | '.join(cells)} |" in ACCURACY
+    lost = {
+        (bits, trained): means["fxhash-16", trained][0] - means[f"fxhash-16-{bits}-bits", trained][0]
+        for bits in (8, 4)
+        for trained in (few, many)
+    }
+    assert max(lost[8, few], lost[8, many], lost[4, many]) < 0
+    assert f"4 bits lose nothing at 25 %, and {lost[4, few]:.1f} points at 10 %" in ACCURACY
 
 
 def test_figures_of_scale_are_the_recorded_ones():
