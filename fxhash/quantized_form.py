@@ -12,10 +12,11 @@ from fxhash.transformed import AnyModule, current_plan, require_transformed, sha
 def quantize_factors(gm: AnyModule, bits: int = 8, *, group: int | None = None) -> AnyModule:
     """Let a transformed model compute with factors of 8 or 4 bits, so that it is trained to be stored in them.
 
-    Each row of `left` and `right` becomes symmetric integers times a step, a number of bfloat16; the spatial kernels
-    of separable convolutions have 8 bits. Gradients pass the rounding as if it were not there (the straight-through
-    estimator, Bengio et al., arXiv 1308.3432). The parameters stay as they are, in floating point: they are what an
-    optimizer, a moving average and a state dict have.
+    Each row of `left` and `right` becomes symmetric integers times a step, a number of bfloat16. Rows of `left`, which
+    are nearly all of the factors, have 4 bits if that is asked for; `right`, which all weights share, and the spatial
+    kernels of separable convolutions always have 8. Gradients pass the rounding as if it were not there (the
+    straight-through estimator, Bengio et al., arXiv 1308.3432). The parameters stay as they are, in floating point:
+    they are what an optimizer, a moving average and a state dict have.
 
     `save(..., dtype="int8")` or `"int4"` stores the integers, and `load` gives a model that computes the same weights,
     bit for bit. `save` without `dtype` stores the parameters, to go on with training.

@@ -34,7 +34,7 @@ def rounded(gm, bits, group=None):
     result = copy.deepcopy(gm)
     generator, setting = generator_of(result), FactorBits(bits, group)
     with torch.no_grad():
-        generator.right.copy_(fake_quantized(generator.right, setting))
+        generator.right.copy_(fake_quantized(generator.right, FactorBits(8, group)))
         for kernels in generator.kernels:
             kernels.copy_(fake_quantized(kernels, FactorBits(8)))
         more = iter(generator.more_left)
@@ -120,10 +120,10 @@ def test_one_optimizer_trains_both_and_an_average_keeps_the_setting():
     # The parameters move by less than a step of what they are rounded to.
     right = generator_of(quantized).right
     assert not torch.equal(right, generator_of(quantized).factor_right())
-    assert torch.equal(generator_of(quantized)(), fake_quantized(generator_of(gm).right, FactorBits(4)))
+    assert torch.equal(generator_of(quantized)(), fake_quantized(generator_of(gm).right, FactorBits(8)))
     held = generator_of(average)
     assert not torch.equal(held.right, right)
-    assert torch.equal(held(), fake_quantized(held.right, FactorBits(4)))
+    assert torch.equal(held(), fake_quantized(held.right, FactorBits(8)))
 
 
 def test_copies_and_pickles_keep_the_setting():

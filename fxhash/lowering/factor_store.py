@@ -20,14 +20,14 @@ from fxhash.lowering.batch_norm import FoundNorm, foldable_norm
 from fxhash.lowering.functional import scale_channels
 from fxhash.lowering.plan import LoweringPlan, WeightUse
 from fxhash.smh.checks import check_module
-from fxhash.smh.factor_bits import FactorBits, dequantize, quantize
+from fxhash.smh.factor_bits import FactorBits, Role, dequantize, quantize
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.plan import CompressionPlan
 
 # Key of a tensor that is of the type and on the device of the factors, whatever it holds.
 LIKE = ", like"
 # Roles of rows that are trained and scaled.
-_ROWS = ("left", "kernels")
+_ROWS: tuple[Role, ...] = ("left", "kernels")
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class StoredRows:
     Attributes:
         rows: what is stored, as integers if the model is lowered so.
         scale: what the trained rows were multiplied by; shape `(rows, 1)` or `(1, 1)`. One for integers.
-        are_kernels: whether they are spatial kernels.
+        role: what they are rows of.
     """
 
     rows: Tensor
     scale: Tensor
-    are_kernels: bool
+    role: Role
 
 
 class FactorStore(nn.Module):
@@ -88,7 +88,7 @@ class FactorStore(nn.Module):
         # Where each call of a graph finds the type and device of the factors.
         self._attributes[LIKE] = "right" if plan.factor_bits is None else "right_steps"
         if plan.factor_bits is not None:
-            right, steps = in_eight_bits(right, plan.factor_bits)
+            right, steps = in_eight_bits(right, plan.factor_bits.of("right"))
             self.right_steps = nn.Parameter(steps, requires_grad=False)
         self.right = nn.Parameter(right, requires_grad=False)
         for key, tensor in tensors.items():
@@ -125,20 +125,21 @@ class FactorStore(nn.Module):
         if bits is None or not is_widened:
             return stored
         if key is None:
-            return _as_parameter(dequantize(stored[:rows], parameters["right_steps"][:rows], bits))
+            return _as_parameter(dequantize(stored[:rows], parameters["right_steps"][:rows], bits.of("right")))
         steps = self._attributes.get(steps_key(key))
         return stored if steps is None else _as_parameter(dequantize(stored, parameters[steps], bits))
 
     def stored_rows(self) -> Iterator[StoredRows]:
         """The factors and kernels that are stored; cached weights are neither."""
         one = torch.ones(1, 1)
-        yield StoredRows(self.right, one, are_kernels=False)
+        yield StoredRows(self.right, one, "right")
         for use in self.plan.uses:
             for each in use.stored:
-                if each.role in _ROWS:
-                    key = use.key(each.role)
-                    rows: Tensor = getattr(self, self._attributes[key])
-                    yield StoredRows(rows, self._scales.get(key, one), each.role == "kernels")
+                for role in _ROWS:
+                    if each.role == role:
+                        key = use.key(role)
+                        rows: Tensor = getattr(self, self._attributes[key])
+                        yield StoredRows(rows, self._scales.get(key, one), role)
 
 
 def steps_key(key: str) -> str:

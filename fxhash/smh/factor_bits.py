@@ -7,6 +7,7 @@ quantized changes nothing, bit for bit.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,12 +19,15 @@ from fxhash.smh.checks import is_count
 _HALF_A_STEP, _FIRST_16_BITS = 0x8000, -0x10000
 _SMALLEST_STEP = torch.finfo(torch.bfloat16).tiny
 
+Role: TypeAlias = Literal["left", "right", "kernels"]
+
 
 @dataclass(frozen=True)
 class FactorBits:
     """In how many bits factors are computed with, trained and stored.
 
-    `left` and `right` are so; the few spatial kernels of separable convolutions always have 8 bits.
+    `left` has so many. What all weights share has 8 bits always: `right`, and the few spatial kernels of separable
+    convolutions. There are few of these entries, and rounding one of them changes many weights.
 
     Attributes:
         bits: 8 or 4.
@@ -58,6 +62,12 @@ class FactorBits:
         """The largest integer; the smallest is its negative."""
         return 2 ** (self.bits - 1) - 1
 
+    def of(self, role: Role) -> FactorBits:
+        """How the rows of one of the factors are rounded."""
+        if role == "kernels":
+            return FactorBits(8)
+        return self if role == "left" else FactorBits(8, self.group)
+
     def groups(self, entries: int) -> int:
         """How many steps a row of so many entries has."""
         return -(-entries // self.size(entries))
@@ -65,9 +75,6 @@ class FactorBits:
     def size(self, entries: int) -> int:
         """How many entries share a step in a row of so many."""
         return entries if self.group is None else min(self.group, entries)
-
-
-KERNEL_BITS = FactorBits(8)
 
 
 def quantize(rows: Tensor, bits: FactorBits) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fxhash.errors import PlanError, shown
 from fxhash.smh.checks import check_device
-from fxhash.smh.factor_bits import KERNEL_BITS, FactorBits, fake_quantized
+from fxhash.smh.factor_bits import FactorBits, Role, fake_quantized
 from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.plan import CompressionPlan
 
@@ -84,11 +84,11 @@ class Factors(nn.Module):
 
     def factor_right(self) -> Tensor:
         """`right` as it is computed with; shape `(rank, cols)`."""
-        return self._in_bits(self.right, self.plan.factor_bits)
+        return self._in_bits(self.right, self.plan.factor_bits, "right")
 
     def factor_left(self, name: str) -> Tensor:
         """The rows of `left` of one parameter as they are computed with; zero where one uses fewer rows of `right`."""
-        return self._in_bits(self._left_rows(name), self.plan.factor_bits)
+        return self._in_bits(self._left_rows(name), self.plan.factor_bits, "left")
 
     def _left_rows(self, name: str) -> Tensor:
         index, parameter = self._hashed[name]
@@ -109,7 +109,7 @@ class Factors(nn.Module):
 
     def kernels_of(self, name: str) -> Tensor:
         """The spatial kernels of a separable convolution as they are computed with; shape `(count, positions)`."""
-        return self._in_bits(self.kernels[self._kernels[name]], self.plan.factor_bits and KERNEL_BITS)
+        return self._in_bits(self.kernels[self._kernels[name]], self.plan.factor_bits, "kernels")
 
     def dtype_of(self, parameter: ParameterPlan) -> torch.dtype:
         """The type that a weight has by now: the original's, unless `.to(dtype)` or the like converted the model."""
@@ -127,13 +127,13 @@ class Factors(nn.Module):
         bits = self.plan.factor_bits or bits
         for parameter in self.plan.hashed:
             block, *more = self.blocks(parameter.fqn)
-            left = self._in_bits(self._left_rows(parameter.fqn), bits)
+            left = self._in_bits(self._left_rows(parameter.fqn), bits, "left")
             block.copy_(left[:, : block.shape[1]])
             for column in more:
                 column.copy_(left[: column.shape[0], block.shape[1] :])
-        self.right.copy_(self._in_bits(self.right, bits))
+        self.right.copy_(self._in_bits(self.right, bits, "right"))
         for kernels in self.kernels:
-            kernels.copy_(self._in_bits(kernels, bits and KERNEL_BITS))
+            kernels.copy_(self._in_bits(kernels, bits, "kernels"))
         self._rounded_to, self.plan = bits or self._rounded_to, replace(self.plan, factor_bits=None)
 
     @property
@@ -146,8 +146,8 @@ class Factors(nn.Module):
         return self.rounded_to or FactorBits(8)
 
     @staticmethod
-    def _in_bits(rows: Tensor, bits: FactorBits | None) -> Tensor:
-        return rows if bits is None else fake_quantized(rows, bits)
+    def _in_bits(rows: Tensor, bits: FactorBits | None, role: Role) -> Tensor:
+        return rows if bits is None else fake_quantized(rows, bits.of(role))
 
 
 def factor_dtype(plan: CompressionPlan) -> torch.dtype:

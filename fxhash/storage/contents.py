@@ -57,15 +57,15 @@ def factor_rows(parts: Mapping[str, fx.GraphModule]) -> list[FactorRows]:
 
 def _rows_of(prefix: str, generator: SMHGenerator) -> Iterator[FactorRows]:
     trained, more, kernels = generator.plan.factor_bits, 0, 0
-    yield FactorRows((joined(prefix, "right"),), is_left=False, are_kernels=False, trained=trained)
+    yield FactorRows((joined(prefix, "right"),), "right", trained)
     for index, parameter in enumerate(generator.plan.hashed):
         names = [f"left.{index}"]
         if parameter.more_rows:
             names.append(f"more_left.{more}")
             more += 1
-        yield FactorRows(tuple(joined(prefix, name) for name in names), True, are_kernels=False, trained=trained)
+        yield FactorRows(tuple(joined(prefix, name) for name in names), "left", trained)
         if parameter.kernels:
-            yield FactorRows((joined(prefix, f"kernels.{kernels}"),), False, are_kernels=True, trained=trained)
+            yield FactorRows((joined(prefix, f"kernels.{kernels}"),), "kernels", trained)
             kernels += 1
 
 

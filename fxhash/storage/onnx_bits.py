@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fxhash.errors import CheckpointError, PlanError
 from fxhash.lowering.factor_store import FactorStore, StoredRows
 from fxhash.smh.checks import read_dtype
-from fxhash.smh.factor_bits import KERNEL_BITS, FactorBits, dequantize, quantize
+from fxhash.smh.factor_bits import FactorBits, dequantize, quantize
 from fxhash.smh.generator import SMHGenerator
 from fxhash.storage.quantization import bits_of
 
@@ -99,14 +99,14 @@ def narrow(graph: Any, tensors: Mapping[str, object], stores: Iterable[FactorSto
         if not rows.rows.is_floating_point():
             bits = store.plan.factor_bits
             assert bits is not None
-            if bits.bits == 8:
+            if bits.of(rows.role).bits == 8:
                 initializers.append(tensor)
                 continue
             widening.pack(rows.rows.cpu(), bits)
         elif count is None:
             widening.cast(rows, dtype)
         else:
-            widening.quantize(rows, KERNEL_BITS if rows.are_kernels else store.rounded_to or FactorBits(count))
+            widening.quantize(rows, (store.rounded_to or FactorBits(count)).of(rows.role))
         initializers += widening.initializers
         nodes += widening.nodes
     nodes += graph.node

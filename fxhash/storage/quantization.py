@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from fxhash.errors import CheckpointError
 from fxhash.smh.checks import read_dtype
-from fxhash.smh.factor_bits import KERNEL_BITS, FactorBits, dequantize, quantize
+from fxhash.smh.factor_bits import FactorBits, Role, dequantize, quantize
 
 _FLOATS = ("bfloat16", "float16")
 _BITS = {"int8": 8, "int4": 4}
@@ -30,14 +30,12 @@ class FactorRows:
 
     Attributes:
         names: one, or that of a block of `left` and that of its further column, which has fewer rows.
-        is_left: whether they are of `left`.
-        are_kernels: whether they are spatial kernels, which have 8 bits whatever the factors have.
+        role: what they are rows of.
         trained: in how many bits the factors were trained; None if as they are.
     """
 
     names: tuple[str, ...]
-    is_left: bool
-    are_kernels: bool
+    role: Role
     trained: FactorBits | None
 
     @property
@@ -47,9 +45,7 @@ class FactorRows:
 
     def bits(self, count: int) -> FactorBits:
         """How they are quantized where factors have so many bits."""
-        if self.are_kernels:
-            return KERNEL_BITS
-        return self.trained or FactorBits(count)
+        return (self.trained or FactorBits(count)).of(self.role)
 
     def is_of_an_earlier_version(self, stored: Mapping[str, Tensor]) -> bool:
         """Whether they were stored in 8 bits with steps of float32."""
@@ -161,7 +157,7 @@ def stored_forms(
         if each.is_of_an_earlier_version(stored):
             for name, (count, entries) in shapes.items():
                 forms[name] = ((count, entries), {torch.int8})
-                forms[name + _STEPS] = ((1, entries) if each.is_left else (count, 1), {torch.float32})
+                forms[name + _STEPS] = ((1, entries) if each.role == "left" else (count, 1), {torch.float32})
         elif bits is not None:
             for name, (count, entries) in shapes.items():
                 packed = (count, entries) if bits.bits == 8 else (-(-count * entries // 2),)

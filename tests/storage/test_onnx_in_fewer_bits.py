@@ -187,7 +187,7 @@ def test_widened_rows_are_those_that_were_rounded(count, entries, bits, kind, se
     rows = dequantize(integers, steps, bits)
     scale = {"one": torch.ones(1, 1), "scalar": torch.full((1, 1), 0.3), "rows": torch.rand(count, 1) - 0.5}[kind]
     widening = _Widening("rows", onnx.TensorProto.FLOAT)
-    widening.quantize(StoredRows(rows * scale, scale, are_kernels=False), bits)
+    widening.quantize(StoredRows(rows * scale, scale, "left"), bits)
     output = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [count, entries])
     nodes = [*widening.nodes, onnx.helper.make_node("Identity", ["rows"], ["out"])]
     graph = onnx.helper.make_graph(nodes, "graph", [], [output], widening.initializers)
