@@ -2,9 +2,10 @@
 
     python benchmarks/front.py --data imagefolder:DIR --pilots imagefolder:THIRD --runs DIR
 
-CIFAR-10 (JPEG), 32 x 32 pixels. Pilots come first: each of four kinds of network gets the same settings, 4 epochs on a
-third of the training images, which `THIRD` has. Then 25 runs of 30 epochs on all images, in the order of what they
-decide, each with the recipe that its kind's pilots chose. `docs/accuracy.md` says what is asked of them.
+CIFAR-10 (JPEG), 32 x 32 pixels. Pilots come first: each of four kinds of network gets the same peak learning rates,
+4 epochs on a third of the training images, which `THIRD` has. Then each network is trained once for 10 epochs on all
+images, at the rate that its kind's pilots chose, and those that decide with two more seeds. `docs/accuracy.md` says
+what is asked of them.
 
 One run at a time, on one thread. Each has a folder in `--runs`, and a row of the CSV file once it is finished. Called
 again, it goes on where it stopped; called twice at a time, the second takes what the first is not at.
@@ -18,26 +19,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from record import commit, machine
 
-RATES = {
-    **{f"adamw {rate:g}": {"optimizer": "adamw", "learning_rate": rate} for rate in (0.01, 0.02, 0.04)},
-    "sgd 0.2": {"optimizer": "sgd", "learning_rate": 0.2, "weight_decay": 5e-4},
-}
-INGREDIENTS: dict[str, dict[str, object]] = {
-    "average": {"ema_decay": 0.99},
-    "clip": {"clip_gradients": 1.0},
-    "no smoothing": {"label_smoothing": 0.0},
-}
-# A run has 23 times as many steps as a pilot.
-LONG: dict[str, dict[str, object]] = {**INGREDIENTS, "average": {"ema_decay": 0.999}}
-# What an ingredient has to gain in a pilot.
-LEAST_GAIN = 0.003
-PILOT_EPOCHS, EPOCHS = 4, 30
+# Peaks of the learning rate.
+RATES = (0.01, 0.02, 0.04)
+PILOT_EPOCHS, EPOCHS = 4, 10
 
 
 @dataclass(frozen=True)
@@ -79,33 +69,37 @@ def resnet(depth: int, width: int = 16, parameters: int = 0) -> Network:
 SMALL, LARGE = 29_000, 97_500
 # One of each kind, small ones as they decide most.
 PILOTS = (resnet(20), resnet(20, parameters=26_972), convnext(24), convnext(48, parameters=SMALL))
-# First what answers for both sizes, then two more seeds of it, then single runs for whether others would do better.
-DECIDING = (
-    *(resnet(20, parameters=26_972), convnext(24), convnext(72, parameters=SMALL)),
-    *(resnet(20), convnext(48), convnext(96, parameters=LARGE)),
-)
-OTHERS = (
-    *(resnet(8, 10), resnet(20, 10), convnext(48, parameters=SMALL), resnet(20, 32, LARGE)),
-    *(convnext(24, 1), convnext(48, 1), convnext(48, 1, SMALL)),
-)
+# At each size dense ones and compressed ones, in the order of how long they take.
+CONTENDERS: dict[str, tuple[tuple[Network, ...], tuple[Network, ...]]] = {
+    "small": (
+        (resnet(8, 10), convnext(24)),
+        (resnet(20, parameters=26_972), convnext(48, parameters=SMALL), convnext(72, parameters=SMALL)),
+    ),
+    "large": (
+        (resnet(20, 10), convnext(48)),
+        (resnet(20, 32, LARGE), convnext(96, parameters=LARGE)),
+    ),
+}
+# What others compare with.
+RESNETS = (resnet(20, parameters=26_972), resnet(20))
+FURTHER_SEEDS = (1, 2)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run; its recipe is `small-images` with changes."""
+    """One run, with the recipe `small-images` and a peak learning rate."""
 
     network: Network
-    setting: str
-    changes: Mapping[str, object] = field(hash=False)
+    rate: float
     epochs: int = EPOCHS
     seed: int = 0
 
     @property
     def name(self) -> str:
         """Of its folder and its row."""
-        stage = "run" if self.epochs == EPOCHS else "pilot"
-        setting = "" if self.epochs == EPOCHS else "-" + self.setting.replace(" ", "-").replace("+", "and")
-        return f"{stage}-{self.network.label}{setting}-{self.seed}"
+        if self.epochs == EPOCHS:
+            return f"run-{self.network.label}-{self.seed}"
+        return f"pilot-{self.network.label}-adamw-{self.rate:g}-{self.seed}"
 
 
 Rows = Mapping[str, Mapping[str, str]]
@@ -118,51 +112,42 @@ def plan(rows: Rows) -> Iterator[Run]:
         rows: of what is finished, by name.
     """
     for network in PILOTS:
-        yield from rate_pilots(network)
-    for network in PILOTS:
-        yield from ingredient_pilots(network, rows)
-    for networks, seeds in ((DECIDING, (0,)), (OTHERS[:4], (0,)), (DECIDING, (1, 2)), (OTHERS[4:], (0,))):
-        for seed in seeds:
-            for network in networks:
-                setting = chosen_setting(network.kind, rows)
-                if setting is not None:
-                    yield Run(network, *setting, seed=seed)
+        yield from pilots_of(network)
+    for dense, compressed in CONTENDERS.values():
+        yield from runs_of((*dense, *compressed), (0,), rows)
+        yield from runs_of([*best_of(dense, rows), *best_of(compressed, rows)], FURTHER_SEEDS, rows)
+    yield from runs_of(RESNETS, (0, *FURTHER_SEEDS), rows)
 
 
-def rate_pilots(network: Network) -> list[Run]:
-    """The pilots that find an optimizer and its peak learning rate."""
-    return [Run(network, name, changes, PILOT_EPOCHS) for name, changes in RATES.items()]
+def pilots_of(network: Network) -> list[Run]:
+    """The pilots that find the peak learning rate of a kind of network."""
+    return [Run(network, rate, PILOT_EPOCHS) for rate in RATES]
 
 
-def ingredient_pilots(network: Network, rows: Rows) -> list[Run]:
-    """The pilots of one ingredient each at the best rate; none until that is known."""
-    pilots = rate_pilots(network)
-    if any(pilot.name not in rows for pilot in pilots):
-        return []
-    best = max(pilots, key=lambda pilot: accuracy(rows, pilot))
-    return [
-        Run(network, f"{best.setting} + {name}", {**best.changes, **changes}, PILOT_EPOCHS)
-        for name, changes in INGREDIENTS.items()
-    ]
+def runs_of(networks: Iterable[Network], seeds: Iterable[int], rows: Rows) -> Iterator[Run]:
+    """Runs of some networks with each of some seeds, as far as pilots have chosen their rates."""
+    for seed in seeds:
+        for network in networks:
+            rate = chosen_rate(network.kind, rows)
+            if rate is not None:
+                yield Run(network, rate, seed=seed)
 
 
-def chosen_setting(kind: str, rows: Rows) -> tuple[str, dict[str, object]] | None:
-    """What the pilots of a kind of network chose: its best rate, and each ingredient that gained something by itself.
-
-    Returns:
-        A name for it and the changes of the recipe; None until all pilots are finished.
-    """
+def chosen_rate(kind: str, rows: Rows) -> float | None:
+    """The best rate of the pilots of a kind of network; None until all are finished."""
     (network,) = (network for network in PILOTS if network.kind == kind)
-    pilots = ingredient_pilots(network, rows)
-    if not pilots or any(pilot.name not in rows for pilot in pilots):
+    pilots = pilots_of(network)
+    if any(pilot.name not in rows for pilot in pilots):
         return None
-    best = max(rate_pilots(network), key=lambda pilot: accuracy(rows, pilot))
-    names, changes = [best.setting], dict(best.changes)
-    for pilot, ingredient in zip(pilots, INGREDIENTS, strict=True):
-        if accuracy(rows, pilot) >= accuracy(rows, best) + LEAST_GAIN:
-            names.append(ingredient)
-            changes |= LONG[ingredient]
-    return " + ".join(names), changes
+    return max(pilots, key=lambda pilot: accuracy(rows, pilot)).rate
+
+
+def best_of(networks: Iterable[Network], rows: Rows) -> list[Network]:
+    """The network that is best with seed 0; none until all are finished."""
+    runs = [Run(network, 0.0) for network in networks]
+    if any(run.name not in rows for run in runs):
+        return []
+    return [max(runs, key=lambda run: accuracy(rows, run)).network]
 
 
 def accuracy(rows: Rows, run: Run) -> float:
@@ -217,7 +202,8 @@ def options_of(run: Run, arguments: argparse.Namespace) -> list[str]:
         "seed": run.seed,
         "precision": arguments.precision,
         "device": "cpu",
-        **run.changes,
+        "optimizer": "adamw",
+        "learning_rate": run.rate,
     }
     if run.network.parameters:
         given["compress"] = compress_of(run.network)
@@ -249,7 +235,7 @@ def row_of(run: Run, folder: Path) -> dict[str, object]:
         "kind": run.network.kind,
         "network": run.network.label,
         "compress": options["compress"] or "",
-        "setting": run.setting,
+        "setting": f"adamw {run.rate:g}",
         "seed": run.seed,
         "epochs": result["epochs"],
         "train_images": begun["images"]["train"],

@@ -138,53 +138,58 @@ def test_forms_in_runtimes(tmp_path, capsys):
     assert small.resident_bytes < usual.resident_bytes
 
 
-def finished_pilots(accuracy_of):
-    """Rows of all pilots of the front, made as the plan asks for them."""
+def finished(rows, runs, accuracy_of):
+    """Rows of what is finished, and of some runs."""
+    return rows | {run.name: {"test_accuracy": str(accuracy_of(run))} for run in runs}
+
+
+def all_finished(accuracy_of):
+    """Rows of all runs of the front, made as the plan asks for them; and the runs, in order."""
     import front
 
-    rows = {}
-    while missing := [run for run in front.plan(rows) if run.name not in rows and run.epochs == front.PILOT_EPOCHS]:
-        rows |= {run.name: {"test_accuracy": str(accuracy_of(run))} for run in missing}
-    return rows
+    rows, runs = {}, []
+    while missing := {run.name: run for run in front.plan(rows) if run.name not in rows}:
+        runs += missing.values()
+        rows = finished(rows, missing.values(), accuracy_of)
+    return rows, runs
 
 
 def test_the_plan_of_the_front():
-    """Equal pilots for each kind of network, then 25 runs with what those chose."""
+    """Equal pilots for each kind of network, one run of each network, and more seeds of the best."""
     import front
 
-    assert len(list(front.plan({}))) == len(front.PILOTS) * len(front.RATES)
-    rows = finished_pilots(lambda run: 0.5)
-    assert len(rows) == len(front.PILOTS) * (len(front.RATES) + len(front.INGREDIENTS))
-    runs = [run for run in front.plan(rows) if run.name not in rows]
-    assert len({run.name for run in runs}) == len(runs) == 25
-    assert {run.setting for run in runs} == {next(iter(front.RATES))}
-    assert {run.epochs for run in runs} == {front.EPOCHS}
+    pilots = list(front.plan({}))
+    assert len(pilots) == len(front.PILOTS) * len(front.RATES)
+    assert {run.epochs for run in pilots} == {front.PILOT_EPOCHS}
+    rows, runs = all_finished(lambda run: 0.5 + 0.1 * (run.network.model == "convnext6"))
+    assert len({run.name for run in runs}) == len(runs) == len(rows)
+    assert {run.epochs for run in runs[len(pilots) :]} == {front.EPOCHS}
+    assert len(runs) == len(pilots) + 9 + 4 * 2 + 1 + 2 * 2
+    for networks in (each for kinds in front.CONTENDERS.values() for each in kinds):
+        best = max(networks, key=lambda network: network.model == "convnext6")
+        assert [run.seed for run in runs if run.network == best and run.epochs == front.EPOCHS] == [0, 1, 2]
 
 
 def test_a_recipe_of_the_front_follows_its_own_pilots():
     import front
 
     def accuracy_of(run):
-        is_dense = run.network.kind.endswith("dense")
-        gains = {"sgd": 0.1 * is_dense, "adamw 0.04": 0.05, "clip": 0.01, "average": -0.1, "no smoothing": 0.001}
-        return 0.5 + sum(gain for name, gain in gains.items() if name in run.setting)
+        return 0.5 - abs(run.rate - (0.01 if run.network.kind.endswith("dense") else 0.04))
 
-    rows = finished_pilots(accuracy_of)
-    assert front.chosen_setting("resnet dense", rows) == (
-        "sgd 0.2 + clip",
-        {"optimizer": "sgd", "learning_rate": 0.2, "weight_decay": 5e-4, "clip_gradients": 1.0},
-    )
-    assert front.chosen_setting("convnext compressed", rows) == (
-        "adamw 0.04 + clip",
-        {"optimizer": "adamw", "learning_rate": 0.04, "clip_gradients": 1.0},
-    )
-    assert front.chosen_setting("convnext compressed", {}) is None
+    rows, runs = all_finished(accuracy_of)
+    assert front.chosen_rate("resnet dense", rows) == 0.01
+    assert front.chosen_rate("convnext compressed", rows) == 0.04
+    assert front.chosen_rate("convnext compressed", {}) is None
+    for run in runs:
+        if run.epochs == front.EPOCHS:
+            assert run.rate == (0.01 if run.network.kind.endswith("dense") else 0.04)
 
 
 def test_the_networks_of_the_front_have_the_sizes_that_are_compared():
     import front
 
-    for network in (*front.DECIDING, *front.OTHERS):
+    of_sizes = [network for kinds in front.CONTENDERS.values() for networks in kinds for network in networks]
+    for network in (*of_sizes, *front.RESNETS):
         with torch.device("meta"):
             parameters = trainable(zoo.create(network.model, **network.options))
         if network.parameters:
@@ -229,8 +234,8 @@ def test_the_front_begins_runs_and_goes_on_with_them(ends, tmp_path, monkeypatch
         (folder / "metrics.csv").write_text("epoch,seconds\n1,60\n")
 
     monkeypatch.setattr(front, "PILOTS", front.PILOTS[:1])
-    monkeypatch.setattr(front, "DECIDING", ())
-    monkeypatch.setattr(front, "OTHERS", ())
+    monkeypatch.setattr(front, "CONTENDERS", {})
+    monkeypatch.setattr(front, "RESNETS", ())
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(front, "commit", lambda: "abc")
     monkeypatch.setattr(front, "machine", lambda: "none")
@@ -240,7 +245,7 @@ def test_the_front_begins_runs_and_goes_on_with_them(ends, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["front.py", *options, "--output", str(tmp_path / "front.csv")])
     front.main()
     rows = front.read_rows(tmp_path / "front.csv")
-    assert (len(rows), len(commands)) == ((7, 6) if ends == 0 else (1, 3))
+    assert (len(rows), len(commands)) == ((3, 2) if ends == 0 else (1, 2))
     assert rows[first.name]["minutes"] == "1.0"
     begun = commands[0][4:-2]
     assert begun[begun.index("--data") + 1] == "third"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+_BODY = "_fxhash_body"
 
 
 def is_compiled_or_traced() -> bool:
@@ -30,4 +32,11 @@ def recorded(function: Callable[Arguments, Result]) -> Callable[Arguments, Resul
             return handle_torch_function(run, args, *args, **kwargs)
         return function(*args, **kwargs)
 
+    vars(run)[_BODY] = function
     return run
+
+
+def body_of(function: Callable[..., Any]) -> Callable[..., Any] | None:
+    """What a recorded function runs, for a function mode that is to see what is called there; None for any other."""
+    body: Callable[..., Any] | None = getattr(function, _BODY, None)
+    return body

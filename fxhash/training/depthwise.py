@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from fxhash.graph.recorded import body_of
+
 # Up to this side, an image is one product with a matrix of `side**2` rows; the work grows with the fourth power of it.
 _LARGEST_SIDE = 16
 # Up to so many channels, a grouped convolution of larger images is a regular one with zeros between the groups.
@@ -23,7 +25,7 @@ def depthwise_as_products(device_type: str) -> Iterator[None]:
     """Compute what within is a depthwise convolution as a matrix product, if this is faster there.
 
     So it is on a CPU under autocast to bfloat16, where oneDNN has no fast gradient of a large or dilated depthwise
-    kernel. Outputs and gradients are equal but for rounding. Layers that apply factors are as ever.
+    kernel. Outputs and gradients are equal but for rounding.
 
     Args:
         device_type: where the images are, such as `"cpu"`.
@@ -46,9 +48,14 @@ class _Products(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call a function of torch, or what is faster and gives the same."""
-        if func is not torch.conv2d:
+        if func is torch.conv2d:
+            return _convolution(*args, **(kwargs or {}))
+        body = body_of(func)
+        if body is None:
             return func(*args, **(kwargs or {}))
-        return _convolution(*args, **(kwargs or {}))
+        # A layer of a model that is lowered for training: the convolution is within.
+        with self:
+            return body(*args, **(kwargs or {}))
 
 
 def _convolution(
