@@ -27,6 +27,9 @@ from fxhash.smh.calibration import MomentStore
 from fxhash.smh.weight_target import damped
 
 METHODS = ("fxhash", "factors", "recovery")
+# Layers with a smaller part of all weights stay as they are where each is factorized alone: at an equal fraction, the
+# first convolution of a small network and its classifier would lose most of what they compute, for few bytes.
+TINY = 0.005
 Called = TypeVar("Called", bound=Callable[..., Tensor])
 
 
@@ -194,8 +197,13 @@ def in_8_bits(gm: nn.Module, model: nn.Module) -> nn.Module:
 
 
 def with_own_factors(model: nn.Module, seen: MomentStore | None, fraction: float) -> Callable[..., Tensor]:
-    """The model with each of its weights factorized alone; by the values of the weights without moments."""
+    """The model with each of its weights factorized alone; by the values of the weights without moments.
+
+    All but the `TINY` ones are factorized to an equal fraction, such that the model has as few parameters as asked for.
+    """
     weights = replaced_weights(model)
+    most = TINY * sum(weight.numel() for weight in weights.values())
+    weights = {name: weight for name, weight in weights.items() if weight.numel() >= most}
     count = sum(weight.numel() for weight in weights.values())
     others = sum(each.numel() for each in model.parameters() if each.requires_grad) - count
     share = (fraction * (count + others) - others) / count

@@ -33,10 +33,10 @@ def marks(name: str) -> tuple[str, str]:
     return f"<!-- Table: {name}. -->\n", f"<!-- End of {name}. -->\n"
 
 
-def block(name: str) -> str:
-    """A table with its marks; empty if there is no record."""
+def block(name: str, results: Path = RESULTS) -> str:
+    """A table with its marks; empty if there is no record in the folder of results."""
     file, lines = TABLES[name]
-    path = RESULTS / file
+    path = results / file
     table = "\n" + "\n".join(lines(json.loads(path.read_text()))) + "\n\n" if path.exists() else ""
     begin, end = marks(name)
     return begin + table + end
