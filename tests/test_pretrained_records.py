@@ -63,7 +63,6 @@ def test_the_page_says_how_the_classifier_was_measured():
     assert f"trained for {found['epochs']} epochs on {found['recovery_images']:,} images" in TEXT
     assert f"on {found['test_images']:,} test images" in TEXT
     assert f"calibrated on {found['calibration_images']:,} of the training images" in TEXT
-    assert f"dense, {100 * figure('pretrained_resnet.json', 'dense', 1.0, 'accuracy'):.1f} %" in TEXT
     assert (found["device"], found["threads"]) == ("cpu", 1)
 
 
@@ -113,6 +112,10 @@ def test_tables_of_a_small_record(tmp_path):
     by_parameters = block("a sentence encoder by parameters", tmp_path)
     assert "| of the parameters | fxhash, calibrated | after 5 CPU minutes | after 20 CPU minutes |\n" in by_parameters
     assert "| 25% | 0.50 |  |  |\n| 10% | 0.50 | 0.50 | 0.50 |\n" in by_parameters
+    rows = [row("dense", 1.0, 0, accuracy=0.7464), row("SVD of each layer", 0.5, 1, accuracy=0.25)]
+    (tmp_path / "pretrained_resnet.json").write_text(json.dumps({"rows": rows}))
+    classifier = block("an image classifier", tmp_path)
+    assert "\nThe dense model has 74.6 %.\n\n| of the parameters | SVD |\n|--:|--:|\n| 50% | 25.0 |\n" in classifier
 
 
 def test_rows_of_a_record_are_replaced(tmp_path, monkeypatch):
