@@ -152,7 +152,10 @@ class Compression:
                     )
         if "factors" in arguments.methods:
             self.record.measure(
-                "SVD of each layer", fraction, fraction, lambda: with_own_factors(self.model, None, fraction)
+                "SVD of each layer",
+                fraction,
+                fraction,
+                lambda: with_weights(self.model, own_factors(self.model, None, fraction)),
             )
             self.record.measure("SVD of each layer, whitened", fraction, fraction, lambda: self._whitened(fraction))
 
@@ -186,7 +189,7 @@ class Compression:
     def _whitened(self, fraction: float) -> Callable[..., Tensor]:
         weights = replaced_weights(self.model)
         seen = collect_moments(self.model, weights, weights, self.calibration)
-        return with_own_factors(self.model, seen, fraction)
+        return with_weights(self.model, own_factors(self.model, seen, fraction))
 
 
 def in_8_bits(gm: nn.Module, model: nn.Module) -> nn.Module:
@@ -196,8 +199,8 @@ def in_8_bits(gm: nn.Module, model: nn.Module) -> nn.Module:
         return fxhash.load(Path(folder) / "model.safetensors", model)
 
 
-def with_own_factors(model: nn.Module, seen: MomentStore | None, fraction: float) -> Callable[..., Tensor]:
-    """The model with each of its weights factorized alone; by the values of the weights without moments.
+def own_factors(model: nn.Module, seen: MomentStore | None, fraction: float) -> dict[str, Tensor]:
+    """Products of factors of each weight alone, by its name; of the values of the weights without moments.
 
     All but the `TINY` ones are factorized to an equal fraction, such that the model has as few parameters as asked for.
     """
@@ -212,7 +215,7 @@ def with_own_factors(model: nn.Module, seen: MomentStore | None, fraction: float
         matrix = weight.detach().flatten(1)
         gram = None if seen is None else damped(seen[name].gram)[0]
         state[name] = factorized(matrix, gram, share).view_as(weight)
-    return with_weights(model, state)
+    return state
 
 
 def factorized(weight: Tensor, gram: Tensor | None, fraction: float) -> Tensor:

@@ -133,11 +133,12 @@ def test_rows_of_a_record_are_replaced(tmp_path, monkeypatch):
 
 
 def test_layers_factorized_alone_keep_to_the_budget_and_to_their_inputs():
-    """As many parameters as asked for or a few less; whitened, the outputs on the calibration are nearer."""
-    from pretrained_methods import collect_moments, replaced_weights, with_own_factors
+    """Nearly as many parameters as asked for; whitened, the outputs on the calibration are nearer."""
+    from pretrained_methods import collect_moments, own_factors, replaced_weights, with_weights
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 48, 3), nn.Flatten(), nn.Linear(48, 2)).eval()
+    model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 48, 3), nn.Flatten(), nn.Linear(48, 1)).eval()
+    model.register_parameter("kept", nn.Parameter(torch.zeros(900)))
     x = torch.randn(256, 3, 5, 5) * torch.tensor([1.0, 5.0, 0.1]).view(-1, 1, 1)
     weights = replaced_weights(model)
     seen = collect_moments(model, weights, weights, [x])
@@ -145,10 +146,16 @@ def test_layers_factorized_alone_keep_to_the_budget_and_to_their_inputs():
         expected = model(x)
     errors = []
     for moments in (None, seen):
-        called = with_own_factors(model, moments, 0.3)
-        errors.append((called(x) - expected).square().mean().item())
+        made = own_factors(model, moments, 0.3)
+        assert set(made) == {"0.weight", "2.weight"}, "the last is tiny"
+        total = sum(each.numel() for each in model.parameters())
+        left = total - sum(weights[name].numel() for name in made)
+        for each in (value.flatten(1) for value in made.values()):
+            left += int(torch.linalg.matrix_rank(each, rtol=1e-4)) * sum(each.shape)
+        assert 0.27 * total < left <= 0.3 * total
+        errors.append((with_weights(model, made)(x) - expected).square().mean().item())
     assert 0 < errors[1] < errors[0]
-    everything = with_own_factors(model, seen, 1e9)
+    everything = with_weights(model, own_factors(model, seen, 1e9))
     torch.testing.assert_close(everything(x), expected, rtol=1e-3, atol=1e-3)
 
 
