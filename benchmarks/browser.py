@@ -65,7 +65,7 @@ def main() -> None:
     browser = {result.pop("browser") for result in results}
     assert len(browser) == 1
     record = {
-        **head(hidden=arguments.folder),
+        **head(hidden=[arguments.folder]),
         "browser": f"Chromium {browser.pop()}, headless",
         "onnxruntime-web": json.loads((WEB / "package.json").read_text())["dependencies"]["onnxruntime-web"],
         "network": NETWORK,

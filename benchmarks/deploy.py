@@ -61,7 +61,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     record = {
-        **head(hidden=arguments.feathermap),
+        **head(hidden=[arguments.feathermap]),
         "matmul_gflops": round(measure_matmul(), 1),
         "results": [],
     }

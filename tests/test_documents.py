@@ -326,20 +326,6 @@ def test_changelog_has_the_version():
     assert f"## {fxhash.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_figures_of_the_pretrained_encoder_are_the_recorded_ones():
-    record = json.loads((ROOT / "benchmarks" / "results" / "pretrained.json").read_text())
-    page = (DOCS / "guide" / "pretrained.md").read_text()
-    table = [line for line in page.splitlines() if line.startswith("|")][2:]
-    assert table == [
-        f"| {row['method']} | {row['fraction']:.0%} | {row['bytes']:.1%} | {row['cosine']:.2f} |"
-        for row in sorted(record["rows"], key=lambda row: (-row["bytes"], row["cosine"]))
-    ]
-    text = " ".join(page.split())
-    assert f"calibrated on {record['calibration_texts']} short texts" in text
-    assert f"learned from {record['recovery_texts']:,}; {record['test_texts']} others" in text
-    assert (record["device"], record["threads"]) == ("cpu", 1)
-
-
 def test_figures_of_pages_in_the_browser_are_the_recorded_ones():
     record = json.loads((ROOT / "benchmarks" / "results" / "browser.json").read_text())
     page = (DOCS / "guide" / "browser.md").read_text()
