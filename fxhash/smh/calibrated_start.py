@@ -15,12 +15,19 @@ from fxhash.smh.fitting import ROUNDS, fit, total_loss, whitened_start
 from fxhash.smh.generator import SMHGenerator
 from fxhash.smh.initialization import fit_, write_rows_
 from fxhash.smh.parameter_plan import ParameterPlan
+from fxhash.smh.plan import CompressionPlan
+from fxhash.smh.planning import factor_budget, highest_rank, with_ranks
+from fxhash.smh.ranks import choose_ranks, rank_gains
 from fxhash.smh.weight_target import WeightTarget, damped, pointwise_target, solve_right
 
 
 @torch.no_grad()
 def fit_to_inputs_(
-    generator: SMHGenerator, originals: Mapping[str, Tensor], seen: MomentStore, rounds: int = ROUNDS
+    generator: SMHGenerator,
+    originals: Mapping[str, Tensor],
+    seen: MomentStore,
+    rounds: int = ROUNDS,
+    importance: Mapping[str, float] | None = None,
 ) -> CalibratedFit:
     """Set the factors to those whose layers' outputs come nearest to the original ones; call `initialize_` before.
 
@@ -43,7 +50,7 @@ def fit_to_inputs_(
     fit_(generator, originals)
     # A constant is its shift alone.
     fitted = [
-        _Fitted.of(generator, parameter, originals[parameter.fqn], seen)
+        _Fitted.of(generator, parameter, originals[parameter.fqn], seen, importance)
         for index, parameter in enumerate(generator.plan.hashed)
         if generator.left[index].any()
     ]
@@ -63,6 +70,21 @@ def fit_to_inputs_(
     for each in fitted:
         each.write_(generator, size)
     return CalibratedFit(fitted, right, total_loss(weights, right))
+
+
+def with_fitted_ranks(plan: CompressionPlan, fit: CalibratedFit) -> CompressionPlan:
+    """A plan of as many parameters, whose ranks are those that remove most of the loss of a fit.
+
+    Args:
+        plan: what was fitted.
+        fit: of this plan.
+    """
+    found = {each.parameter.fqn: rank_gains(each.weight, fit.right).tolist() for each in fit.fitted}
+    gains = [
+        found.get(parameter.fqn, [0.0] * plan.layout.rank)[: highest_rank(plan, parameter)] for parameter in plan.hashed
+    ]
+    ranks, more_rows = choose_ranks(gains, [plan.rows_of(parameter) for parameter in plan.hashed], factor_budget(plan))
+    return with_ranks(plan, ranks, more_rows)
 
 
 @dataclass
@@ -125,7 +147,14 @@ class _Fitted:
     kernels: Tensor | None
 
     @classmethod
-    def of(cls, generator: SMHGenerator, parameter: ParameterPlan, original: Tensor, seen: MomentStore) -> _Fitted:
+    def of(
+        cls,
+        generator: SMHGenerator,
+        parameter: ParameterPlan,
+        original: Tensor,
+        seen: MomentStore,
+        importance: Mapping[str, float] | None,
+    ) -> _Fitted:
         """A parameter with its shift, and kernels, of the generator."""
         shift = generator.shift(parameter.fqn)
         centred = original.detach().double() - (0.0 if shift is None else shift.double())
@@ -133,7 +162,11 @@ class _Fitted:
         values = (centred / unit).to(generator.right.device, torch.promote_types(generator.right.dtype, torch.float32))
         values = values.reshape(original.shape[0] if original.dim() > 1 else 1, -1)
         gram = damped(seen[parameter.fqn].gram).to(values) if parameter.fqn in seen else None
-        target = WeightTarget(values, gram).relative()
+        target = WeightTarget(values, gram)
+        if importance is None:
+            target = target.relative()
+        else:
+            target = replace(target, importance=importance[parameter.fqn] * unit**2)
         kernels = generator.kernels_of(parameter.fqn).to(values) if parameter.kernels else None
         in_slice = target if kernels is None else pointwise_target(target, kernels)
         cols = generator.plan.layout.cols

@@ -111,6 +111,29 @@ def other_plans(plan: CompressionPlan, convolutions: Collection[str], aspect: fl
     return found[1:]
 
 
+def highest_rank(plan: CompressionPlan, parameter: ParameterPlan) -> int:
+    """The highest rank that is of use to a hashed parameter of a plan, and that its `right` allows."""
+    most = max((parameter.slice_numel - 1) // plan.rows_of(parameter), 1)
+    return min(most, plan.layout.rank)
+
+
+def factor_budget(plan: CompressionPlan) -> int:
+    """The parameters of `left` that a plan has."""
+    return plan.factor_parameters - plan.layout.rank * plan.layout.cols
+
+
+def with_ranks(plan: CompressionPlan, ranks: Sequence[int], more_rows: Sequence[int]) -> CompressionPlan:
+    """The plan with other ranks of its hashed parameters.
+
+    Args:
+        plan: what stays as it is otherwise.
+        ranks: of the hashed parameters, in their order.
+        more_rows: how many of their rows have one more.
+    """
+    layout = FilledLayout(plan.layout, tuple(ranks), tuple(more_rows), 0)
+    return replace(plan, parameters=tuple(_with_places(plan.parameters, layout)))
+
+
 def _numbers_of_kernels(hashed: Sequence[ParameterPlan], convolutions: Collection[str], budget: int) -> list[int]:
     """Kernels of separable convolutions to try, best first; 0 for no separable ones."""
     entries = sum(_with_kernels(parameter, convolutions, 1).slice_numel for parameter in hashed)
