@@ -14,6 +14,7 @@ from fxhash.smh.checks import check_aspect, check_fraction
 from fxhash.smh.layout import FilledLayout, candidate_columns, choose_layout, least_parameters
 from fxhash.smh.parameter_plan import ParameterPlan, kernel_parameters
 from fxhash.smh.plan import DEFAULT_ASPECT, CompressionPlan
+from fxhash.smh.ranks import ChosenRanks
 
 # A separable convolution has as many kernels as bring trained parameters over entries of `W` near to this density, and
 # two at least if that is possible (docs/accuracy.md).
@@ -112,26 +113,14 @@ def other_plans(plan: CompressionPlan, convolutions: Collection[str], aspect: fl
 
 
 def highest_rank(plan: CompressionPlan, parameter: ParameterPlan) -> int:
-    """The highest rank that is of use to a hashed parameter of a plan, and that its `right` allows."""
-    most = max((parameter.slice_numel - 1) // plan.rows_of(parameter), 1)
-    return min(most, plan.layout.rank)
+    """The highest rank that is of use to a hashed parameter of a plan."""
+    return max((parameter.slice_numel - 1) // plan.rows_of(parameter), 1)
 
 
-def factor_budget(plan: CompressionPlan) -> int:
-    """The parameters of `left` that a plan has."""
-    return plan.factor_parameters - plan.layout.rank * plan.layout.cols
-
-
-def with_ranks(plan: CompressionPlan, ranks: Sequence[int], more_rows: Sequence[int]) -> CompressionPlan:
-    """The plan with other ranks of its hashed parameters.
-
-    Args:
-        plan: what stays as it is otherwise.
-        ranks: of the hashed parameters, in their order.
-        more_rows: how many of their rows have one more.
-    """
-    layout = FilledLayout(plan.layout, tuple(ranks), tuple(more_rows), 0)
-    return replace(plan, parameters=tuple(_with_places(plan.parameters, layout)))
+def with_ranks(plan: CompressionPlan, chosen: ChosenRanks) -> CompressionPlan:
+    """The plan with other ranks of its hashed parameters, in their order."""
+    layout = FilledLayout(replace(plan.layout, rank=chosen.of_right), chosen.ranks, chosen.more_rows, chosen.parameters)
+    return replace(plan, parameters=tuple(_with_places(plan.parameters, layout)), layout=layout.shape)
 
 
 def _numbers_of_kernels(hashed: Sequence[ParameterPlan], convolutions: Collection[str], budget: int) -> list[int]:

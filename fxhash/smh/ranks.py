@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fxhash.smh.factored_weight import FactoredWeight
 from fxhash.smh.weight_target import cholesky
+
+# Numbers of rows of `right` that are tried.
+_TRIED = 64
 
 
 def rank_gains(weight: FactoredWeight, right: Tensor) -> Tensor:
@@ -36,49 +41,90 @@ def rank_gains(weight: FactoredWeight, right: Tensor) -> Tensor:
     return gains
 
 
-def choose_ranks(
-    gains: Sequence[Sequence[float]], rows: Sequence[int], budget: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ranks, 1 at least, that remove most loss for so many parameters of `left`.
+@dataclass(frozen=True)
+class ChosenRanks:
+    """Ranks for some weights, and what they save.
 
-    Ranks are given by the loss that they remove a parameter. One that removes more than the one before it counts
-    together with that. Where gains fall from rank to rank, no other ranks of as many parameters remove more, if the
-    further rows of a rank remove their share of what it removes.
+    Attributes:
+        of_right: how many rows `right` has.
+        ranks: of each weight.
+        more_rows: how many rows of each weight have one more.
+        parameters: of `left` and `right`.
+        saved: the loss that they remove, beyond what rank 1 does.
+    """
+
+    of_right: int
+    ranks: tuple[int, ...]
+    more_rows: tuple[int, ...]
+    parameters: int
+    saved: float
+
+
+def choose_ranks(gains: Sequence[Sequence[float]], rows: Sequence[int], cols: int, budget: int) -> ChosenRanks:
+    """The ranks, and the number of rows of `right`, that remove most loss for so many parameters of both factors.
 
     Args:
         gains: of each weight, the loss that each of its ranks removes; as many as it may have.
         rows: of `left` that each weight takes.
-        budget: the number of parameters, the sum of all rows at least.
-
-    Returns:
-        The ranks, and how many rows of each weight have one more. They have `budget` parameters, or all there may be.
+        cols: of `right`.
+        budget: the number of parameters of `left` and `right`; enough for rank 1.
 
     Example:
-        >>> choose_ranks([[9.0, 6.0, 1.0], [9.0, 5.0, 0.0]], rows=[2, 1], budget=6)
-        ((2, 2), (1, 0))
+        >>> choose_ranks([[9.0, 6.0, 1.0], [9.0, 5.0, 0.0]], rows=[2, 1], cols=4, budget=14)
+        ChosenRanks(of_right=2, ranks=(2, 2), more_rows=(0, 0), parameters=14, saved=11.0)
     """
-    ranks, more_rows = [1] * len(rows), [0] * len(rows)
-    left_over = budget - sum(rows)
-    assert left_over >= 0, "rank 1 exceeds the budget"
-    steps = [
-        (-slope / rows[index], index) for index, each in enumerate(gains) for slope in _falling(np.array(each[1:]))
-    ]
-    for _, index in sorted(steps):
-        if rows[index] > left_over:
-            more_rows[index] = left_over
-            break
-        ranks[index] += 1
-        left_over -= rows[index]
-    return tuple(ranks), tuple(more_rows)
+    most = max(len(each) for each in gains)
+    tried = {*range(1, most + 1, -(-most // _TRIED)), most}
+    found = [ranks_within(gains, rows, cols, budget, rank) for rank in tried if sum(rows) + rank * cols <= budget]
+    return max(found, key=lambda each: (each.parameters, each.saved, -each.of_right))
 
 
-def _falling(gains: np.ndarray) -> list[float]:
+def ranks_within(
+    gains: Sequence[Sequence[float]], rows: Sequence[int], cols: int, budget: int, of_right: int
+) -> ChosenRanks:
+    """The ranks for so many rows of `right`, or fewer if not all are used.
+
+    Ranks are given by the loss that they remove a parameter. One that removes more than the one before it counts
+    together with that. Where gains fall from rank to rank, no other ranks of as many parameters remove more, if some
+    rows of a rank remove their share of what it removes.
+
+    Args:
+        gains: as of `choose_ranks`, as are `rows`, `cols` and `budget`.
+        of_right: rows of `right`.
+
+    Example:
+        >>> ranks_within([[9.0, 6.0, 1.0], [9.0, 5.0, 0.0]], rows=[2, 1], cols=4, budget=13, of_right=2)
+        ChosenRanks(of_right=2, ranks=(1, 2), more_rows=(1, 0), parameters=13, saved=8.0)
+    """
+    slopes = [_falling(each[1:of_right]) / count for each, count in zip(gains, rows, strict=True)]
+    slope = np.concatenate(slopes)
+    of_weight = np.repeat(np.arange(len(rows)), [len(each) for each in slopes])
+    steps = of_weight[np.argsort(-slope, kind="stable")]
+    left_over = budget - of_right * cols - sum(rows)
+    within = int(np.searchsorted(np.cumsum(np.array(rows)[steps]), left_over, side="right"))
+    ranks = 1 + np.bincount(steps[:within], minlength=len(rows))
+    more_rows = np.zeros(len(rows), dtype=np.int64)
+    left_over -= int((np.array(rows) * (ranks - 1)).sum())
+    if within < len(steps):
+        more_rows[steps[within]] = left_over
+        left_over = 0
+    used = int((ranks + (more_rows > 0)).max())
+    if used < of_right:
+        return ranks_within(gains, rows, cols, budget, used)
+    saved = sum(
+        sum(each[1:rank]) + (each[rank] * more / count if more else 0.0)
+        for each, rank, more, count in zip(gains, ranks.tolist(), more_rows.tolist(), rows, strict=True)
+    )
+    return ChosenRanks(of_right, tuple(ranks.tolist()), tuple(more_rows.tolist()), budget - left_over, saved)
+
+
+def _falling(gains: Sequence[float]) -> NDArray[np.float64]:
     """Gains that never rise, with the same sum: means over those that rise (the slopes of the concave majorant)."""
     means: list[tuple[float, int]] = []
-    for gain in gains.tolist():
+    for gain in gains:
         mean, count = gain, 1
         while means and means[-1][0] < mean:
             last, last_count = means.pop()
             mean, count = (mean * count + last * last_count) / (count + last_count), count + last_count
         means.append((mean, count))
-    return [mean for mean, count in means for _ in range(count)]
+    return np.array([mean for mean, count in means for _ in range(count)])
