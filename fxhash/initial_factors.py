@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from fxhash.capture.calibration import Batch, collect_moments, layer_weights
 from fxhash.capture.copy_model import copy_model
-from fxhash.capture.output_gradients import squared_gradients
+from fxhash.capture.output_gradients import output_gradients
 from fxhash.capture.paired_inputs import paired_moments
 from fxhash.errors import PlanError, shown
 from fxhash.progress import with_bar
@@ -87,8 +87,12 @@ def initial_generator(
     # convolutions for a ResNet-20, which cost nine points.
     plan = plans[losses.index(min(losses))]
     again = iter(calibration) is not calibration
-    gradients = squared_gradients(model, hashed, calibration) if again else None
-    start = fitted(with_fitted_ranks(plan, fitted(plan, 0, gradients).fit), ROUNDS, gradients)
+    inputs = {name: seen[name].mean_squares if name in seen else torch.ones(1).to(hashed[name]) for name in hashed}
+    gradients = output_gradients(model, inputs, calibration) if again else None
+    by_size = fitted(plan, 0, gradients).fit
+    start = fitted(with_fitted_ranks(plan, by_size), ROUNDS, gradients)
+    if start.fit.loss > by_size.loss:
+        start = fitted(plan, ROUNDS, gradients)
     if again:
         _follow_compressed_inputs_(start, seen, model, hashed, calibration)
     return start.generator

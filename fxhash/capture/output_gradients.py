@@ -1,8 +1,9 @@
-"""How much the outputs of a model change with each of its weights: gradients of their random projections."""
+"""How much the outputs of a model change with those of each layer: gradients of random projections, on some inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,57 +11,53 @@ from torch import Tensor, nn
 from fxhash.capture.calibration import Batch, call, floating_outputs
 from fxhash.capture.copy_model import copy_model
 from fxhash.progress import with_bar
+from fxhash.smh.importance import mean_square
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.precision import full_precision
 
 
-def squared_gradients(
-    model: nn.Module, names: Iterable[str], calibration: Iterable[Batch], draws: int = 1
+def output_gradients(
+    model: nn.Module, inputs: Mapping[str, Tensor], calibration: Iterable[Batch]
 ) -> dict[str, float] | None:
-    """The squared gradients of a model's outputs by some weights, summed over all outputs, examples and entries.
+    """The squared gradients of a model's outputs by those of some of its layers, summed over all outputs and examples.
 
-    An entry of the outputs counts with its square: the sum over outputs of squared gradients is what the square of the
-    gradient of their sum, each with a random sign, is on the average (Hutchinson's estimator). A copy of the model runs
-    in eval mode, forward and backward, which takes as much memory as a training step on a batch.
+    The squared gradient of the sum of all outputs, each with a random sign, is on the average the sum over outputs of
+    their squared gradients (Hutchinson's estimator); one draw of signs a batch is enough. The gradients by the weights
+    are what is computed, since any code may read these. A copy of the model runs in eval mode, forward and backward,
+    which takes as much memory as a training step on a batch.
 
     Args:
         model: it is left untouched.
-        names: of its parameters; of tied ones, the first.
+        inputs: for each weight, by its name, the mean square of each input of its layer; see `mean_square`.
         calibration: the batches.
-        draws: of signs for each batch.
 
     Returns:
-        The sums, by the names of the weights. None if outputs have no finite gradient by any of them, or can't be
-        differentiated.
+        Means over the channels of each layer. None if no output has a gradient, or one is not finite.
     """
-    wanted = set(names)
     with torch.inference_mode(False):
         running = copy_model(model).eval().requires_grad_(False)
-        weights = {group[0]: same[0] for group, same in tied_groups(running) if group[0] in wanted}
-        for weight in weights.values():
-            weight.requires_grad_()
-    device = next(iter(weights.values())).device
+    weights = {group[0]: same[0].requires_grad_() for group, same in tied_groups(running) if group[0] in inputs}
     signs = torch.Generator().manual_seed(0)
     total = dict.fromkeys(weights, 0.0)
     for batch in with_bar(calibration, "differentiating"):
-        for _ in range(draws):
-            # Whatever code of a user can't be differentiated, it did run without gradients.
-            try:
-                found = _gradients(running, batch, list(weights.values()), device, signs)
-            except Exception:
-                return None
-            for name, gradient in zip(weights, found, strict=True):
-                total[name] += 0.0 if gradient is None else gradient.double().square().sum().item()
-    return total if 0 < sum(total.values()) < float("inf") else None
+        # The model did run without gradients: whatever is raised, its code can't be differentiated.
+        try:
+            found = _gradients(running, batch, list(weights.values()), signs)
+        except Exception:
+            return None
+        for name, gradient in zip(weights, found, strict=True):
+            if gradient is not None:
+                total[name] += mean_square(gradient, inputs[name])
+    return total if 0 < math.fsum(total.values()) < math.inf else None
 
 
 def _gradients(
-    model: nn.Module, batch: Batch, weights: list[Tensor], device: torch.device, signs: torch.Generator
+    model: nn.Module, batch: Batch, weights: list[Tensor], signs: torch.Generator
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of the sum of all outputs with random signs."""
+    """The gradients of the sum of all outputs, each with a random sign."""
+    device = weights[0].device
     with torch.inference_mode(False), torch.enable_grad(), full_precision(device.type):
         outputs = [each for each in floating_outputs(call(model, batch, device)) if each.requires_grad]
-        directions = [
-            (torch.randint(0, 2, each.shape, generator=signs) * 2 - 1).to(each.device, each.dtype) for each in outputs
-        ]
+        drawn = [torch.randint(2, each.shape, generator=signs) * 2 - 1 for each in outputs]
+        directions = [sign.to(each) for sign, each in zip(drawn, outputs, strict=True)]
         return torch.autograd.grad(outputs, weights, directions, allow_unused=True)

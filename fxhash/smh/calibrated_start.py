@@ -45,7 +45,7 @@ def fit_to_inputs_(
         originals: the original parameters by their fully qualified names, at least those that are hashed.
         seen: the moments of the inputs of linear layers and convolutions.
         rounds: of alternating least squares.
-        gradients: of the model's outputs by each parameter, their squares summed; None for relative errors.
+        gradients: the squared gradients of the model's outputs by those of each layer; None for relative errors.
 
     Returns:
         What can be fitted further.
@@ -63,8 +63,8 @@ def fit_to_inputs_(
     if not fitted:
         return CalibratedFit([], generator.right, 0.0)
     if gradients is not None:
-        squares = [gradients[each.parameter.fqn] * each.unit**2 for each in fitted]
-        for each, target in zip(fitted, by_gradients([each.target for each in fitted], squares), strict=True):
+        by_values = [gradients[each.parameter.fqn] * each.unit**2 for each in fitted]
+        for each, target in zip(fitted, by_gradients([each.target for each in fitted], by_values), strict=True):
             each.aim_(target)
     weights = [each.weight for each in fitted]
 

@@ -1,9 +1,11 @@
-"""How much the errors of each weight matter: each by itself, or to the outputs of the whole model."""
+"""How much the errors of a layer's outputs matter to the outputs of the whole model, by gradients of its weight."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+
+from torch import Tensor
 
 from fxhash.smh.weight_target import WeightTarget
 
@@ -11,29 +13,47 @@ from fxhash.smh.weight_target import WeightTarget
 _LEAST = 1e-2
 
 
-def by_gradients(targets: Sequence[WeightTarget], squares: Sequence[float]) -> list[WeightTarget]:
-    """The targets with the importance that they have for the outputs of a model.
+def mean_square(gradient: Tensor, inputs: Tensor) -> float:
+    """The squared gradient by a layer's outputs, on their average, from that by its weight.
 
-    An error `e` of a weight, small and independent of all others, moves an output by `gradient . e`. The squared
-    gradient of a layer's weight is that of the layer's output times the square of its input, so `squares` over the
-    trace of the Gram matrix says how much an error of the layer's outputs matters.
+    The gradient by an entry of the weight is that by the output times the input. Where these don't depend on each
+    other, the square of one over the mean square of the input is that of the gradient by the output.
 
     Args:
-        targets: with any importance.
-        squares: for each, the squared gradients of a model's outputs by its values, summed over entries and examples.
+        gradient: shape of the weight, `(out, ...)`.
+        inputs: the mean square of each input of an output channel, shape `(length,)`; of shape `(1,)` and 1 for a
+            parameter that is no layer's weight.
+
+    Example:
+        >>> import torch
+        >>> mean_square(torch.tensor([[2.0, 8.0], [2.0, 8.0]]), torch.tensor([1.0, 16.0]))
+        4.0
+    """
+    return (gradient.double().square().reshape(-1, len(inputs)) / inputs).mean().item()
+
+
+def by_gradients(targets: Sequence[WeightTarget], gradients: Sequence[float]) -> list[WeightTarget]:
+    """The targets, each with the importance that its errors have for the outputs of the model.
+
+    An error of a layer's outputs moves those of the model by the gradient times the error. Errors are small, and those
+    of different layers, channels and inputs independent of each other, or so it is assumed.
+
+    Args:
+        targets: each with its importance by relative errors.
+        gradients: for each, the squared gradient of the model's outputs by those of its layer.
 
     Returns:
-        Targets of which zeros would have a loss of the number of all rows; none has less than a hundredth of its part.
+        Targets of which zeros would have a loss of the number of all rows; each at least a hundredth of what it has by
+        relative errors, which is also what counts for a layer that no output depends on.
     """
-    plain = [replace(target, importance=1.0) for target in targets]
-    relative = [target.relative() for target in plain]
-    raw = [
-        square / (target.values.numel() * target.mean_importance()) if each.importance else 0.0
-        for square, target, each in zip(squares, plain, relative, strict=True)
+    losses = [
+        gradient * replace(target, importance=1.0).loss(target.values)
+        for gradient, target in zip(gradients, targets, strict=True)
     ]
-    losses = [importance * target.loss(target.values) for importance, target in zip(raw, plain, strict=True)]
     mean = sum(losses) / sum(len(target.values) for target in targets)
+    if not mean > 0:
+        return list(targets)
     return [
-        replace(target, importance=max(importance / mean, _LEAST * each.importance))
-        for target, importance, each in zip(targets, raw, relative, strict=True)
+        replace(target, importance=max(gradient / mean if target.importance else 0.0, _LEAST * target.importance))
+        for gradient, target in zip(gradients, targets, strict=True)
     ]
