@@ -19,6 +19,7 @@ from fxhash.smh.calibrated_start import CalibratedFit, fit_to_inputs_, with_fitt
 from fxhash.smh.calibration import MomentStore
 from fxhash.smh.fitting import ROUNDS
 from fxhash.smh.generator import SMHGenerator
+from fxhash.smh.importance import whitening
 from fxhash.smh.initialization import fit_, initialize_
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import CompressionPlan
@@ -87,8 +88,7 @@ def initial_generator(
     # convolutions for a ResNet-20, which cost nine points.
     plan = plans[losses.index(min(losses))]
     again = iter(calibration) is not calibration
-    inputs = {name: seen[name].mean_squares if name in seen else torch.ones(1).to(hashed[name]) for name in hashed}
-    gradients = output_gradients(model, inputs, calibration) if again else None
+    gradients = output_gradients(model, whitening(hashed, seen), calibration) if again else None
     by_size = fitted(plan, 0, gradients).fit
     start = fitted(with_fitted_ranks(plan, by_size), ROUNDS, gradients)
     if start.fit.loss > by_size.loss:

@@ -18,6 +18,7 @@ from fxhash.capture.calibration import collect_moments, layer_weights
 from fxhash.capture.output_gradients import output_gradients
 from fxhash.smh.calibrated_start import fit_to_inputs_
 from fxhash.smh.calibration import moments, unfolded
+from fxhash.smh.importance import whitening
 from fxhash.transformed import expose
 from tests.helpers import assert_same_outputs, may_be_opaque, trainable, uncalibrated
 from tests.models import MODELS
@@ -229,9 +230,7 @@ def test_following_inputs_never_leaves_outputs_further_away(case):
 
 
 def gradients_of(model: nn.Module, batches) -> dict[str, float] | None:
-    store, weights = seen(model, batches), hashed(model)
-    inputs = {name: store[name].mean_squares if name in store else torch.ones(1) for name in weights}
-    return output_gradients(model, inputs, batches)
+    return output_gradients(model, whitening(hashed(model), seen(model, batches)), batches)
 
 
 def test_what_the_outputs_of_a_linear_chain_depend_on():

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from fxhash.capture.calibration import Batch, call, floating_outputs
 from fxhash.capture.copy_model import copy_model
 from fxhash.progress import with_bar
-from fxhash.smh.importance import mean_square
+from fxhash.smh.importance import by_outputs
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.precision import full_precision
 
 
 def output_gradients(
-    model: nn.Module, inputs: Mapping[str, Tensor], calibration: Iterable[Batch]
+    model: nn.Module, white: Mapping[str, Tensor | None], calibration: Iterable[Batch]
 ) -> dict[str, float] | None:
     """The squared gradients of a model's outputs by those of some of its layers, summed over all outputs and examples.
 
@@ -28,7 +28,7 @@ def output_gradients(
 
     Args:
         model: it is left untouched.
-        inputs: for each weight, by its name, the mean square of each input of its layer; see `mean_square`.
+        white: for each weight, by its name, the `whitening` of its layer's inputs.
         calibration: the batches.
 
     Returns:
@@ -36,7 +36,7 @@ def output_gradients(
     """
     with torch.inference_mode(False):
         running = copy_model(model).eval().requires_grad_(False)
-    weights = {group[0]: same[0].requires_grad_() for group, same in tied_groups(running) if group[0] in inputs}
+    weights = {group[0]: same[0].requires_grad_() for group, same in tied_groups(running) if group[0] in white}
     signs = torch.Generator().manual_seed(0)
     total = dict.fromkeys(weights, 0.0)
     for batch in with_bar(calibration, "differentiating"):
@@ -47,7 +47,7 @@ def output_gradients(
             return None
         for name, gradient in zip(weights, found, strict=True):
             if gradient is not None:
-                total[name] += mean_square(gradient, inputs[name])
+                total[name] += by_outputs(gradient, white[name])
     return total if 0 < math.fsum(total.values()) < math.inf else None
 
 

@@ -22,7 +22,7 @@ from fxhash.smh.ranks import choose_ranks, rank_gains
 from fxhash.smh.weight_target import WeightTarget, damped, pointwise_target, solve_right
 
 # Ranks are chosen up to so many times the rows that `right` has by the sizes of parameters.
-_HIGHER = 2
+_HIGHER = 4
 
 
 @torch.no_grad()
@@ -97,7 +97,8 @@ def with_fitted_ranks(plan: CompressionPlan, fit: CalibratedFit) -> CompressionP
     found = {each.parameter.fqn: rank_gains(each.weight, right).tolist() for each in fit.fitted}
     gains = [found.get(each.fqn, [0.0] * most)[: highest_rank(plan, each)] for each in plan.hashed]
     rows = [plan.rows_of(parameter) for parameter in plan.hashed]
-    return with_ranks(plan, choose_ranks(gains, rows, plan.layout.cols, plan.factor_parameters))
+    layout = plan.layout
+    return with_ranks(plan, choose_ranks(gains, rows, layout.cols, plan.factor_parameters, layout.rank))
 
 
 @dataclass

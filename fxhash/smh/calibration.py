@@ -43,12 +43,6 @@ class InputMoments:
         """`E[x x^T]`; shape `(blocks, size, size)`."""
         return self.products / self.count
 
-    @property
-    def mean_squares(self) -> Tensor:
-        """`E[x^2]`, of which none is less than a hundredth of their mean; shape `(blocks * size,)`."""
-        found = self.gram.diagonal(dim1=1, dim2=2).flatten().double()
-        return found.clamp(min=max(found.mean().item() / 100, 1e-300))
-
 
 def moments(inputs: Iterable[Tensor], blocks: int = 1) -> InputMoments:
     """The moments of some inputs.

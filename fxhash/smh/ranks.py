@@ -60,29 +60,34 @@ class ChosenRanks:
     saved: float
 
 
-def choose_ranks(gains: Sequence[Sequence[float]], rows: Sequence[int], cols: int, budget: int) -> ChosenRanks:
+def choose_ranks(
+    gains: Sequence[Sequence[float]], rows: Sequence[int], cols: int, budget: int, of_right: int
+) -> ChosenRanks:
     """The ranks, and the number of rows of `right`, that remove most loss for so many parameters of both factors.
 
     Args:
         gains: of each weight, the loss that each of its ranks removes; as many as it may have.
         rows: of `left` that each weight takes.
         cols: of `right`.
-        budget: the number of parameters of `left` and `right`; enough for rank 1.
+        budget: the number of parameters of `left` and `right`.
+        of_right: rows of `right` with which the budget can be used up; others are tried too.
 
     Example:
-        >>> choose_ranks([[9.0, 6.0, 1.0], [9.0, 5.0, 0.0]], rows=[2, 1], cols=4, budget=14)
+        >>> choose_ranks([[9.0, 6.0, 1.0], [9.0, 5.0, 0.0]], rows=[2, 1], cols=4, budget=14, of_right=2)
         ChosenRanks(of_right=2, ranks=(2, 2), more_rows=(0, 0), parameters=14, saved=11.0)
     """
     most = max(len(each) for each in gains)
-    tried = {*range(1, most + 1, -(-most // _TRIED)), most}
-    found = [ranks_within(gains, rows, cols, budget, rank) for rank in tried if sum(rows) + rank * cols <= budget]
-    return max(found, key=lambda each: (each.parameters, each.saved, -each.of_right))
+    tried = {*range(1, most + 1, -(-most // _TRIED)), most, of_right}
+    return max(
+        (ranks_within(gains, rows, cols, budget, rank) for rank in tried if sum(rows) + rank * cols <= budget),
+        key=_worth,
+    )
 
 
 def ranks_within(
     gains: Sequence[Sequence[float]], rows: Sequence[int], cols: int, budget: int, of_right: int
 ) -> ChosenRanks:
-    """The ranks for so many rows of `right`, or fewer if not all are used.
+    """The ranks for so many rows of `right`, or for fewer where some are of no use.
 
     Ranks are given by the loss that they remove a parameter. One that removes more than the one before it counts
     together with that. Where gains fall from rank to rank, no other ranks of as many parameters remove more, if some
@@ -108,14 +113,18 @@ def ranks_within(
     if within < len(steps):
         more_rows[steps[within]] = left_over
         left_over = 0
-    used = int((ranks + (more_rows > 0)).max())
-    if used < of_right:
-        return ranks_within(gains, rows, cols, budget, used)
     saved = sum(
         sum(each[1:rank]) + (each[rank] * more / count if more else 0.0)
         for each, rank, more, count in zip(gains, ranks.tolist(), more_rows.tolist(), rows, strict=True)
     )
-    return ChosenRanks(of_right, tuple(ranks.tolist()), tuple(more_rows.tolist()), budget - left_over, saved)
+    found = ChosenRanks(of_right, tuple(ranks.tolist()), tuple(more_rows.tolist()), budget - left_over, saved)
+    used = int((ranks + (more_rows > 0)).max())
+    return found if used == of_right else max(found, ranks_within(gains, rows, cols, budget, used), key=_worth)
+
+
+def _worth(chosen: ChosenRanks) -> tuple[int, float, int]:
+    """What the better one of two has more of: first of all, it uses the budget."""
+    return chosen.parameters, chosen.saved, -chosen.of_right
 
 
 def _falling(gains: Sequence[float]) -> NDArray[np.float64]:

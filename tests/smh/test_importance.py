@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxhash.smh.importance import by_gradients, mean_square
+from fxhash.smh.calibration import InputMoments, MomentStore
+from fxhash.smh.importance import by_gradients, by_outputs, whitening
 from fxhash.smh.weight_target import WeightTarget
 
 
@@ -46,10 +47,20 @@ def test_a_weight_that_is_zero_does_not_count():
     assert other.importance > 0
 
 
-@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
-def test_independent_inputs_and_gradients_are_told_apart(out, length, seed):
+@given(st.integers(1, 5), st.sampled_from([(1, 6), (2, 3), (6, 1)]), st.integers(0, 99))
+def test_independent_inputs_and_gradients_are_told_apart(out, blocks, seed):
+    """Of many inputs, however correlated, each with a gradient by the outputs that doesn't depend on it."""
     torch.manual_seed(seed)
-    by_outputs, inputs = torch.randn(out, dtype=torch.float64), torch.randn(length, dtype=torch.float64) + 3
-    gradient = by_outputs.unsqueeze(1) * inputs
-    expected = by_outputs.square().mean().item()
-    assert abs(mean_square(gradient, inputs.square()) - expected) <= 1e-9 * expected
+    inputs = torch.randn(4000, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
+    inputs = inputs.view(-1, *blocks)
+    by_output = torch.randn(len(inputs), out, dtype=torch.float64)
+    store = MomentStore()
+    store.add(["weight"], InputMoments(torch.einsum("nbi,nbj->bij", inputs, inputs), inputs.flatten(1).sum(0), 4000))
+    white = whitening(["weight", "table"], store)
+    assert white["table"] is None
+    found = sum(
+        by_outputs(gradients.unsqueeze(1) * each.flatten(), white["weight"])
+        for gradients, each in zip(by_output[:300], inputs[:300], strict=True)
+    )
+    expected = by_output[:300].square().mean(1).sum().item()
+    assert 0.6 * expected < found < 1.4 * expected
