@@ -21,8 +21,9 @@ from fxhash.smh.planning import highest_rank, with_ranks
 from fxhash.smh.ranks import choose_ranks, rank_gains
 from fxhash.smh.weight_target import WeightTarget, damped, pointwise_target, solve_right
 
-# Ranks are chosen up to so many times the rows that `right` has by the sizes of parameters.
-_HIGHER = 4
+# Ranks are chosen up to so many times the rows that `right` has by the sizes of parameters, unless the system of an
+# output channel gets too large.
+_HIGHER, _LARGEST_SYSTEM = 4, 8192
 
 
 @torch.no_grad()
@@ -92,12 +93,13 @@ def with_fitted_ranks(plan: CompressionPlan, fit: CalibratedFit) -> CompressionP
     """
     if not fit.fitted:
         return plan
-    most = min(_HIGHER * plan.layout.rank, plan.layout.cols, plan.layout.rows)
-    right = whitened_start([each.weight for each in fit.fitted], most)
+    layout, weights = plan.layout, [each.weight for each in fit.fitted]
+    affordable = _LARGEST_SYSTEM // max(weight.segments for weight in weights)
+    most = max(min(_HIGHER * layout.rank, layout.cols, layout.rows, affordable), layout.rank)
+    right = whitened_start(weights, most)
     found = {each.parameter.fqn: rank_gains(each.weight, right).tolist() for each in fit.fitted}
     gains = [found.get(each.fqn, [0.0] * most)[: highest_rank(plan, each)] for each in plan.hashed]
     rows = [plan.rows_of(parameter) for parameter in plan.hashed]
-    layout = plan.layout
     return with_ranks(plan, choose_ranks(gains, rows, layout.cols, plan.factor_parameters, layout.rank))
 
 

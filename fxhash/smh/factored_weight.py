@@ -101,8 +101,13 @@ class FactoredWeight:
         """
         if self.target.gram is None or not self._is_aligned():
             return self._of_rows_alone(right)
-        length = self.target.values.shape[1]
-        return self._of_channels(right, length // self.cols) if length >= self.cols else self._of_rows(right)
+        return self._of_channels(right) if self.target.values.shape[1] >= self.cols else self._of_rows(right)
+
+    @property
+    def segments(self) -> int:
+        """How many rows of `W` are solved for together: those of an output channel whose inputs were seen."""
+        is_plain = self.target.gram is None or not self._is_aligned()
+        return 1 if is_plain else max(self.target.values.shape[1] // self.cols, 1)
 
     def _is_aligned(self) -> bool:
         length = self.target.values.shape[1]
@@ -117,9 +122,9 @@ class FactoredWeight:
         systems = [System(0, full, normal, wanted[:full]), System(full, full + 1, normal_of_last, wanted[full:])]
         return systems[not full : 1 + bool(rest)]
 
-    def _of_channels(self, right: Tensor, segments: int) -> list[System]:
+    def _of_channels(self, right: Tensor) -> list[System]:
         """Each output channel is some rows of `W`."""
-        basis = torch.block_diag(*[right] * segments)
+        basis = torch.block_diag(*[right] * self.segments)
         weighed = self.target.weighed(basis)
         return [System(0, len(self.left), weighed @ basis.T, self.target.values @ weighed.T)]
 
