@@ -47,8 +47,8 @@ def output_gradients(
             return None
         for name, gradient in zip(weights, found, strict=True):
             if gradient is not None:
-                total[name] += by_outputs(gradient, white[name])
-    return total if 0 < math.fsum(total.values()) < math.inf else None
+                total[name] += by_outputs(gradient.to_dense(), white[name])
+    return total if 0 < sum(total.values()) < math.inf else None
 
 
 def _gradients(
