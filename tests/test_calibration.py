@@ -305,7 +305,7 @@ def test_a_model_that_cannot_be_differentiated_counts_relative_errors(raises):
 
 
 def test_what_matters_to_the_outputs_gets_the_ranks():
-    """Half of the layers are all but cut off by what follows; their relative errors can't tell."""
+    """Half of the layers are all but cut off by what follows; their relative errors can't tell, and choose columns."""
     torch.manual_seed(0)
 
     class Branches(nn.Module):
@@ -319,11 +319,13 @@ def test_what_matters_to_the_outputs_gets_the_ranks():
             return self.used(x) + 1e-3 * self.unused(x)
 
     model, x = Branches(), torch.randn(400, 48)
-    errors = []
+    errors, columns = [], []
     for batches in (iter([x]), [x]):
         gm = fxhash.transform(model, 0.4, init="pretrained", calibration=batches, seed=0)
         ranks = {parameter.fqn: parameter.rank for parameter in gm.smh_generator.plan.hashed}
+        columns.append(gm.smh_generator.plan.layout.cols)
         errors.append((gm(x) - model(x)).square().mean())
+    assert columns[0] == columns[1]
     assert all(rank > 2 * ranks[name.replace("used", "unused")] for name, rank in ranks.items() if "unused" not in name)
     assert errors[1] < 0.5 * errors[0]
     assert gm.smh_generator.plan.trainable_after == fxhash.transform(model, 0.4).smh_generator.plan.trainable_after
