@@ -87,10 +87,12 @@ def transform(
         calibration: for `init="pretrained"`, batches of inputs without labels, such as a list of some hundred examples
             in batches of 32: each a tensor, a tuple of forward's arguments, or a dictionary of them by name. The model
             runs on them in eval mode, and the factors are those with which the outputs of its linear layers and
-            convolutions are off least, in squares. Batches that can be gone through again, as those of a list can, are
-            a few times more: layers are fitted once more to what the compressed layers before them leave. Without
-            calibration, the values of the weights are off least instead (a truncated SVD): a start from which fewer
-            epochs are needed, not yet a good model.
+            convolutions are off least, in squares. Ranks go to the weights whose outputs come nearer by them, not by
+            size. Batches that can be gone through again, as those of a list can, are a few times more: the model runs
+            backward on each, as in a training step, so that a layer counts by what it changes of the model's outputs
+            (by its relative error where nothing can be differentiated), and layers are fitted once more to what the
+            compressed layers before them leave. Without calibration, the values of the weights are off least instead (a
+            truncated SVD): a start from which fewer epochs are needed, not yet a good model.
         seed: an integer or a CPU `torch.Generator` for the initial factors; torch's global one if omitted.
         device: where the result is to be; the model's own if omitted. A model on the meta device is initialized
             there: module by module, `reset_parameters` makes the values whose standard deviation is matched, so that no

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
 from fxhash.capture.calibration import Batch, collect_moments, layer_weights
 from fxhash.capture.copy_model import copy_model
+from fxhash.capture.output_gradients import output_gradients
 from fxhash.capture.paired_inputs import paired_moments
 from fxhash.errors import PlanError, shown
 from fxhash.progress import with_bar
-from fxhash.smh.calibrated_start import CalibratedFit, fit_to_inputs_
+from fxhash.smh.calibrated_start import CalibratedFit, fit_to_inputs_, with_fitted_ranks
 from fxhash.smh.calibration import MomentStore
 from fxhash.smh.fitting import ROUNDS
 from fxhash.smh.generator import SMHGenerator
+from fxhash.smh.importance import whitening
 from fxhash.smh.initialization import fit_, initialize_
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import CompressionPlan
@@ -56,7 +59,8 @@ def initial_generator(
     """The generator of a transformed model, with its factors; without values on the meta device.
 
     Args:
-        plans: of several, the one counts that leaves least loss on the calibration before any round of improvement.
+        plans: of several, the one counts that leaves least loss on the calibration before any round of improvement; its
+            ranks are then replaced by those that save most, for as many parameters.
         device: where it is to be.
         originals: the original parameters, at least those that are hashed, by their names.
         random: source of randomness; torch's global one if None.
@@ -74,24 +78,36 @@ def initial_generator(
         return generator
     hashed = {parameter.fqn: originals[parameter.fqn] for parameter in plans[0].hashed}
     seen = collect_moments(model, hashed, layer_weights(model, traced, hashed), calibration)
-    generators: list[SMHGenerator] = []
-    fits: list[CalibratedFit] = []
-    for plan in with_bar(plans, "choosing columns"):
-        generators.append(SMHGenerator(plan, device))
-        initialize_(generators[-1], originals, random)
-        fits.append(fit_to_inputs_(generators[-1], originals, seen, rounds=0 if len(plans) > 1 else ROUNDS))
-    best = min(range(len(fits)), key=lambda index: fits[index].loss)
-    generator, fit = generators[best], fits[best]
-    if len(plans) > 1:
-        fit = fit_to_inputs_(generator, originals, seen)
-    if iter(calibration) is not calibration:
-        _follow_compressed_inputs_(generator, fit, seen, model, hashed, calibration)
-    return generator
+
+    def fitted(plan: CompressionPlan, rounds: int, gradients: Mapping[str, float] | None = None) -> _Start:
+        generator = SMHGenerator(plan, device)
+        initialize_(generator, originals, random)
+        return _Start(generator, fit_to_inputs_(generator, originals, seen, rounds, gradients))
+
+    losses = [fitted(plan, 0).fit.loss for plan in with_bar(plans, "choosing columns")]
+    # By relative errors and ranks by size: with gradients, and the best ranks of each plan, a ResNet-20 at 10 % got
+    # regular convolutions, which left it far less accurate.
+    plan = plans[losses.index(min(losses))]
+    again = iter(calibration) is not calibration
+    gradients = output_gradients(model, whitening(hashed, seen), calibration) if again else None
+    by_size = fitted(plan, 0, gradients).fit
+    start = fitted(with_fitted_ranks(plan, by_size), ROUNDS, gradients)
+    if start.fit.loss > by_size.loss:
+        start = fitted(plan, ROUNDS, gradients)
+    if again:
+        _follow_compressed_inputs_(start, seen, model, hashed, calibration)
+    return start.generator
+
+
+class _Start(NamedTuple):
+    """A generator, and what its factors were fitted to."""
+
+    generator: SMHGenerator
+    fit: CalibratedFit
 
 
 def _follow_compressed_inputs_(
-    generator: SMHGenerator,
-    fit: CalibratedFit,
+    start: _Start,
     seen: MomentStore,
     model: nn.Module,
     weights: Mapping[str, Tensor],
@@ -101,6 +117,7 @@ def _follow_compressed_inputs_(
 
     What was there before stays if the outputs of the model on the calibration come no nearer.
     """
+    generator, fit = start
     whole = [name for name in seen.order if len(seen[name].products) == 1]
     if not whole:
         return

@@ -6,6 +6,8 @@ import copy
 import random
 import warnings
 from collections import UserDict
+from contextlib import nullcontext
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -15,8 +17,10 @@ from torch.nn import functional as F
 
 import fxhash
 from fxhash.capture.calibration import collect_moments, layer_weights
+from fxhash.capture.output_gradients import output_gradients
 from fxhash.smh.calibrated_start import fit_to_inputs_
 from fxhash.smh.calibration import moments, unfolded
+from fxhash.smh.importance import whitening
 from fxhash.transformed import expose
 from tests.helpers import assert_same_outputs, may_be_opaque, trainable, uncalibrated
 from tests.models import MODELS
@@ -159,7 +163,8 @@ def test_a_calibrated_start_is_never_worse_on_what_it_was_fitted_to(case, compre
         compress = error.smallest_compress
         near = fxhash.transform(model, compress, init="pretrained", seed=0, separable=False, aspect=4)
     gm = fxhash.transform(model, compress, init="pretrained", calibration=iter([x]), seed=0, separable=False, aspect=4)
-    assert gm.smh_generator.plan == near.smh_generator.plan
+    plan, by_size = gm.smh_generator.plan, near.smh_generator.plan
+    assert (plan.layout.cols, plan.trainable_after) == (by_size.layout.cols, by_size.trainable_after)
     worst = calibrated_loss(model, near, [x])
     assert calibrated_loss(model, gm, [x]) <= worst * (1 + 2e-2) + 1e-3
 
@@ -219,11 +224,111 @@ def test_batches_that_can_be_repeated_bring_the_outputs_nearer():
 def test_following_inputs_never_leaves_outputs_further_away(case):
     model, x = case
     errors = []
-    for batches in (iter([x]), [x]):
-        gm = fxhash.transform(model.eval(), 1.0, init="pretrained", calibration=batches, seed=0)
+    for follows in (False, True):
+        with nullcontext() if follows else patch("fxhash.initial_factors._follow_compressed_inputs_"):
+            gm = fxhash.transform(model.eval(), 1.0, init="pretrained", calibration=[x], seed=0)
         with torch.no_grad():
             errors.append((gm(x) - model(x)).double().square().sum().item())
     assert errors[1] <= errors[0] * (1 + 1e-3) + 1e-6
+
+
+def gradients_of(model: nn.Module, batches) -> dict[str, float] | None:
+    return output_gradients(model, whitening(hashed(model), seen(model, batches)), batches)
+
+
+def test_what_the_outputs_of_a_linear_chain_depend_on():
+    """An output's gradient by a layer's outputs is what the layers after it multiply these by."""
+    torch.manual_seed(0)
+    first, second, third = nn.Linear(20, 30), nn.Linear(30, 25), nn.Linear(25, 40)
+    model = nn.Sequential(first, nn.Sequential(second, third)).train().requires_grad_(False)
+    x = torch.randn(2000, 20)
+    found = gradients_of(model, list(x.split(100)))
+    after = {"0.weight": third.weight @ second.weight, "1.0.weight": third.weight, "1.1.weight": torch.eye(40)}
+    for name, matrix in after.items():
+        expected = len(x) * matrix.square().sum(0).mean().item()
+        assert abs(found[name] - expected) < 0.2 * expected
+    assert model.training
+    assert all(parameter.grad is None and not parameter.requires_grad for parameter in model.parameters())
+
+
+class OutputsOfManyKinds(nn.Module):
+    """A batch norm, a table, an opaque loop, and outputs in a structure; one layer's values are not differentiated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.cut = nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6)
+        self.table = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        x = self.norm(self.layer(x)) + self.table[0]
+        while x.sum() > 1e9:
+            x = x / 2
+        with torch.no_grad():
+            cut = self.cut(x)
+        return {"hidden": [x, (x.argmax(1), x * 2)], "cut": cut, "name": "x"}
+
+
+def test_outputs_of_any_structure_have_gradients():
+    torch.manual_seed(0)
+    model = OutputsOfManyKinds()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = gradients_of(model, [torch.randn(50, 6) for _ in range(3)])
+    assert found["layer.weight"] > 0
+    assert found["table"] > 0
+    assert found["cut.weight"] == 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    gm = fxhash.transform(model, 0.9, init="pretrained", calibration=[torch.randn(50, 6)], seed=0)
+    assert bool(gm.smh_generator("cut.weight").any())
+
+
+class WithoutGradients(nn.Module):
+    """A model whose outputs can't be differentiated, or whose backward raises."""
+
+    def __init__(self, raises: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.raises = nn.Linear(30, 30), nn.Linear(30, 30), raises
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.raises:
+            return self.second(self.first(x)).sigmoid_().sqrt_().log_().sqrt_().exp_().mul_(x)
+        return self.second(self.first(x)).detach()
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_model_that_cannot_be_differentiated_counts_relative_errors(raises):
+    torch.manual_seed(0)
+    model, x = WithoutGradients(raises), torch.randn(64, 30)
+    assert gradients_of(model, [x]) is None
+    gm = fxhash.transform(model, 0.5, init="pretrained", calibration=[x], seed=0)
+    once = fxhash.transform(model, 0.5, init="pretrained", calibration=iter([x]), seed=0)
+    assert gm.smh_generator.plan == once.smh_generator.plan
+
+
+def test_what_matters_to_the_outputs_gets_the_ranks():
+    """Half of the layers are all but cut off by what follows; their relative errors can't tell, and choose columns."""
+    torch.manual_seed(0)
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = (
+                nn.Sequential(*[nn.Linear(48, 48, bias=False) for _ in range(3)]) for _ in range(2)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x) + 1e-3 * self.unused(x)
+
+    model, x = Branches(), torch.randn(400, 48)
+    errors, columns = [], []
+    for batches in (iter([x]), [x]):
+        gm = fxhash.transform(model, 0.4, init="pretrained", calibration=batches, seed=0)
+        ranks = {parameter.fqn: parameter.rank for parameter in gm.smh_generator.plan.hashed}
+        columns.append(gm.smh_generator.plan.layout.cols)
+        errors.append((gm(x) - model(x)).square().mean())
+    assert columns[0] == columns[1]
+    assert all(rank > 2 * ranks[name.replace("used", "unused")] for name, rank in ranks.items() if "unused" not in name)
+    assert errors[1] < 0.5 * errors[0]
+    assert gm.smh_generator.plan.trainable_after == fxhash.transform(model, 0.4).smh_generator.plan.trainable_after
 
 
 def test_inputs_of_few_dimensions_need_few_ranks():

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from fxhash.capture.copy_model import copy_model
 from fxhash.errors import TransformError, described, shown
@@ -123,6 +123,12 @@ def call(model: Callable[..., Any], batch: Batch, device: torch.device) -> Any:
     """What a model returns for a batch, which is brought to its device."""
     args, kwargs = _arguments(batch)
     return model(*tree_map(_at(device), args), **tree_map(_at(device), kwargs))
+
+
+def floating_outputs(result: Any) -> list[Tensor]:
+    """The tensors of a floating-point type in what a model returned."""
+    values = dict(result) if isinstance(result, Mapping) else result
+    return [each for each in tree_leaves(values) if isinstance(each, Tensor) and each.is_floating_point()]
 
 
 def _arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from fxhash.capture.calibration import Batch, InputWatch, call_watched
+from fxhash.capture.calibration import Batch, InputWatch, call_watched, floating_outputs
 
 
 @dataclass
@@ -62,10 +61,7 @@ def paired_moments(
         for model, own in zip(models, weights, strict=True):
             watches.append(_Inputs(own, names))
             result = call_watched(model, batch, watches[-1], next(iter(own.values())).device)
-            values = dict(result) if isinstance(result, Mapping) else result
-            outputs.append(
-                [each for each in tree_leaves(values) if isinstance(each, Tensor) and each.is_floating_point()]
-            )
+            outputs.append(floating_outputs(result))
         for one, other in zip(*outputs, strict=False):
             if one.shape == other.shape:
                 off += (one.double() - other.double()).square().sum().item()

@@ -13,26 +13,40 @@ from fxhash.smh.calibration import MomentStore
 from fxhash.smh.factored_weight import FactoredWeight, conjugate_gradients
 from fxhash.smh.fitting import ROUNDS, fit, total_loss, whitened_start
 from fxhash.smh.generator import SMHGenerator
+from fxhash.smh.importance import by_gradients
 from fxhash.smh.initialization import fit_, write_rows_
 from fxhash.smh.parameter_plan import ParameterPlan
+from fxhash.smh.plan import CompressionPlan
+from fxhash.smh.planning import highest_rank, with_ranks
+from fxhash.smh.ranks import choose_ranks, rank_gains
 from fxhash.smh.weight_target import WeightTarget, damped, pointwise_target, solve_right
+
+# Ranks are chosen up to so many times the rows that `right` has by the sizes of parameters, unless the system of an
+# output channel gets too large.
+_HIGHER, _LARGEST_SYSTEM = 4, 8192
 
 
 @torch.no_grad()
 def fit_to_inputs_(
-    generator: SMHGenerator, originals: Mapping[str, Tensor], seen: MomentStore, rounds: int = ROUNDS
+    generator: SMHGenerator,
+    originals: Mapping[str, Tensor],
+    seen: MomentStore,
+    rounds: int = ROUNDS,
+    gradients: Mapping[str, float] | None = None,
 ) -> CalibratedFit:
     """Set the factors to those whose layers' outputs come nearest to the original ones; call `initialize_` before.
 
     Each layer counts by its relative error: the mean square of what its outputs are off by on the calibration inputs,
-    over that of its outputs, times its number of output channels. A parameter whose inputs were not seen, such as an
-    embedding, counts by the error of its values. `left` has a closed form given `right`; both are found in turn.
+    over that of its outputs, times its number of output channels; or by what its outputs are off by, times how much
+    the outputs of the model change with them. A parameter whose inputs were not seen, such as an embedding, counts by
+    the error of its values. `left` has a closed form given `right`; both are found in turn.
 
     Args:
         generator: changed in place.
         originals: the original parameters by their fully qualified names, at least those that are hashed.
         seen: the moments of the inputs of linear layers and convolutions.
         rounds: of alternating least squares.
+        gradients: the squared gradients of the model's outputs by those of each layer; None for relative errors.
 
     Returns:
         What can be fitted further.
@@ -49,6 +63,10 @@ def fit_to_inputs_(
     ]
     if not fitted:
         return CalibratedFit([], generator.right, 0.0)
+    if gradients is not None:
+        by_values = [gradients[each.parameter.fqn] * each.unit**2 for each in fitted]
+        for each, target in zip(fitted, by_gradients([each.target for each in fitted], by_values), strict=True):
+            each.aim_(target)
     weights = [each.weight for each in fitted]
 
     def improve_kernels(right: Tensor) -> None:
@@ -63,6 +81,26 @@ def fit_to_inputs_(
     for each in fitted:
         each.write_(generator, size)
     return CalibratedFit(fitted, right, total_loss(weights, right))
+
+
+@torch.no_grad()
+def with_fitted_ranks(plan: CompressionPlan, fit: CalibratedFit) -> CompressionPlan:
+    """A plan of as many parameters, whose ranks are those that remove most of the loss of a fit.
+
+    Args:
+        plan: what was fitted.
+        fit: of this plan.
+    """
+    if not fit.fitted:
+        return plan
+    layout, weights = plan.layout, [each.weight for each in fit.fitted]
+    affordable = _LARGEST_SYSTEM // max(weight.segments for weight in weights)
+    most = max(min(_HIGHER * layout.rank, layout.cols, layout.rows, affordable), layout.rank)
+    right = whitened_start(weights, most)
+    found = {each.parameter.fqn: rank_gains(each.weight, right).tolist() for each in fit.fitted}
+    gains = [found.get(each.fqn, [0.0] * most)[: highest_rank(plan, each)] for each in plan.hashed]
+    rows = [plan.rows_of(parameter) for parameter in plan.hashed]
+    return with_ranks(plan, choose_ranks(gains, rows, layout.cols, plan.factor_parameters, layout.rank))
 
 
 @dataclass
@@ -99,9 +137,7 @@ class CalibratedFit:
                 cross = gram + share * (products.double() - squares.double())
                 values = each.target.values
                 wanted = solve_right(values.double() @ cross, gram).to(values)
-                each.target = replace(each.target, values=wanted, gram=gram.unsqueeze(0).to(values))
-                in_slice = each.target if each.kernels is None else pointwise_target(each.target, each.kernels)
-                each.weight.target = in_slice
+                each.aim_(replace(each.target, values=wanted, gram=gram.unsqueeze(0).to(values)))
                 each.weight.solve_left_(self.right)
                 each.write_(generator, math.sqrt(self.right.shape[1]))
 
@@ -136,9 +172,13 @@ class _Fitted:
         target = WeightTarget(values, gram).relative()
         kernels = generator.kernels_of(parameter.fqn).to(values) if parameter.kernels else None
         in_slice = target if kernels is None else pointwise_target(target, kernels)
-        cols = generator.plan.layout.cols
-        weight = FactoredWeight(in_slice, cols, parameter.rank or 0, parameter.more_rows)
+        weight = FactoredWeight(in_slice, generator.plan.layout.cols, parameter.rank or 0, parameter.more_rows)
         return cls(parameter, target, unit, weight, kernels)
+
+    def aim_(self, target: WeightTarget) -> None:
+        """Set another target, and what the slice of `W` has to come near to with the present kernels."""
+        self.target = target
+        self.weight.target = target if self.kernels is None else pointwise_target(target, self.kernels)
 
     def improve_kernels_(self, right: Tensor) -> None:
         """Set the kernels to the best with the present slice of `W`, and what the slice has to come near to."""
@@ -156,7 +196,7 @@ class _Fitted:
         self.kernels = self.kernels + conjugate_gradients(
             lambda step: to_kernels(self.target.weighed(of_kernels(step))), missing, count * positions
         )
-        self.weight.target = pointwise_target(self.target, self.kernels)
+        self.aim_(self.target)
 
     def write_(self, generator: SMHGenerator, size: float) -> None:
         """Write what was fitted to the generator, whose `right` is larger by `size`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,23 @@ from fxhash.smh.weight_target import WeightTarget, solve_right
 
 # Where rows of `W` begin amid output channels there is no closed form; so many steps come near to it.
 _STEPS_OF_LEFT = 30
+
+
+class System(NamedTuple):
+    """What some rows of `left` are the solution of: `left[first:last].view(any, size) @ normal = wanted`.
+
+    Attributes:
+        first: row of `left`.
+        last: the row after them.
+        normal: shape `(size, size)`, where the size is the rank times the rows of `W` that an output channel takes, if
+            these are several.
+        wanted: shape `(any, size)`; what they remove of the loss is `tr(wanted @ normal^-1 @ wanted^T)`.
+    """
+
+    first: int
+    last: int
+    normal: Tensor
+    wanted: Tensor
 
 
 class FactoredWeight:
@@ -65,42 +83,62 @@ class FactoredWeight:
     def solve_left_(self, right: Tensor) -> None:
         """Set `left` to what has the least loss with `right`."""
         right = right[: self.left.shape[1]]
-        length = self.target.values.shape[1]
         if not self.target.importance:
             self.left.zero_()
-        elif length % self.cols == 0:
-            self._solve_channels_(right, length // self.cols)
-        elif self.cols % length == 0:
-            self._solve_rows_(right, self.cols // length)
+        elif self.target.gram is None or self._is_aligned():
+            for first, last, normal, wanted in self.systems(right):
+                left, used = (each[first:last].view(len(wanted), -1) for each in (self.left, self._used))
+                for alike, columns in _alike(used):
+                    solved = solve_right(wanted[alike][:, columns], normal[columns][:, columns])
+                    left[alike.unsqueeze(1), columns] = solved
         else:
             self._descend_(right)
 
-    def _solve_channels_(self, right: Tensor, segments: int) -> None:
-        """Each output channel is some rows of `W`."""
-        basis = torch.block_diag(*[right] * segments)
-        weighed = self.target.weighed(basis)
-        normal, wanted = weighed @ basis.T, self.target.values @ weighed.T
-        left, used = self.left.view(len(wanted), -1), self._used.view(len(wanted), -1)
-        for channels, columns in _alike(used):
-            solved = solve_right(wanted[channels][:, columns], normal[columns][:, columns])
-            left[channels.unsqueeze(1), columns] = solved
+    def systems(self, right: Tensor) -> list[System]:
+        """The least squares that `left` is the solution of, where it may use all rows of `right`.
 
-    def _solve_rows_(self, right: Tensor, channels: int) -> None:
+        Where rows of `W` begin amid output channels there are none so small: each entry then counts the same.
+        """
+        if self.target.gram is None or not self._is_aligned():
+            return self._of_rows_alone(right)
+        return self._of_channels(right) if self.target.values.shape[1] >= self.cols else self._of_rows(right)
+
+    @property
+    def segments(self) -> int:
+        """How many rows of `W` are solved for together: those of an output channel whose inputs were seen."""
+        is_plain = self.target.gram is None or not self._is_aligned()
+        return 1 if is_plain else max(self.target.values.shape[1] // self.cols, 1)
+
+    def _is_aligned(self) -> bool:
+        length = self.target.values.shape[1]
+        return length % self.cols == 0 or self.cols % length == 0
+
+    def _of_rows_alone(self, right: Tensor) -> list[System]:
+        """Each row of `W` counts by itself: no system is larger than the rank, however long an output channel is."""
+        full, rest = divmod(self.target.values.numel(), self.cols)
+        importance = self.target.mean_importance()
+        wanted = (self.in_rows(self.target.values) @ right.T) * importance
+        normal, normal_of_last = (part @ part.T * importance for part in (right, right[:, :rest]))
+        systems = [System(0, full, normal, wanted[:full]), System(full, full + 1, normal_of_last, wanted[full:])]
+        return systems[not full : 1 + bool(rest)]
+
+    def _of_channels(self, right: Tensor) -> list[System]:
+        """Each output channel is some rows of `W`."""
+        basis = torch.block_diag(*[right] * self.segments)
+        weighed = self.target.weighed(basis)
+        return [System(0, len(self.left), weighed @ basis.T, self.target.values @ weighed.T)]
+
+    def _of_rows(self, right: Tensor) -> list[System]:
         """Each row of `W` is some output channels."""
         length = self.target.values.shape[1]
-        parts = right.reshape(-1, length)
-        weighed = self.target.weighed(parts).view(-1, channels, length)
-        of_channels = torch.einsum("rcn,qcn->crq", weighed, parts.view(-1, channels, length))
+        parts = right.view(len(right), -1, length)
+        weighed = self.target.weighed(parts.flatten(0, 1)).view_as(parts)
+        of_channels = torch.einsum("rcn,qcn->crq", weighed, parts)
         wanted = self.in_rows(self.target.weighed(self.target.values)) @ right.T
-        full, rest = divmod(len(self.target.values), channels)
-        for first, last, normal in (
-            (0, full, of_channels.sum(0)),
-            (full, full + bool(rest), of_channels[:rest].sum(0)),
-        ):
-            for rows, columns in _alike(self._used[first:last]):
-                rows = rows + first
-                solved = solve_right(wanted[rows][:, columns], normal[columns][:, columns])
-                self.left[rows.unsqueeze(1), columns] = solved
+        full, rest = divmod(len(self.target.values), parts.shape[1])
+        whole, last = of_channels.sum(0), of_channels[:rest].sum(0)
+        systems = [System(0, full, whole, wanted[:full]), System(full, full + 1, last, wanted[full:])]
+        return systems[not full : 1 + bool(rest)]
 
     def _descend_(self, right: Tensor) -> None:
         """Rows of `W` begin amid output channels."""

@@ -14,6 +14,7 @@ from fxhash.smh.checks import check_aspect, check_fraction
 from fxhash.smh.layout import FilledLayout, candidate_columns, choose_layout, least_parameters
 from fxhash.smh.parameter_plan import ParameterPlan, kernel_parameters
 from fxhash.smh.plan import DEFAULT_ASPECT, CompressionPlan
+from fxhash.smh.ranks import ChosenRanks
 
 # A separable convolution has as many kernels as bring trained parameters over entries of `W` near to this density, and
 # two at least if that is possible (docs/accuracy.md).
@@ -109,6 +110,17 @@ def other_plans(plan: CompressionPlan, convolutions: Collection[str], aspect: fl
             if all((other.layout, other.hashed) != (each.layout, each.hashed) for each in found):
                 found.append(other)
     return found[1:]
+
+
+def highest_rank(plan: CompressionPlan, parameter: ParameterPlan) -> int:
+    """The highest rank that is of use to a hashed parameter of a plan."""
+    return max((parameter.slice_numel - 1) // plan.rows_of(parameter), 1)
+
+
+def with_ranks(plan: CompressionPlan, chosen: ChosenRanks) -> CompressionPlan:
+    """The plan with other ranks of its hashed parameters, in their order."""
+    layout = FilledLayout(replace(plan.layout, rank=chosen.of_right), chosen.ranks, chosen.more_rows, chosen.parameters)
+    return replace(plan, parameters=tuple(_with_places(plan.parameters, layout)), layout=layout.shape)
 
 
 def _numbers_of_kernels(hashed: Sequence[ParameterPlan], convolutions: Collection[str], budget: int) -> list[int]:

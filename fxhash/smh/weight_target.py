@@ -95,7 +95,15 @@ def solve_right(product: Tensor, matrix: Tensor) -> Tensor:
 
     Args:
         product: shape `(any, size)`.
-        matrix: shape `(size, size)`; its own rounding error is added to the diagonal, so that it may be singular.
+        matrix: shape `(size, size)`; it may be singular.
+    """
+    return torch.cholesky_solve(product.T.double(), cholesky(matrix)).T.to(product.dtype)
+
+
+def cholesky(matrix: Tensor) -> Tensor:
+    """The lower Cholesky factor, in float64, of a symmetric matrix that has no negative eigenvalues.
+
+    Its own rounding error is added to the diagonal, so that it may be singular.
     """
     wide = matrix.double()
     ridge = wide.diagonal().mean().clamp(min=1e-300)
@@ -105,4 +113,4 @@ def solve_right(product: Tensor, matrix: Tensor) -> Tensor:
         )
         if not failed:
             break
-    return torch.cholesky_solve(product.T.double(), factor).T.to(product.dtype)
+    return factor

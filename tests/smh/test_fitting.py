@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,6 +109,26 @@ def test_rows_are_made_orthonormal_without_a_change_of_the_product(drawn):
     for weight, product, zero in zip(drawn, before, zeros, strict=True):
         torch.testing.assert_close(weight.of_right(right), product)
         assert bool((weight.left[:, -1][zero[:, -1]] == 0).all())
+
+
+@given(weights(st.sampled_from([36, 18, 4])))
+def test_without_inputs_no_system_is_larger_than_the_rank(drawn):
+    """An embedding of positions may be one output channel of 150,000 entries, hundreds of rows of `W`."""
+    right = random_right(4)
+    for weight in drawn:
+        weight.target = replace(weight.target, gram=None)
+        systems = weight.systems(right)
+        assert all(system.normal.shape == (4, 4) for system in systems)
+        assert [row for each in systems for row in range(each.first, each.last)] == list(range(len(weight.left)))
+
+
+def test_a_long_table_is_fitted_as_its_rows_alone():
+    torch.manual_seed(0)
+    table = torch.randn(1, 197 * 768, dtype=torch.float64)
+    right = torch.linalg.qr(torch.randn(768, 96, dtype=torch.float64)).Q.T
+    weight = FactoredWeight(WeightTarget(table).relative(), 768, 96)
+    weight.solve_left_(right)
+    torch.testing.assert_close(weight.of_right(right), (table.view(197, 768) @ right.T @ right).view(1, -1))
 
 
 def test_with_identities_for_gram_matrices_the_start_is_the_singular_value_decomposition():
