@@ -86,6 +86,21 @@ def test_rounding_wins_where_the_page_says_so():
     assert figure("pretrained.json", "rounded to 2 bits", 1.0, "cosine") < 0.2
 
 
+def test_what_the_page_says_of_the_classifier():
+    dense = figure("pretrained_resnet.json", "dense", 1.0, "accuracy")
+    calibrated, recovered = (
+        {
+            fraction: 100 * (dense - figure("pretrained_resnet.json", method, fraction, "accuracy"))
+            for fraction in (0.5, 0.25, 0.1, 0.05)
+        }
+        for method in ("fxhash, calibrated", "fxhash, 5 CPU minutes of recovery")
+    )
+    assert f"{calibrated[0.5]:.1f} points less without training, and {calibrated[0.25]:.1f}" in TEXT
+    assert f"after 5 minutes {recovered[0.25]:.1f} less at a quarter" in TEXT
+    gains = [calibrated[fraction] - recovered[fraction] for fraction in (0.1, 0.05)]
+    assert "brings back {:.0f} points at 10 %, and {:.0f} at 5 %".format(*gains) in TEXT
+
+
 def row(method, fraction, cpu_seconds, **figures):
     return {"method": method, "fraction": fraction, "bytes": fraction, "cpu_seconds": cpu_seconds, **figures}
 
