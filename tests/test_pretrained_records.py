@@ -86,6 +86,13 @@ def test_rounding_wins_where_the_page_says_so():
     assert figure("pretrained.json", "rounded to 2 bits", 1.0, "cosine") < 0.2
 
 
+def test_what_the_readme_says_of_the_encoder():
+    cosine = figure("pretrained.json", "fxhash, 20 CPU minutes of recovery, 8 bits", 0.25, "cosine")
+    size = figure("pretrained.json", "fxhash, 20 CPU minutes of recovery, 8 bits", 0.25, "bytes")
+    readme = " ".join((BENCHMARKS.parent / "README.md").read_text().split())
+    assert f"came to {100 * size:.0f} % of their bytes with a cosine of {cosine:.2f} to the old embeddings" in readme
+
+
 def test_what_the_page_says_of_the_classifier():
     dense = figure("pretrained_resnet.json", "dense", 1.0, "accuracy")
     calibrated, recovered = (

@@ -24,8 +24,9 @@ _LEAST_KERNELS = 2
 # ranks: there, row-aligned columns are worth more than the last parameters.
 _GOOD_USE, _GOOD_USE_OF_SMALL, _SMALL_BUDGET = 0.99, 0.95, 10_000
 
-# Lengths of output channels that rows of `W` are tried with where there is a choice.
-_LENGTHS = 3
+# How many lengths of output channels are tried as those of rows of `W` where there is a choice, and up to which: a fit
+# takes memory with the square of it. An embedding of positions, one channel of 150,000 entries, would ask for 180 GB.
+_LENGTHS, _LONGEST = 3, 8192
 
 
 def plan_parameters(
@@ -107,7 +108,8 @@ def other_plans(plan: CompressionPlan, convolutions: Collection[str], aspect: fl
                 other = plan_parameters(plan.parameters, plan.compress, wanted, plan.unused, names)
             except BudgetError:
                 continue
-            if all((other.layout, other.hashed) != (each.layout, each.hashed) for each in found):
+            is_new = all((other.layout, other.hashed) != (each.layout, each.hashed) for each in found)
+            if is_new and other.layout.cols <= _LONGEST:
                 found.append(other)
     return found[1:]
 

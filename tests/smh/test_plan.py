@@ -16,7 +16,7 @@ import fxhash
 from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import CompressionPlan
-from fxhash.smh.planning import _budget, plan_parameters
+from fxhash.smh.planning import _budget, other_plans, plan_parameters
 from fxhash.smh.selection import describe_parameters
 from tests.strategies import aspects, fractions, parameter_descriptions
 
@@ -408,3 +408,16 @@ def test_any_of_its_names_selects_a_tied_parameter():
 def test_a_seed_that_is_none(seed):
     with pytest.raises(fxhash.PlanError, match="is neither a whole number of 64 bits nor a torch"):
         fxhash.transform(nn.Linear(30, 30), 0.5, seed=seed)
+
+
+def test_no_row_is_tried_that_is_as_long_as_a_long_table():
+    """What is fitted to inputs takes memory with the square of it."""
+
+    def columns(table):
+        shapes = {"table": (1, table), "a": (768, 768), "b": (500, 768)}
+        described = [ParameterPlan(name, shape, "float32") for name, shape in shapes.items()]
+        plan = plan_parameters(described, 0.1)
+        return {each.layout.cols for each in other_plans(plan, (), None)}
+
+    assert max(columns(6 * 768)) > 768
+    assert max(columns(197 * 768)) == 768
