@@ -108,6 +108,16 @@ def test_what_the_page_says_of_the_classifier():
     assert "brings back {:.0f} points at 10 %, and {:.0f} at 5 %".format(*gains) in TEXT
 
 
+def test_what_the_page_says_of_a_quarter_of_the_encoder():
+    calibrated, recovered = (
+        figure("pretrained.json", f"fxhash, {way}, 8 bits", 0.25, "cosine")
+        for way in ("calibrated", "5 CPU minutes of recovery")
+    )
+    size = 100 * figure("pretrained.json", "fxhash, calibrated, 8 bits", 0.25, "bytes")
+    assert f"{size:.1f} % of the bytes, keeps {calibrated:.2f}, and after 5 minutes of recovery {recovered:.2f}" in TEXT
+    assert recovered > figure("pretrained.json", "GPTQ in 2 bits", 1.0, "cosine")
+
+
 def row(method, fraction, cpu_seconds, **figures):
     return {"method": method, "fraction": fraction, "bytes": fraction, "cpu_seconds": cpu_seconds, **figures}
 
