@@ -134,12 +134,11 @@ class FactorStore(nn.Module):
         one = torch.ones(1, 1)
         yield StoredRows(self.right, one, "right")
         for use in self.plan.uses:
-            for each in use.stored:
-                for role in _ROWS:
-                    if each.role == role:
-                        key = use.key(role)
-                        rows: Tensor = getattr(self, self._attributes[key])
-                        yield StoredRows(rows, self._scales.get(key, one), role)
+            for role in _ROWS:
+                if use.stores(role):
+                    key = use.key(role)
+                    rows: Tensor = getattr(self, self._attributes[key])
+                    yield StoredRows(rows, self._scales.get(key, one), role)
 
 
 def steps_key(key: str) -> str:
