@@ -2,10 +2,10 @@
 
     python benchmarks/front.py --data imagefolder:DIR --pilots imagefolder:THIRD --runs DIR
 
-CIFAR-10 (JPEG), 32 x 32 pixels. Pilots come first: each of four kinds of network gets the same peak learning rates,
-4 epochs on a third of the training images, which `THIRD` has. Then each network is trained once for 10 epochs on all
-images, at the rate that its kind's pilots chose, and those that decide with two more seeds. `docs/accuracy.md` says
-what is asked of them.
+CIFAR-10 (JPEG), 32 x 32 pixels. Pilots come first: each of four kinds of network gets the same settings, 4 epochs on a
+third of the training images, which `THIRD` has. Then each network is trained once for 10 epochs on all images, with
+the setting that its kind's pilots chose, and those that decide with two more seeds. `docs/accuracy.md` says what is
+asked of them.
 
 One run at a time, on one thread. Each has a folder in `--runs`, and a row of the CSV file once it is finished. Called
 again, it goes on where it stopped; called twice at a time, the second takes what the first is not at.
@@ -19,15 +19,43 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from record import commit, machine
 
-# Peaks of the learning rate.
-RATES = (0.01, 0.02, 0.04)
 PILOT_EPOCHS, EPOCHS = 4, 10
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to train: the recipe `small-images` with some changes.
+
+    Attributes:
+        optimizer: `"adamw"` or `"sgd"`.
+        rate: peak of the learning rate.
+        changes: of other options of `fxhash train`.
+    """
+
+    optimizer: str
+    rate: float
+    changes: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def label(self) -> str:
+        """Such as `"adamw 0.01"`, or `"sgd 0.1 weight-decay 0.0005"`."""
+        return " ".join([self.optimizer, f"{self.rate:g}", *(f"{name} {x:g}" for name, x in self.changes.items())])
+
+
+RATES = tuple(Setting("adamw", rate) for rate in (0.01, 0.02, 0.04))
+
+
+def changes_of(best: Setting) -> list[Setting]:
+    """Other settings, each with one thing changed from the best learning rate."""
+    changes = ({"weight-decay": 0.05}, {"batch-size": 64}, {"label-smoothing": 0.0})
+    with_sgd = [Setting("sgd", rate, {"weight-decay": 5e-4}) for rate in (0.1, 0.3)]
+    return [*with_sgd, *(replace(best, changes=each) for each in changes)]
 
 
 @dataclass(frozen=True)
@@ -87,10 +115,10 @@ FURTHER_SEEDS = (1, 2)
 
 @dataclass(frozen=True)
 class Run:
-    """One run, with the recipe `small-images` and a peak learning rate."""
+    """One run."""
 
     network: Network
-    rate: float
+    setting: Setting
     epochs: int = EPOCHS
     seed: int = 0
 
@@ -99,7 +127,7 @@ class Run:
         """Of its folder and its row."""
         if self.epochs == EPOCHS:
             return f"run-{self.network.label}-{self.seed}"
-        return f"pilot-{self.network.label}-adamw-{self.rate:g}-{self.seed}"
+        return f"pilot-{self.network.label}-{self.setting.label.replace(' ', '-')}-{self.seed}"
 
 
 Rows = Mapping[str, Mapping[str, str]]
@@ -112,39 +140,46 @@ def plan(rows: Rows) -> Iterator[Run]:
         rows: of what is finished, by name.
     """
     for network in PILOTS:
-        yield from pilots_of(network)
+        yield from pilots_of(network, rows)
     for dense, compressed in CONTENDERS.values():
         yield from runs_of((*dense, *compressed), (0,), rows)
         yield from runs_of([*best_of(dense, rows), *best_of(compressed, rows)], FURTHER_SEEDS, rows)
     yield from runs_of(RESNETS, (0, *FURTHER_SEEDS), rows)
 
 
-def pilots_of(network: Network) -> list[Run]:
-    """The pilots that find the peak learning rate of a kind of network."""
-    return [Run(network, rate, PILOT_EPOCHS) for rate in RATES]
+def pilots_of(network: Network, rows: Rows) -> list[Run]:
+    """The pilots that find the setting of a kind of network: learning rates, then changes of the best one."""
+    rates = [Run(network, setting, PILOT_EPOCHS) for setting in RATES]
+    best = best_pilot(rates, rows)
+    return rates if best is None else rates + [Run(network, each, PILOT_EPOCHS) for each in changes_of(best.setting)]
+
+
+def best_pilot(pilots: Sequence[Run], rows: Rows) -> Run | None:
+    """The best of some pilots; None until all are finished."""
+    if any(pilot.name not in rows for pilot in pilots):
+        return None
+    return max(pilots, key=lambda pilot: accuracy(rows, pilot))
 
 
 def runs_of(networks: Iterable[Network], seeds: Iterable[int], rows: Rows) -> Iterator[Run]:
-    """Runs of some networks with each of some seeds, as far as pilots have chosen their rates."""
+    """Runs of some networks with each of some seeds, as far as pilots have chosen their settings."""
     for seed in seeds:
         for network in networks:
-            rate = chosen_rate(network.kind, rows)
-            if rate is not None:
-                yield Run(network, rate, seed=seed)
+            setting = chosen_setting(network.kind, rows)
+            if setting is not None:
+                yield Run(network, setting, seed=seed)
 
 
-def chosen_rate(kind: str, rows: Rows) -> float | None:
-    """The best rate of the pilots of a kind of network; None until all are finished."""
+def chosen_setting(kind: str, rows: Rows) -> Setting | None:
+    """The best setting of the pilots of a kind of network; None until all are finished."""
     (network,) = (network for network in PILOTS if network.kind == kind)
-    pilots = pilots_of(network)
-    if any(pilot.name not in rows for pilot in pilots):
-        return None
-    return max(pilots, key=lambda pilot: accuracy(rows, pilot)).rate
+    best = best_pilot(pilots_of(network, rows), rows)
+    return None if best is None else best.setting
 
 
 def best_of(networks: Iterable[Network], rows: Rows) -> list[Network]:
     """The network that is best with seed 0; none until all are finished."""
-    runs = [Run(network, 0.0) for network in networks]
+    runs = [Run(network, RATES[0]) for network in networks]
     if any(run.name not in rows for run in runs):
         return []
     return [max(runs, key=lambda run: accuracy(rows, run)).network]
@@ -202,12 +237,13 @@ def options_of(run: Run, arguments: argparse.Namespace) -> list[str]:
         "seed": run.seed,
         "precision": arguments.precision,
         "device": "cpu",
-        "optimizer": "adamw",
-        "learning_rate": run.rate,
+        "optimizer": run.setting.optimizer,
+        "learning-rate": run.setting.rate,
+        **run.setting.changes,
     }
     if run.network.parameters:
         given["compress"] = compress_of(run.network)
-    options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     for name, value in run.network.options.items():
         options += ["--model-option", f"{name}={value}"]
     return options
@@ -235,7 +271,7 @@ def row_of(run: Run, folder: Path) -> dict[str, object]:
         "kind": run.network.kind,
         "network": run.network.label,
         "compress": options["compress"] or "",
-        "setting": f"adamw {run.rate:g}",
+        "setting": run.setting.label,
         "seed": run.seed,
         "epochs": result["epochs"],
         "train_images": begun["images"]["train"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import runpy
@@ -158,12 +159,15 @@ def test_the_plan_of_the_front():
     """Equal pilots for each kind of network, one run of each network, and more seeds of the best."""
     import front
 
-    pilots = list(front.plan({}))
-    assert len(pilots) == len(front.PILOTS) * len(front.RATES)
-    assert {run.epochs for run in pilots} == {front.PILOT_EPOCHS}
+    first = list(front.plan({}))
+    assert [run.setting for run in first] == [*front.RATES] * len(front.PILOTS)
+    assert {run.epochs for run in first} == {front.PILOT_EPOCHS}
     rows, runs = all_finished(lambda run: 0.5 + 0.1 * (run.network.model == "convnext6"))
     assert len({run.name for run in runs}) == len(runs) == len(rows)
-    assert {run.epochs for run in runs[len(pilots) :]} == {front.EPOCHS}
+    pilots = [run for run in runs if run.epochs == front.PILOT_EPOCHS]
+    assert runs[: len(pilots)] == pilots
+    for network in front.PILOTS:
+        assert len([run for run in pilots if run.network == network]) == len(front.RATES) + 5
     assert len(runs) == len(pilots) + 9 + 4 * 2 + 1 + 2 * 2
     for networks in (each for kinds in front.CONTENDERS.values() for each in kinds):
         best = max(networks, key=lambda network: network.model == "convnext6")
@@ -171,18 +175,25 @@ def test_the_plan_of_the_front():
 
 
 def test_a_recipe_of_the_front_follows_its_own_pilots():
+    """Which try other changes with the best rate."""
     import front
 
     def accuracy_of(run):
-        return 0.5 - abs(run.rate - (0.01 if run.network.kind.endswith("dense") else 0.04))
+        of_dense = run.network.kind.endswith("dense")
+        rate = 0.5 - abs(run.setting.rate - (0.01 if of_dense else 0.04))
+        return rate + ("batch-size" in run.setting.changes) * (1e-3 if of_dense else -1e-3)
 
     rows, runs = all_finished(accuracy_of)
-    assert front.chosen_rate("resnet dense", rows) == 0.01
-    assert front.chosen_rate("convnext compressed", rows) == 0.04
-    assert front.chosen_rate("convnext compressed", {}) is None
+    dense, compressed = front.Setting("adamw", 0.01, {"batch-size": 64}), front.Setting("adamw", 0.04)
+    assert front.chosen_setting("resnet dense", rows) == dense
+    assert front.chosen_setting("convnext compressed", rows).label == "adamw 0.04"
+    assert front.chosen_setting("convnext compressed", {}) is None
     for run in runs:
         if run.epochs == front.EPOCHS:
-            assert run.rate == (0.01 if run.network.kind.endswith("dense") else 0.04)
+            expected = dense if run.network.kind.endswith("dense") else compressed
+            assert run.setting.label == expected.label
+    options = front.options_of(runs[-1], argparse.Namespace(data="all", pilots="third", precision="bf16"))
+    assert options[options.index("--batch-size") + 1] == "64"
 
 
 def test_the_networks_of_the_front_have_the_sizes_that_are_compared():
@@ -245,7 +256,7 @@ def test_the_front_begins_runs_and_goes_on_with_them(ends, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["front.py", *options, "--output", str(tmp_path / "front.csv")])
     front.main()
     rows = front.read_rows(tmp_path / "front.csv")
-    assert (len(rows), len(commands)) == ((3, 2) if ends == 0 else (1, 2))
+    assert (len(rows), len(commands)) == ((8, 7) if ends == 0 else (1, 2))
     assert rows[first.name]["minutes"] == "1.0"
     begun = commands[0][4:-2]
     assert begun[begun.index("--data") + 1] == "third"
