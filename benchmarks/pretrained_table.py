@@ -11,35 +11,22 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+import page_tables
+from page_tables import RESULTS, ROOT, fill
+
 PAGE = ROOT / "docs" / "guide" / "pretrained.md"
 Record = Mapping[str, Any]
 
 
 def main() -> None:
-    """Replace what stands between the marks of each table in the page."""
-    text = PAGE.read_text()
-    for name in TABLES:
-        begin, end = marks(name)
-        before, rest = text.split(begin)
-        _, after = rest.split(end)
-        text = before + block(name) + after
-    PAGE.write_text(text)
-
-
-def marks(name: str) -> tuple[str, str]:
-    """What stands before and after a table in the page."""
-    return f"<!-- Table: {name}. -->\n", f"<!-- End of {name}. -->\n"
+    fill(PAGE, {name: block(name) for name in TABLES})
 
 
 def block(name: str, results: Path = RESULTS) -> str:
     """A table with its marks; empty if there is no record in the folder of results."""
     file, lines = TABLES[name]
     path = results / file
-    table = "\n" + "\n".join(lines(json.loads(path.read_text()))) + "\n\n" if path.exists() else ""
-    begin, end = marks(name)
-    return begin + table + end
+    return page_tables.block(name, lines(json.loads(path.read_text())) if path.exists() else ())
 
 
 def encoder_by_bytes(record: Record) -> Iterator[str]:

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-RECORD = ROOT / "benchmarks" / "results" / "runtimes.json"
+import page_tables
+from page_tables import RESULTS, ROOT, fill
+
+RECORD = RESULTS / "runtimes.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- Forms in several runtimes. -->\n", "<!-- End of the forms. -->\n"
+NAME = "forms in several runtimes"
 NAMES = {
     "resnet34": "ResNet-34, CIFAR stem",
     "resnet50": "ResNet-50, 224",
@@ -25,15 +27,12 @@ NAMES = {
 
 
 def main() -> None:
-    """Replace what stands between the marks in the page."""
-    before, rest = PAGE.read_text().split(BEGIN)
-    _, after = rest.split(END)
-    PAGE.write_text(before + BEGIN + block(RECORD) + END + after)
+    fill(PAGE, {NAME: block(RECORD)})
 
 
 def block(record: Path) -> str:
-    """What stands between the marks: nothing if there is no record."""
-    return "\n" + "\n".join(lines(json.loads(record.read_text()))) + "\n\n" if record.exists() else ""
+    """The table with its marks: empty if there is no record."""
+    return page_tables.block(NAME, lines(json.loads(record.read_text())) if record.exists() else ())
 
 
 def lines(record: Mapping[str, Any]) -> Iterator[str]:

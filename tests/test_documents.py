@@ -133,11 +133,13 @@ def test_deployment_table_is_the_recorded_benchmark(model):
     assert f" | {' | '.join(cells)} | {memory:.1%} |" in BENCHMARKS
 
 
-def test_table_of_runtimes_is_the_recorded_one():
+def test_table_of_runtimes_is_the_recorded_one(monkeypatch):
+    # Where its own imports are.
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     table = runpy.run_path(str(ROOT / "benchmarks" / "runtimes_table.py"))
-    written = BENCHMARKS.partition(table["BEGIN"])[2].partition(table["END"])
-    assert written[1]
-    assert written[0] == table["block"](table["RECORD"])
+    written = table["block"](table["RECORD"])
+    assert written.count("\n") > 20
+    assert written in BENCHMARKS
 
 
 def test_the_readme_states_the_latencies_in_onnx_runtime():

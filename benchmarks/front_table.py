@@ -1,0 +1,163 @@
+"""Write the tables of the front into `docs/accuracy.md`, from the records of `front.py` and `front_bytes.py`.
+
+python benchmarks/front_table.py
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from front import EPOCHS, PILOTS, Network, read_rows
+from page_tables import RESULTS, ROOT, block, fill
+
+PAGE = ROOT / "docs" / "accuracy.md"
+Rows = Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network in so many bits: its runs differ in their seed alone.
+
+    Attributes:
+        network: as of `Network.label`.
+        kind: as of `Network.kind`.
+        setting: as of `Setting.label`.
+        parameters: that were trained.
+        bits: of what is rounded; 32 as it was trained.
+        size: bytes of the file, of the first seed; 0 if it was not measured.
+        accuracies: on the test images, in per cent, of each seed.
+    """
+
+    network: str
+    kind: str
+    setting: str
+    parameters: int
+    bits: int
+    size: int
+    accuracies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean accuracy in per cent."""
+        return statistics.mean(self.accuracies)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over seeds; 0 for one."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether it is one of ours."""
+        return self.kind.endswith("compressed")
+
+    @property
+    def title(self) -> str:
+        """`"resnet8-width10"` in words."""
+        return title(self.network)
+
+    @property
+    def accuracy(self) -> str:
+        """Mean and standard deviation, or the one there is."""
+        deviation = f" ± {self.deviation:.1f}" if len(self.accuracies) > 1 else ""
+        return f"{self.mean:.1f}{deviation}"
+
+
+def read_points(results: Path = RESULTS) -> list[Point]:
+    """All networks of the front in all bits, from the most accurate to the least."""
+    runs = {name: row for name, row in read_rows(results / "front.csv").items() if int(row["epochs"]) == EPOCHS}
+    files = read_rows(results / "front_bytes.csv")
+    by_network: dict[str, list[str]] = {}
+    for name, row in runs.items():
+        by_network.setdefault(row["network"], []).append(name)
+    points = []
+    for network, names in by_network.items():
+        first = runs[names[0]]
+        for bits in (32, 8, 4):
+            rounded = [files[f"{name}-{bits}"] for name in names if f"{name}-{bits}" in files]
+            chosen = [runs[name] for name in names] if bits == 32 else rounded
+            if chosen:
+                accuracies = tuple(100 * float(row["test_accuracy"]) for row in chosen)
+                size = int(rounded[0]["bytes"]) if rounded else 0
+                parameters = int(first["trainable_after"])
+                points.append(Point(network, first["kind"], first["setting"], parameters, bits, size, accuracies))
+    return sorted(points, key=lambda point: -point.mean)
+
+
+def title(network: str) -> str:
+    """The label of a network in words."""
+    found = re.fullmatch(r"([a-z]+)(\d+)-width(\d+)(?:-patch2)?(?:-to-(\d+))?", network)
+    assert found is not None, network
+    family, depth, width, parameters = found.groups()
+    name = f"ResNet-{depth}" if family == "resnet" else f"`convnext{depth}`"
+    name += "" if (family, width) == ("resnet", "16") else f" of width {width}"
+    return f"{name}, compressed" if parameters else name
+
+
+def of_parameters(results: Path = RESULTS) -> Iterator[str]:
+    """The networks by the parameters that are trained."""
+    yield "| trained parameters | network | | test accuracy, % | seeds | setting |"
+    yield "|--:|---|---|--:|--:|---|"
+    points = [point for point in read_points(results) if point.bits == 32]
+    for point in sorted(points, key=lambda point: (-size_class(point), -point.mean)):
+        kind = "**fxhash**" if point.is_compressed else "dense"
+        yield (
+            f"| {point.parameters:,} | {point.title} | {kind} | {point.accuracy} | {len(point.accuracies)} "
+            f"| {point.setting} |"
+        )
+
+
+def size_class(point: Point) -> int:
+    """Networks that are compared are in one: of about 28,000 parameters, 100,000, or more."""
+    return sum(point.parameters > limit for limit in (50_000, 200_000))
+
+
+def of_bytes(results: Path = RESULTS) -> Iterator[str]:
+    """The networks in 32, 8 and 4 bits."""
+    points = [point for point in read_points(results) if point.size]
+    by_network: dict[str, dict[int, Point]] = {}
+    for point in points:
+        by_network.setdefault(point.network, {})[point.bits] = point
+    yield "| network | | 32 bits: kB | accuracy, % | 8 bits: kB | accuracy, % | 4 bits: kB | accuracy, % |"
+    yield "|---|---|--:|--:|--:|--:|--:|--:|"
+    for forms in sorted(by_network.values(), key=lambda forms: (-size_class(forms[32]), -forms[32].mean)):
+        kind = "**fxhash**" if forms[32].is_compressed else "dense"
+        cells = [cell for form in forms.values() for cell in (f"{form.size / 1e3:.1f}", form.accuracy)]
+        yield f"| {forms[32].title} | {kind} | {' | '.join(cells)} |"
+
+
+def of_pilots(results: Path = RESULTS) -> Iterator[str]:
+    """What each setting reached for each kind of network."""
+    rows = [row for row in read_rows(results / "front.csv").values() if int(row["epochs"]) != EPOCHS]
+    by_kind = {network.kind: column(rows, network) for network in PILOTS}
+    yield f"| setting | {' | '.join(by_kind)} |"
+    yield f"|---|{'--:|' * len(by_kind)}"
+    for name in dict.fromkeys(name for cells in by_kind.values() for name in cells):
+        yield f"| {name} | {' | '.join(cells.get(name, '') for cells in by_kind.values())} |"
+
+
+def column(rows: list[Mapping[str, str]], network: Network) -> dict[str, str]:
+    """Accuracies in per cent of a network's pilots, by setting, the best one bold; the best rate is called so."""
+    accuracies = {row["setting"]: float(row["test_accuracy"]) for row in rows if row["network"] == network.label}
+    best = max(accuracies, key=lambda name: accuracies[name])
+    cells = {}
+    for name, accuracy in accuracies.items():
+        optimizer, _, *changes = name.split()
+        shown = f"adamw, the best of these, {' '.join(changes)}" if optimizer == "adamw" and changes else name
+        cells[shown] = f"**{100 * accuracy:.1f}**" if name == best else f"{100 * accuracy:.1f}"
+    return cells
+
+
+TABLES = {"the front": of_parameters, "the front by bytes": of_bytes, "pilots of the front": of_pilots}
+
+
+def main() -> None:
+    fill(PAGE, {name: block(name, lines()) for name, lines in TABLES.items()})
+
+
+if __name__ == "__main__":
+    main()

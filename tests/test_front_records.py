@@ -1,0 +1,155 @@
+"""The tables and bytes of the front of accuracy: how they are made of `benchmarks/results/front.csv` and runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fxhash import zoo
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def beside_the_scripts(monkeypatch):
+    """They import each other by their bare names."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield
+    for path in BENCHMARKS.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+
+
+def write(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def run(network, kind, seed, accuracy, setting="adamw 0.02", epochs=10):
+    return {
+        "name": f"{'run' if epochs == 10 else 'pilot'}-{network}-{setting}-{seed}",
+        "kind": kind,
+        "network": network,
+        "setting": setting,
+        "seed": seed,
+        "epochs": epochs,
+        "trainable_after": 26_972 if kind.endswith("compressed") else 29_780,
+        "test_accuracy": accuracy,
+    }
+
+
+DENSE, COMPRESSED = "resnet8-width10", "resnet20-width16-to-26972"
+
+
+def test_tables_of_the_front(tmp_path):
+    """Means over seeds, from the best network to the worst; bytes of those that have some."""
+    import front_table
+
+    runs = [run(DENSE, "resnet dense", 0, 0.6)]
+    runs += [run(COMPRESSED, "resnet compressed", seed, accuracy) for seed, accuracy in enumerate((0.61, 0.63))]
+    write(tmp_path / "front.csv", runs)
+    files = [
+        {"name": f"{runs[seed + 1]['name']}-{bits}", "bytes": 3_200 * bits, "test_accuracy": 0.6 + seed / 100}
+        for seed in (0, 1)
+        for bits in (32, 8, 4)
+    ]
+    write(tmp_path / "front_bytes.csv", files)
+    assert list(front_table.of_parameters(tmp_path))[2:] == [
+        "| 26,972 | ResNet-20, compressed | **fxhash** | 62.0 ± 1.4 | 2 | adamw 0.02 |",
+        "| 29,780 | ResNet-8 of width 10 | dense | 60.0 | 1 | adamw 0.02 |",
+    ]
+    cells = ["102.4 | 62.0 ± 1.4", "25.6 | 60.5 ± 0.7", "12.8 | 60.5 ± 0.7"]
+    assert list(front_table.of_bytes(tmp_path))[2:] == [f"| ResNet-20, compressed | **fxhash** | {' | '.join(cells)} |"]
+
+
+def test_the_table_of_pilots(tmp_path):
+    """The best is bold; a change is of the kind's own best rate, so that it has one line for all."""
+    import front_table
+
+    settings = {"adamw 0.01": 0.5, "adamw 0.02": 0.6, "adamw 0.02 batch-size 64": 0.7}
+    others = {"adamw 0.01": 0.5, "adamw 0.02": 0.4, "adamw 0.01 batch-size 64": 0.4}
+    rows = []
+    for network in front_table.PILOTS:
+        accuracies = settings if network.kind == "resnet dense" else others
+        rows += [run(network.label, network.kind, 0, accuracy, name, 4) for name, accuracy in accuracies.items()]
+    write(tmp_path / "front.csv", rows)
+    lines = list(front_table.of_pilots(tmp_path))[2:]
+    assert lines == [
+        "| adamw 0.01 | 50.0 | **50.0** | **50.0** | **50.0** |",
+        "| adamw 0.02 | 60.0 | 40.0 | 40.0 | 40.0 |",
+        "| adamw, the best of these, batch-size 64 | **70.0** | 40.0 | 40.0 | 40.0 |",
+    ]
+
+
+def test_titles_of_the_front_are_those_of_its_networks():
+    import front
+    import front_table
+
+    networks = [network for kinds in front.CONTENDERS.values() for networks in kinds for network in networks]
+    titles = {front_table.title(network.label) for network in (*networks, *front.RESNETS)}
+    assert len(titles) == len({*(network.label for network in networks), "resnet20-width16"})
+    assert {"ResNet-8 of width 10", "ResNet-20, compressed", "`convnext6` of width 48"} <= titles
+
+
+@pytest.mark.parametrize("bits", [32, 8, 4])
+def test_bytes_of_a_dense_network(bits):
+    """Weights in so many bits and a step for each row; one bias for each batch norm; the rest in float32."""
+    import front_bytes
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 5))
+    steps = 2 * (8 + 5) if bits < 32 else 0
+    assert front_bytes.dense_bytes(model, bits) == (8 * 27 + 40) * bits // 8 + steps + 4 * (8 + 5)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_dense_network_is_rounded_row_by_row(bits):
+    import front_bytes
+
+    model = zoo.create("convnext2", width=12).eval()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    front_bytes.round_(model, bits)
+    for name, parameter in model.named_parameters():
+        if not front_bytes.is_rounded(parameter):
+            assert torch.equal(parameter, before[name])
+            continue
+        for row, old in zip(parameter.detach().flatten(1), before[name].flatten(1), strict=True):
+            largest = 2 ** (bits - 1) - 1
+            assert len(row.unique()) <= 2 * largest + 1
+            # A step is rounded to bfloat16.
+            assert (row - old).abs().max() <= old.abs().max() / largest * 0.55
+    assert sum(map(front_bytes.is_rounded, model.parameters())) > 10
+
+
+def test_the_bytes_of_a_finished_run(tmp_path, monkeypatch):
+    """Each number of bits once, and no run a second time."""
+    import front_bytes
+
+    from fxhash.training import RunOptions, load_recipe, train
+
+    recipe = load_recipe("digits").with_changes({"epochs": 1})
+    for compress in (None, 0.1):
+        folder = tmp_path / f"run-{compress}"
+        train(RunOptions(model="resnet8", data="digits", recipe=recipe, compress=compress), folder)
+        assert json.loads((folder / "result.json").read_text())["epochs"] == 1
+    output = tmp_path / "bytes.csv"
+    arguments = ["front_bytes.py", "--data", "digits", "--runs", str(tmp_path), "--output", str(output)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    monkeypatch.setattr(front_bytes, "commit", lambda: "abc")
+    for _ in range(2):
+        front_bytes.main()
+        rows = list(front_bytes.read_rows(output).values())
+        assert [(row["run"], row["bits"]) for row in rows] == [
+            (f"run-{compress}", bits) for compress in ("0.1", "None") for bits in ("32", "8", "4")
+        ]
+    sizes = [int(row["bytes"]) for row in rows]
+    assert sizes == sorted(sizes[:3], reverse=True) + sorted(sizes[3:], reverse=True)
+    assert sizes[3] < 1.1 * 4 * 75_290
+    exact, eight, _ = (float(row["test_accuracy"]) for row in rows[:3])
+    assert eight == pytest.approx(exact, abs=0.02)
