@@ -54,7 +54,7 @@ RATES = tuple(Setting("adamw", rate) for rate in (0.01, 0.02, 0.04))
 def changes_of(best: Setting) -> list[Setting]:
     """Other settings, each with one thing changed from the best learning rate."""
     changes = ({"weight-decay": 0.05}, {"batch-size": 64}, {"label-smoothing": 0.0})
-    with_sgd = [Setting("sgd", rate, {"weight-decay": 5e-4}) for rate in (0.1, 0.3)]
+    with_sgd = [Setting("sgd", rate, {"weight-decay": 5e-4}) for rate in (0.1, 0.3, 1.0)]
     return [*with_sgd, *(replace(best, changes=each) for each in changes)]
 
 

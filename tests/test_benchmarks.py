@@ -167,7 +167,7 @@ def test_the_plan_of_the_front():
     pilots = [run for run in runs if run.epochs == front.PILOT_EPOCHS]
     assert runs[: len(pilots)] == pilots
     for network in front.PILOTS:
-        assert len([run for run in pilots if run.network == network]) == len(front.RATES) + 5
+        assert len([run for run in pilots if run.network == network]) == len(front.RATES) + 6
     assert len(runs) == len(pilots) + 9 + 4 * 2 + 1 + 2 * 2
     for networks in (each for kinds in front.CONTENDERS.values() for each in kinds):
         best = max(networks, key=lambda network: network.model == "convnext6")
@@ -257,7 +257,7 @@ def test_the_front_begins_runs_and_goes_on_with_them(ends, tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["front.py", *options, "--output", str(tmp_path / "front.csv")])
     front.main()
     rows = front.read_rows(tmp_path / "front.csv")
-    assert (len(rows), len(commands)) == ((8, 7) if ends == 0 else (1, 2))
+    assert (len(rows), len(commands)) == ((9, 8) if ends == 0 else (1, 2))
     assert rows[first.name]["minutes"] == "1.0"
     begun = commands[0][4:-2]
     assert begun[begun.index("--data") + 1] == "third"
