@@ -16,16 +16,21 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from record import commit, machine
 
 PILOT_EPOCHS, EPOCHS = 4, 10
+# Name of a file in the folder of a run whose loss became infinite.
+DIVERGED = "diverged"
+NO_RESULT: dict[str, Any] = {"trainable_before": "", "trainable_after": "", "test_accuracy": 0.0, "test_loss": math.inf}
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ RATES = tuple(Setting("adamw", rate) for rate in (0.01, 0.02, 0.04))
 def changes_of(best: Setting) -> list[Setting]:
     """Other settings, each with one thing changed from the best learning rate."""
     changes = ({"weight-decay": 0.05}, {"batch-size": 64}, {"label-smoothing": 0.0})
-    with_sgd = [Setting("sgd", rate, {"weight-decay": 5e-4}) for rate in (0.1, 0.3, 1.0)]
+    with_sgd = [Setting("sgd", rate, {"weight-decay": 5e-4}) for rate in (0.1, 0.3, 1.0, 3.0)]
     return [*with_sgd, *(replace(best, changes=each) for each in changes)]
 
 
@@ -202,7 +207,7 @@ def main() -> None:
             break
         tried.add(run.name)
         folder = arguments.runs / run.name
-        if (folder / "result.json").exists() or train(run, folder, arguments):
+        if (folder / "result.json").exists() or train(run, folder, arguments) or (folder / DIVERGED).exists():
             write_row(arguments.output, row_of(run, folder))
         print(run.name, "is finished" if run.name in read_rows(arguments.output) else "is left out", flush=True)
 
@@ -219,11 +224,18 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def train(run: Run, folder: Path, arguments: argparse.Namespace) -> bool:
-    """Begin a run or go on with it; whether it is finished: not if another process is at it, or it fails."""
+    """Begin a run or go on with it; whether it is finished: not if another process is at it, or it fails.
+
+    If its loss becomes infinite, its folder says so.
+    """
     where = ["--resume"] if (folder / "run.json").exists() else options_of(run, arguments)
     command = [sys.executable, "-m", "fxhash", "train", *where, "--output", str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    return subprocess.run(command, check=False, env=environment).returncode == 0
+    process = subprocess.run(command, check=False, env=environment, stderr=subprocess.PIPE, text=True)
+    print(process.stderr, end="", file=sys.stderr, flush=True)
+    if "fxhash: error: the loss is " in process.stderr:
+        (folder / DIVERGED).touch()
+    return process.returncode == 0
 
 
 def options_of(run: Run, arguments: argparse.Namespace) -> list[str]:
@@ -262,9 +274,12 @@ def compress_of(network: Network) -> float:
 
 def row_of(run: Run, folder: Path) -> dict[str, object]:
     """What was asked for, and what came of it."""
-    begun, result = (json.loads((folder / name).read_text()) for name in ("run.json", "result.json"))
-    with (folder / "metrics.csv").open(newline="") as file:
-        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    begun = json.loads((folder / "run.json").read_text())
+    if (folder / DIVERGED).exists():
+        result = {**NO_RESULT, "epochs": run.epochs}
+    else:
+        result = json.loads((folder / "result.json").read_text())
+    seconds = [float(row["seconds"]) for row in read_csv(folder / "metrics.csv")]
     options = begun["options"]
     return {
         "name": run.name,
@@ -290,10 +305,15 @@ def row_of(run: Run, folder: Path) -> dict[str, object]:
 
 def read_rows(path: Path) -> dict[str, dict[str, str]]:
     """The rows of finished runs, by name."""
+    return {row["name"]: row for row in read_csv(path)}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """All rows of a file; none if there is no such file."""
     if not path.exists():
-        return {}
+        return []
     with path.open(newline="") as file:
-        return {row["name"]: row for row in csv.DictReader(file)}
+        return list(csv.DictReader(file))
 
 
 def write_row(path: Path, row: Mapping[str, object]) -> None:
