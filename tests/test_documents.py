@@ -272,6 +272,20 @@ def test_table_of_accuracies_is_the_recorded_one():
         assert f" | {trained:,} | {mean:.1f} ± {deviation:.1f} | {rate} |" in ACCURACY
 
 
+def test_accuracies_of_repeated_variants_are_the_recorded_ones():
+    recorded = {
+        variant: "{:.1f} ± {:.1f}".format(statistics.mean(accuracies), statistics.stdev(accuracies))
+        for file_name in ("accuracy.csv", "accuracy_variants.csv")
+        for trained, _, accuracies, variant in accuracies_of_repeated_runs(file_name)
+        if file_name == "accuracy_variants.csv" or (variant, trained) == ("fxhash-16", 26_972)
+    }
+    assert (
+        f"a square `W` reaches {recorded['fxhash-1']}, a `right` that stays as it is initialized "
+        f"{recorded['fxhash-16-frozen']}, a trained diagonal {recorded['fxhash-16-diagonal']}, the default "
+        f"{recorded['fxhash-16']}."
+    ) in " ".join(ACCURACY.split())
+
+
 def test_accuracies_of_factors_trained_in_fewer_bits_are_the_recorded_ones():
     means = {}
     for trained, _, accuracies, variant in accuracies_of_repeated_runs("factor_bits.csv"):
