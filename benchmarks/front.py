@@ -153,10 +153,17 @@ def plan(rows: Rows) -> Iterator[Run]:
 
 
 def pilots_of(network: Network, rows: Rows) -> list[Run]:
-    """The pilots that find the setting of a kind of network: learning rates, then changes of the best one."""
-    rates = [Run(network, setting, PILOT_EPOCHS) for setting in RATES]
-    best = best_pilot(rates, rows)
-    return rates if best is None else rates + [Run(network, each, PILOT_EPOCHS) for each in changes_of(best.setting)]
+    """The pilots that find the setting of a kind of network.
+
+    Learning rates of AdamW; one thing changed from the best of them; the best one with SGD in small batches too.
+    """
+    pilots = [Run(network, setting, PILOT_EPOCHS) for setting in RATES]
+    if best := best_pilot(pilots, rows):
+        pilots += [Run(network, setting, PILOT_EPOCHS) for setting in changes_of(best.setting)]
+        if best := best_pilot([pilot for pilot in pilots if pilot.setting.optimizer == "sgd"], rows):
+            both = replace(best.setting, changes={**best.setting.changes, "batch-size": 64})
+            pilots.append(Run(network, both, PILOT_EPOCHS))
+    return pilots
 
 
 def best_pilot(pilots: Sequence[Run], rows: Rows) -> Run | None:

@@ -167,7 +167,7 @@ def test_the_plan_of_the_front():
     pilots = [run for run in runs if run.epochs == front.PILOT_EPOCHS]
     assert runs[: len(pilots)] == pilots
     for network in front.PILOTS:
-        assert len([run for run in pilots if run.network == network]) == len(front.RATES) + 7
+        assert len([run for run in pilots if run.network == network]) == len(front.RATES) + 8
     assert len(runs) == len(pilots) + 9 + 4 * 2 + 1 + 2 * 2
     for networks in (each for kinds in front.CONTENDERS.values() for each in kinds):
         best = max(networks, key=lambda network: network.model == "convnext6")
@@ -227,7 +227,7 @@ DIVERGED = "fxhash: error: the loss is nan in epoch 1"
 
 
 @pytest.mark.parametrize(
-    ("ends", "error", "count"), [(0, "", 10), (1, "fxhash: error: another process", 1), (1, DIVERGED, 10)]
+    ("ends", "error", "count"), [(0, "", 11), (1, "fxhash: error: another process", 1), (1, DIVERGED, 11)]
 )
 def test_the_front_begins_runs_and_goes_on_with_them(ends, error, count, tmp_path, monkeypatch):
     """Each run once a call, whether it ends well or not; a finished folder is only read, an infinite loss counts."""
@@ -264,7 +264,7 @@ def test_the_front_begins_runs_and_goes_on_with_them(ends, error, count, tmp_pat
     monkeypatch.setattr(sys, "argv", ["front.py", *options, "--output", str(tmp_path / "front.csv")])
     front.main()
     rows = front.read_rows(tmp_path / "front.csv")
-    assert (len(rows), len(commands)) == (count, 2 if count == 1 else 9)
+    assert (len(rows), len(commands)) == (count, 2 if count == 1 else 10)
     assert rows[first.name]["minutes"] == "1.0"
     assert [float(row["test_accuracy"]) for row in rows.values()] == [0.5] + [0.5 - 0.5 * ends] * (count - 1)
     begun = commands[0][4:-2]
