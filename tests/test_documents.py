@@ -274,7 +274,7 @@ def test_table_of_accuracies_is_the_recorded_one():
 
 def test_accuracies_of_repeated_variants_are_the_recorded_ones():
     recorded = {
-        variant: "{:.1f} ± {:.1f}".format(statistics.mean(accuracies), statistics.stdev(accuracies))
+        variant: f"{statistics.mean(accuracies):.1f} ± {statistics.stdev(accuracies):.1f}"
         for file_name in ("accuracy.csv", "accuracy_variants.csv")
         for trained, _, accuracies, variant in accuracies_of_repeated_runs(file_name)
         if file_name == "accuracy_variants.csv" or (variant, trained) == ("fxhash-16", 26_972)
