@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def of_parameters(results: Path = RESULTS) -> Iterator[str]:
         kind = "**fxhash**" if point.is_compressed else "dense"
         yield (
             f"| {point.parameters:,} | {point.title} | {kind} | {point.accuracy} | {len(point.accuracies)} "
-            f"| {point.setting} |"
+            f"| {setting_title(point.setting)} |"
         )
 
 
@@ -134,22 +134,43 @@ def of_pilots(results: Path = RESULTS) -> Iterator[str]:
     """What each setting reached for each kind of network."""
     rows = [row for row in read_rows(results / "front.csv").values() if int(row["epochs"]) != EPOCHS]
     by_kind = {network.kind: column(rows, network) for network in PILOTS}
-    yield f"| setting | {' | '.join(by_kind)} |"
+    yield f"| setting | {' | '.join(' '.join(reversed(kind.split())) for kind in by_kind)} |"
     yield f"|---|{'--:|' * len(by_kind)}"
-    for name in dict.fromkeys(name for cells in by_kind.values() for name in cells):
+    names = dict.fromkeys(name for cells in by_kind.values() for name in cells)
+    # Such as `AdamW, 0.01`, then what is changed from the best of these, then SGD and what is changed from its best.
+    for name in sorted(names, key=lambda name: (name.split(",")[0], "best" in name)):
         yield f"| {name} | {' | '.join(cells.get(name, '') for cells in by_kind.values())} |"
 
 
-def column(rows: list[Mapping[str, str]], network: Network) -> dict[str, str]:
+def column(rows: Sequence[Mapping[str, str]], network: Network) -> dict[str, str]:
     """Accuracies in per cent of a network's pilots, by setting, the best one bold; the best rate is called so."""
     accuracies = {row["setting"]: float(row["test_accuracy"]) for row in rows if row["network"] == network.label}
     best = max(accuracies, key=lambda name: accuracies[name])
     cells = {}
     for name, accuracy in accuracies.items():
-        optimizer, _, *changes = name.split()
-        shown = f"adamw, the best of these, {' '.join(changes)}" if optimizer == "adamw" and changes else name
-        cells[shown] = f"**{100 * accuracy:.1f}**" if name == best else f"{100 * accuracy:.1f}"
+        shown = f"{100 * accuracy:.1f}" if accuracy else "diverged"
+        cells[pilot_title(name)] = f"**{shown}**" if name == best else shown
     return cells
+
+
+def pilot_title(label: str) -> str:
+    """The label of a pilot's setting in words, where a kind of network's best rate is called so."""
+    optimizer, *_ = label.split()
+    words = setting_title(label).split(", ")
+    is_changed = len(words) > (3 if optimizer == "sgd" else 2)
+    return ", ".join([words[0], "the best of these", words[-1]]) if is_changed else ", ".join(words)
+
+
+def setting_title(label: str) -> str:
+    """The label of a setting in words.
+
+    Example:
+        >>> setting_title("sgd 0.3 weight-decay 0.0005")
+        'SGD, 0.3, weight decay 0.0005'
+    """
+    optimizer, rate, *changes = label.split()
+    names = [f"{name.replace('-', ' ')} {value}" for name, value in zip(changes[::2], changes[1::2], strict=True)]
+    return ", ".join([{"sgd": "SGD", "adamw": "AdamW"}[optimizer], rate, *names])
 
 
 TABLES = {"the front": of_parameters, "the front by bytes": of_bytes, "pilots of the front": of_pilots}

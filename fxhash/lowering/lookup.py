@@ -43,6 +43,9 @@ def factored_embedding(
 
     Returns:
         Shape `(*indices.shape, size)`.
+
+    Raises:
+        IndexError: for an index out of range, on a CPU.
     """
     count, size = shape
     rank, cols = left.shape[1], right.shape[1]
@@ -50,6 +53,7 @@ def factored_embedding(
     if cols <= size:
         return (_rows_at(indices, left.view(count, -1, rank), steps, group) @ right).flatten(-2)
     per_row = cols // size
+    _refuse_beyond(count, per_row, indices)
     look_up, width = _way(right, per_row, is_trained=left.requires_grad or right.requires_grad)
     flat, most = indices.reshape(-1), max(_LARGEST_INTERMEDIATE // width, 1)
     pieces = [
@@ -85,6 +89,8 @@ def factored_embeddings(
             for each, left, shape in zip(indices, lefts, shapes, strict=True)
         )
     per_row = right.shape[1] // size
+    for each, (count, _) in zip(indices, shapes, strict=True):
+        _refuse_beyond(count, per_row, each)
     together = torch.cat([each.reshape(-1) for each in indices])
     rows, blocks = together // per_row, (together % per_row).unsqueeze(1)
     factors, segments = [], []
@@ -99,6 +105,20 @@ def factored_embeddings(
         mode="sum",
     )
     return tuple(each.view(*index.shape, size) for each, index in zip(sums.split(counts), indices, strict=True))
+
+
+def _refuse_beyond(count: int, per_row: int, indices: Tensor) -> None:
+    """Refuse what is beyond the table but within its last row of `W`: any other index fails where it is looked up."""
+    if count % per_row == 0 or is_compiled_or_traced() or not _has_values(indices):
+        return
+    if indices.numel() and int(indices.max()) >= count:
+        raise IndexError(f"index {int(indices.max())} is out of range: the table has {count} rows")
+
+
+def _has_values(indices: Tensor) -> bool:
+    """Whether the values of a tensor can be read without waiting for another device."""
+    is_wrapped = type(indices) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(indices)
+    return not is_wrapped and indices.device.type == "cpu"
 
 
 def _joins(right: Tensor, indices: Sequence[Tensor]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from fxhash.lowering.functional import factored_conv, factored_linear
-from fxhash.lowering.lookup import factored_embedding
+from fxhash.lowering.lookup import factored_embedding, factored_embeddings
 from fxhash.smh.arithmetic import generate, is_row_aligned, rows_for
 
 sizes = st.integers(1, 6)
@@ -68,6 +69,27 @@ def test_embedding(case, index_shape, data):
     shape, left, right = case
     indices = torch.randint(0, shape[0], index_shape)
     actual = factored_embedding(indices, left, right, shape)
+    torch.testing.assert_close(actual, F.embedding(indices, weight_of(shape, left, right)))
+
+
+@given(factors(st.integers(1, 20), sizes), st.booleans())
+def test_an_index_beyond_the_table_is_refused(case, is_joined):
+    """Also one that the last row of `W` has entries for, which are of no row of the table."""
+    shape, left, right = case
+    for index in (shape[0], -1):
+        indices = torch.tensor([0, index])
+        look_up = partial(factored_embedding, indices, left, right, shape)
+        if is_joined and right.shape[1] > shape[1]:
+            look_up = partial(factored_embeddings, right, [indices * 0, indices], [left, left], [shape, shape])
+        with pytest.raises(IndexError, match="out of range"):
+            look_up()
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+def test_indices_under_vmap_are_not_read():
+    shape, left, right = (5, 2), torch.randn(3, 2), torch.randn(2, 4)
+    indices = torch.tensor([[0, 4], [3, 1]])
+    actual = torch.vmap(lambda each: factored_embedding(each, left, right, shape))(indices)
     torch.testing.assert_close(actual, F.embedding(indices, weight_of(shape, left, right)))
 
 
