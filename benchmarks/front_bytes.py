@@ -4,7 +4,8 @@
 
 Rounded after training, in rows that have a step each. Compressed networks are files of `fxhash.save`, with all that is
 in them. Of dense ones only the numbers count: weights and steps, one bias for each batch norm that a convolution takes
-in, and whatever else is trained, in float32. So a dense file would be somewhat larger than it is said to be.
+in, and whatever else is trained. What is not rounded has 16 bits in both, where there are 8 or 4. A dense file would be
+somewhat larger than it is said to be.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from fxhash.training.data import ImageData, load_data
 from fxhash.training.folder import load_model
 
 BITS = (32, 8, 4)
-STORAGE = {32: None, 8: "int8", 4: "int4"}
+# Types of factors and of all else.
+STORAGE = {32: (None, None), 8: ("int8", "bfloat16"), 4: ("int4", "bfloat16")}
 
 
 def main() -> None:
@@ -54,7 +56,7 @@ def rows_of(folder: Path, data: ImageData) -> Iterator[dict[str, object]]:
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.safetensors"
             if isinstance(model, torch.fx.GraphModule):
-                export(folder, path, STORAGE[bits])
+                export(folder, path, *STORAGE[bits])
                 size = path.stat().st_size
             else:
                 size = dense_bytes(model, bits)
@@ -90,14 +92,16 @@ def round_(model: nn.Module, bits: int) -> None:
 def dense_bytes(model: nn.Module, bits: int) -> int:
     """Bytes of a dense network's numbers."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    total = 4 * sum(norm.num_features for norm in norms)
     folded = {id(parameter) for norm in norms for parameter in norm.parameters()}
+    others, total = sum(norm.num_features for norm in norms), 0
     for parameter in model.parameters():
-        if id(parameter) in folded:
-            continue
-        steps = 2 * len(parameter) if bits < 32 and is_rounded(parameter) else 0
-        total += math.ceil(parameter.numel() * (bits if is_rounded(parameter) else 32) / 8) + steps
-    return total
+        if is_rounded(parameter):
+            total += math.ceil(parameter.numel() * bits / 8)
+            # The step of each row.
+            others += len(parameter) if bits < 32 else 0
+        elif id(parameter) not in folded:
+            others += parameter.numel()
+    return total + others * (4 if bits == 32 else 2)
 
 
 if __name__ == "__main__":

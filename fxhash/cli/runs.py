@@ -48,6 +48,10 @@ def export(
             help="Store factors as float16, int8 or int4, or bfloat16 (.safetensors alone); as they are if omitted."
         ),
     ] = None,
+    dense_dtype: Annotated[
+        str | None,
+        typer.Option(help="Store all but factors as bfloat16 or float16 (.safetensors alone); as they are if omitted."),
+    ] = None,
     runtime: Annotated[
         Path | None,
         typer.Option(
@@ -72,13 +76,15 @@ def export(
         )
     if not as_page and (runtime is not None or webgpu):
         raise UsageError("--runtime and --webgpu are for a page: give a folder such as 'page/', or omit them")
+    if as_page and dense_dtype is not None:
+        raise UsageError("--dense-dtype is for a .safetensors file: omit it for a page")
     with needs_extra("train"):
         from fxhash.training import export, export_site
     with trusting(trust or ()):
         if as_page:
             export_site(run, path, dtype, runtime=runtime, webgpu=webgpu)
         else:
-            export(run, path, dtype)
+            export(run, path, dtype, dense_dtype)
     if not as_page:
         print(f"{output}: {path.stat().st_size:,} bytes")
         return

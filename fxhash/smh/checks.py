@@ -73,13 +73,14 @@ def check_device(device: object) -> torch.device:
     return found
 
 
-def read_dtype(dtype: object, known: Collection[str], purpose: str) -> torch.dtype:
+def read_dtype(dtype: object, known: Collection[str], purpose: str, argument: str = "dtype") -> torch.dtype:
     """The type that is meant.
 
     Args:
         dtype: a `torch.dtype`, or its name, such as `"bfloat16"`, `"torch.bfloat16"` or `"bf16"`.
         known: names of the types that are allowed, without the `torch.` prefix.
         purpose: what it is to be a type for, for the message.
+        argument: by which it was given, for the message.
 
     Raises:
         PlanError: for any other type.
@@ -92,7 +93,7 @@ def read_dtype(dtype: object, known: Collection[str], purpose: str) -> torch.dty
     name = _SHORT_DTYPES.get(name, name)
     if name not in known:
         names = ", ".join(f"torch.{each}" for each in known)
-        raise PlanError(f"dtype={shown(dtype)} is no {purpose}: give one of {names}{close_matches(name, known)}")
+        raise PlanError(f"{argument}={shown(dtype)} is no {purpose}: give one of {names}{close_matches(name, known)}")
     found = getattr(torch, name)
     assert isinstance(found, torch.dtype)
     return found

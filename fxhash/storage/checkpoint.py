@@ -29,6 +29,7 @@ from fxhash.storage.contents import (
     factor_rows,
     fill_generators,
     fill_others,
+    names_outside_generators,
     trained_otherwise,
 )
 from fxhash.storage.factory import Factory, check_trust, stated_factory
@@ -36,7 +37,7 @@ from fxhash.storage.fit import check_parameters, check_submodules, check_tensors
 from fxhash.storage.model_file import StoredModel, pack, unpack
 from fxhash.storage.paths import PathLike, read_path, read_target
 from fxhash.storage.plans import plans_from_json, plans_to_json
-from fxhash.storage.quantization import bits_of, quantized, read_storage_dtype
+from fxhash.storage.quantization import bits_of, narrowed, quantized, read_dense_dtype, read_storage_dtype
 from fxhash.storage.reading import factory_of, plans_of, refuse_values
 from fxhash.storage.values import describe_not_finite, describe_not_finite_weight
 from fxhash.transformed import (
@@ -55,6 +56,7 @@ def save(
     path: PathLike,
     *,
     dtype: torch.dtype | str | None = None,
+    dense_dtype: torch.dtype | str | None = None,
     allow_nan: bool = False,
     factory: str | None = None,
     arguments: Mapping[str, Any] | None = None,
@@ -70,8 +72,9 @@ def save(
         dtype: type to store the factors in: `"bfloat16"`, `"float16"`, or the integers `"int8"` or `"int4"` with a step
             for each row, or the `torch.dtype` of that name; as they are if omitted. `load` gives the type of the model
             again, with rounded values: with those that it was trained with after `quantize_factors` with as many bits,
-            bit for bit. All else has the type and values that it has in the model. The file of integers has one
-            tensor of bytes, which `load` takes apart.
+            bit for bit. The file of integers has one tensor of bytes, which `load` takes apart.
+        dense_dtype: type to store all else in that has a wider floating-point type, such as biases and batch norms:
+            `"bfloat16"` or `"float16"`; `load` gives rounded values. As it is if omitted, bit for bit.
         allow_nan: whether to store a model that holds NaN, or infinity where values are trained, which is refused
             otherwise. Buffers and frozen parameters may hold infinities, as masks do.
         factory: the function or class that builds the original model, as `"package.module:function"`, so that `load`
@@ -79,14 +82,14 @@ def save(
         arguments: keyword arguments of the factory; values that JSON has.
 
     Raises:
-        PlanError: for another type, or one of other bits than the factors were trained with, a factory that there
+        PlanError: for other types, or one of other bits than the factors were trained with, a factory that there
             isn't, arguments that it doesn't take or JSON doesn't have, or if the model has more parameters than a file
             may hold.
         TransformError: if `gm` is not a transformed model.
-        CheckpointError: if it has no values yet, they are NaN or infinite, the type can't hold them, or the file can't
+        CheckpointError: if it has no values yet, they are NaN or infinite, a type can't hold them, or the file can't
             be written.
     """
-    content = file_of(gm, dtype, allow_nan, stated_factory(factory, arguments))
+    content = file_of(gm, dtype, dense_dtype, allow_nan, stated_factory(factory, arguments))
     target = read_target(path)
     try:
         with replacing(target) as temporary:
@@ -95,10 +98,17 @@ def save(
         raise CheckpointError(f"{target} can't be written: {error}") from error
 
 
-def file_of(gm: nn.Module, dtype: torch.dtype | str | None, allow_nan: bool, factory: Factory | None) -> bytes:
+def file_of(
+    gm: nn.Module,
+    dtype: torch.dtype | str | None,
+    dense_dtype: torch.dtype | str | None,
+    allow_nan: bool,
+    factory: Factory | None,
+) -> bytes:
     """The bytes of the file that `save` writes; its arguments are those of `save`."""
     check_flag("allow_nan", allow_nan)
     dtype = None if dtype is None else read_storage_dtype(dtype)
+    dense_dtype = None if dense_dtype is None else read_dense_dtype(dense_dtype)
     gm = unwrapped(gm)
     if find_factor_store(gm) is not None:
         raise TransformError("this model is lowered already: save the transformed model that it was made of")
@@ -120,6 +130,8 @@ def file_of(gm: nn.Module, dtype: torch.dtype | str | None, allow_nan: bool, fac
             )
     if dtype is not None:
         tensors = quantized(tensors, factor_rows(parts), dtype)
+    if dense_dtype is not None:
+        tensors = narrowed(tensors, names_outside_generators(gm, parts), dense_dtype)
     is_small = bits_of(dtype) is not None
     return pack(text, tensors, "" if factory is None else factory.to_json(), is_small)
 
@@ -173,7 +185,8 @@ def load(
     refuse_transformed(dense)
     gm = _rebuild(dense, plans, path, capture, example_inputs)
     parts = transformed_parts(gm)
-    check_tensors(expected_tensors(gm), stored.tensors, factor_rows(parts), path)
+    dense_names = names_outside_generators(gm, parts)
+    check_tensors(expected_tensors(gm), stored.tensors, factor_rows(parts), dense_names, path)
     devices = {name: _device_of(dense.get_submodule(name), plans[name]) for name in parts}
     fill_generators(parts, stored.tensors, devices, path)
     fill_others(gm, parts, stored.tensors)

@@ -46,6 +46,12 @@ def expected_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {original_name(name): tensor for name, tensor in model.state_dict().items() if first[name] == name}
 
 
+def names_outside_generators(model: nn.Module, parts: Mapping[str, fx.GraphModule]) -> set[str]:
+    """Names of the tensors in the state dict that no generator holds: what stayed dense, and buffers."""
+    inside = {joined(prefix, name) for prefix, each in _generators(parts).items() for name in each.state_dict()}
+    return {original_name(name) for name, first in first_names(model).items() if first == name and name not in inside}
+
+
 def factor_rows(parts: Mapping[str, fx.GraphModule]) -> list[FactorRows]:
     """The factors and kernels in the state dict, which may be quantized.
 
@@ -111,7 +117,7 @@ def fill_others(model: nn.Module, parts: Mapping[str, fx.GraphModule], stored: M
     for name in state:
         first_name = first[name]
         if first_name not in values:
-            value = stored[original_name(first_name)]
+            value = stored[original_name(first_name)].to(state[name].dtype)
             # A copy, since what was stored is a view of the file; one parameter for all of its names.
             value = value.clone() if on_meta else value
             is_parameter = on_meta and first_name in parameters

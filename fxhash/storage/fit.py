@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -11,7 +11,7 @@ from fxhash.printable import shortened
 from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.plan import CompressionPlan
 from fxhash.smh.selection import describe_parameters
-from fxhash.storage.quantization import FactorRows, stored_forms
+from fxhash.storage.quantization import FactorRows, narrower_dtypes, stored_forms
 
 
 def check_submodules(paths: Iterable[str], model: nn.Module, path: object) -> dict[str, nn.Module]:
@@ -49,7 +49,11 @@ def _traits(parameter: ParameterPlan) -> str:
 
 
 def check_tensors(
-    expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], rows: Sequence[FactorRows], path: object
+    expected: Mapping[str, Tensor],
+    stored: Mapping[str, Tensor],
+    rows: Sequence[FactorRows],
+    dense: Collection[str],
+    path: object,
 ) -> None:
     """Raise CheckpointError unless a file has the tensors that a model needs, and no others.
 
@@ -57,9 +61,11 @@ def check_tensors(
         expected: those of the model, of which only shapes and types count.
         stored: those of the file.
         rows: those that may be quantized.
+        dense: names of those that may be in a narrower floating-point type.
         path: of the file, for messages.
     """
     needed = {name: (tuple(tensor.shape), {tensor.dtype}) for name, tensor in expected.items()}
+    needed |= {name: (needed[name][0], narrower_dtypes(expected[name].dtype)) for name in dense}
     needed |= stored_forms(expected, stored, rows)
     for name in sorted(needed.keys() | stored.keys()):
         if name not in stored:

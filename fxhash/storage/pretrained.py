@@ -36,6 +36,7 @@ def save_pretrained(
     folder: PathLike,
     *,
     dtype: torch.dtype | str | None = None,
+    dense_dtype: torch.dtype | str | None = None,
     allow_nan: bool = False,
     factory: str | None = None,
     arguments: Mapping[str, Any] | None = None,
@@ -46,6 +47,7 @@ def save_pretrained(
         gm: as of `save`.
         folder: where to write; it is made if need be, and files of the same names in it are replaced.
         dtype: as of `save`.
+        dense_dtype: as of `save`.
         allow_nan: as of `save`.
         factory: as of `save`; also in `config.json`.
         arguments: as of `save`; also in `config.json`.
@@ -56,7 +58,7 @@ def save_pretrained(
         CheckpointError: as of `save`, or if the folder can't be made.
     """
     named = stated_factory(factory, arguments)
-    content = file_of(gm, dtype, allow_nan, named)
+    content = file_of(gm, dtype, dense_dtype, allow_nan, named)
     config = {"format": _FORMAT, "fxhash_version": __version__, **_described(named)}
     target = read_path(folder)
     try:

@@ -6,7 +6,7 @@ beside them, under the name with `.steps`. Earlier versions stored steps of floa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,21 @@ def read_storage_dtype(dtype: object) -> torch.dtype:
     return read_dtype(dtype, (*_FLOATS, *_BITS), "type to store factors in")
 
 
+def read_dense_dtype(dtype: object) -> torch.dtype:
+    """The type to store all but factors in that is meant: bfloat16 or float16, or the name of one.
+
+    Raises:
+        PlanError: for any other type.
+    """
+    return read_dtype(dtype, _FLOATS, "type to store all but factors in", "dense_dtype")
+
+
+def narrower_dtypes(dtype: torch.dtype) -> set[torch.dtype]:
+    """In which types a file may hold a tensor of this type that is no factor."""
+    is_wide = dtype.is_floating_point and dtype.itemsize > 2
+    return {dtype, *(getattr(torch, name) for name in _FLOATS)} if is_wide else {dtype}
+
+
 def bits_of(dtype: torch.dtype | None) -> int | None:
     """How many bits an integer type to store factors in has; None for any other type."""
     return _BITS.get(str(dtype).removeprefix("torch."))
@@ -103,6 +118,26 @@ def quantized(tensors: Mapping[str, Tensor], rows: Sequence[FactorRows], dtype: 
             if not bool((value.isfinite() == expected).all()):
                 raise CheckpointError(f"{name!r} has values that {dtype} can't hold: store it without dtype=...")
         result.update(changed)
+    return result
+
+
+def narrowed(tensors: Mapping[str, Tensor], names: Collection[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tensors of which some are in another floating-point type.
+
+    Args:
+        tensors: by name.
+        names: of those that are cast, if they are wider than the type.
+        dtype: of `read_dense_dtype`.
+
+    Raises:
+        CheckpointError: if one holds finite values that are infinite in the type.
+    """
+    result = dict(tensors)
+    for name in names:
+        if dtype in narrower_dtypes(tensors[name].dtype):
+            result[name] = tensors[name].to(dtype)
+            if not torch.equal(result[name].isfinite(), tensors[name].isfinite()):
+                raise CheckpointError(f"{name!r} has values that {dtype} can't hold: store it without dense_dtype=...")
     return result
 
 

@@ -12,7 +12,7 @@ from torch import fx
 import fxhash
 from fxhash.errors import CheckpointError, TrainingError
 from fxhash.storage.onnx_bits import read_onnx_dtype
-from fxhash.storage.quantization import read_storage_dtype
+from fxhash.storage.quantization import read_dense_dtype, read_storage_dtype
 from fxhash.training.data import ImageData, load_data
 from fxhash.training.folder import load_model, read_configuration, save_model
 from fxhash.training.latency import median_latencies
@@ -49,7 +49,12 @@ def evaluate(folder: Path, data: ImageData | None = None, file: Path | None = No
     return accuracies
 
 
-def export(folder: Path, path: Path, dtype: torch.dtype | str | None = None) -> None:
+def export(
+    folder: Path,
+    path: Path,
+    dtype: torch.dtype | str | None = None,
+    dense_dtype: torch.dtype | str | None = None,
+) -> None:
     """Write the model of a finished run to a file: `.safetensors`, or `.onnx` in its deployed form.
 
     The ONNX model takes normalized images, any number at a time.
@@ -58,25 +63,31 @@ def export(folder: Path, path: Path, dtype: torch.dtype | str | None = None) -> 
         folder: the folder of the run.
         path: the file.
         dtype: type to store the factors in, as of `fxhash.save` or `fxhash.export_onnx`.
+        dense_dtype: type to store all else in, as of `fxhash.save`.
 
     Raises:
-        TrainingError: if the run is not finished, for another kind of file, or for a `dtype` without factors.
-        PlanError: for a `dtype` that factors can't be stored in.
+        TrainingError: if the run is not finished, for another kind of file, for a `dtype` without factors, or a
+            `dense_dtype` of an ONNX file.
+        PlanError: for a type that can't be stored.
         CheckpointError: if the file can't be written.
     """
     if path.suffix not in (".safetensors", ".onnx"):
         raise TrainingError(f"{str(path)!r} is neither a .safetensors nor an .onnx file: the file extension decides")
     model = load_model(folder)
+    if dense_dtype is not None:
+        if path.suffix == ".onnx":
+            raise TrainingError("dense_dtype is for a .safetensors file: omit it")
+        dense_dtype = read_dense_dtype(dense_dtype)
     if dtype is not None:
         dtype = read_storage_dtype(dtype) if path.suffix == ".safetensors" else read_onnx_dtype(dtype)
-        if not isinstance(model, fx.GraphModule):
-            raise TrainingError(
-                f"the run in {str(folder)!r} is of the dense model, which has no factors to store in {dtype}: "
-                "omit dtype=..."
-            )
+    if (dtype or dense_dtype) and not isinstance(model, fx.GraphModule):
+        raise TrainingError(
+            f"the run in {str(folder)!r} is of the dense model, which has no factors to store in "
+            f"{dtype or dense_dtype}: omit {'dtype' if dtype else 'dense_dtype'}=..."
+        )
     if path.suffix == ".safetensors":
         try:
-            save_model(model, path, dtype)
+            save_model(model, path, dtype, dense_dtype)
         except OSError as error:
             raise CheckpointError(f"{path} can't be written: {error}") from error
         return

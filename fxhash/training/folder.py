@@ -180,21 +180,24 @@ def network_target(options: RunOptions) -> Target:
     return Target.parse(options.model) if ":" in options.model else Target("zoo", options.model)
 
 
-def save_model(model: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
+def save_model(
+    model: nn.Module, path: Path, dtype: torch.dtype | None = None, dense_dtype: torch.dtype | None = None
+) -> None:
     """Write a model, dense or transformed, to a `.safetensors` file, which is complete or not there.
 
     Args:
         model: the model.
         path: the file.
         dtype: type to store factors in, as of `fxhash.save`; a dense model has none.
+        dense_dtype: type to store all else in, as of `fxhash.save`; not for a dense model.
 
     Raises:
-        CheckpointError: if the type can't hold the factors.
+        CheckpointError: if a type can't hold the values.
         OSError: if the file can't be written.
     """
     try:
         if isinstance(model, fx.GraphModule):
-            fxhash.save(model, path, dtype=dtype)
+            fxhash.save(model, path, dtype=dtype, dense_dtype=dense_dtype)
         else:
             with replacing(path) as temporary:
                 safetensors.torch.save_model(model, str(temporary))

@@ -170,6 +170,62 @@ def test_narrow_files_are_smaller_and_deploy(tmp_path):
     assert sizes[torch.int8] < 0.27 * sizes[None]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, "float16"])
+@given(case=random_models())
+def test_all_but_factors_in_a_narrower_type(folder, dtype, case):
+    """Rounded once; generators, integers and what is no wide floating-point number as they are."""
+    model, x = case
+    gm = smallest_transform(model, 0.5, seed=0)
+    narrow = getattr(torch, str(dtype).removeprefix("torch."))
+    first, second = folder / "first.safetensors", folder / "second.safetensors"
+    fxhash.save(gm, first, dense_dtype=dtype)
+    loaded = fxhash.load(first, model)
+    for name, value in loaded.state_dict().items():
+        original = gm.state_dict()[name]
+        assert value.dtype == original.dtype
+        is_rounded = original.is_floating_point() and "smh_generator" not in name
+        assert torch.equal(value, original.to(narrow).to(original.dtype) if is_rounded else original), name
+    fxhash.save(loaded, second, dense_dtype=dtype)
+    assert first.read_bytes() == second.read_bytes()
+    assert_same_outputs(fxhash.load(second, model), loaded, x, rtol=0)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_file_with_all_but_factors_in_16_bits(tmp_path, device):
+    """Half of what a batch norm takes; on the meta device as well."""
+    gm = fxhash.transform(fxhash.zoo.create("resnet20"), 0.1, seed=0).eval()
+    sizes = {}
+    for dense_dtype in (None, "bfloat16"):
+        fxhash.save(gm, tmp_path / "model.safetensors", dtype="int4", dense_dtype=dense_dtype)
+        sizes[dense_dtype] = (tmp_path / "model.safetensors").stat().st_size
+    saved = sizes[None] - sizes["bfloat16"]
+    others = [tensor for name, tensor in gm.state_dict().items() if "smh_generator" not in name]
+    expected = 2 * sum(tensor.numel() for tensor in others if tensor.is_floating_point())
+    # But for the compressed description.
+    assert saved == pytest.approx(expected, abs=200)
+    with torch.device(device):
+        model = fxhash.zoo.create("resnet20").eval()
+    loaded, images = fxhash.load(tmp_path / "model.safetensors", model), torch.randn(8, 3, 32, 32)
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32, torch.int64}
+    with torch.no_grad():
+        assert torch.corrcoef(torch.stack([loaded(images).flatten(), gm(images).flatten()]))[0, 1] > 0.9
+
+
+def test_a_dense_part_that_a_narrower_type_can_not_hold(stored):
+    gm, path = stored
+    before = path.read_bytes()
+    with pytest.raises(
+        fxhash.PlanError, match=r"dense_dtype='int8' is no type to store all but factors in: give one of"
+    ):
+        fxhash.save(gm, path, dense_dtype="int8")
+    name, bias = next((name, each) for name, each in gm.named_parameters() if "smh_generator" not in name)
+    with torch.no_grad():
+        bias[0] = 1e6
+    with pytest.raises(fxhash.CheckpointError, match=rf"{name}' has values that torch\.float16 can't hold"):
+        fxhash.save(gm, path, dense_dtype="float16")
+    assert path.read_bytes() == before
+
+
 def test_narrow_factors_that_cannot_be(stored):
     gm, path = stored
     before = path.read_bytes()
