@@ -104,14 +104,8 @@ SMALL, LARGE = 29_000, 97_500
 PILOTS = (resnet(20), resnet(20, parameters=26_972), convnext(24), convnext(48, parameters=SMALL))
 # At each size dense ones and compressed ones, in the order of how long they take.
 CONTENDERS: dict[str, tuple[tuple[Network, ...], tuple[Network, ...]]] = {
-    "small": (
-        (resnet(8, 10), convnext(24)),
-        (resnet(20, parameters=26_972), convnext(48, parameters=SMALL), convnext(72, parameters=SMALL)),
-    ),
-    "large": (
-        (resnet(20, 10), convnext(48)),
-        (resnet(20, 32, LARGE), convnext(96, parameters=LARGE)),
-    ),
+    "small": ((resnet(8, 10), convnext(24)), (resnet(20, parameters=26_972), convnext(48, parameters=SMALL))),
+    "large": ((resnet(20, 10), convnext(48)), (resnet(20, 32, LARGE),)),
 }
 # What others compare with.
 RESNETS = (resnet(20, parameters=26_972), resnet(20))

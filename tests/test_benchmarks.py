@@ -168,7 +168,7 @@ def test_the_plan_of_the_front():
     assert runs[: len(pilots)] == pilots
     for network in front.PILOTS:
         assert len([run for run in pilots if run.network == network]) == len(front.RATES) + 8
-    assert len(runs) == len(pilots) + 9 + 4 * 2 + 1 + 2 * 2
+    assert len(runs) == len(pilots) + 7 + 4 * 2 + 1 + 2 * 2
     for networks in (each for kinds in front.CONTENDERS.values() for each in kinds):
         best = max(networks, key=lambda network: network.model == "convnext6")
         assert [run.seed for run in runs if run.network == best and run.epochs == front.EPOCHS] == [0, 1, 2]
