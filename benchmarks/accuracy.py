@@ -1,8 +1,8 @@
 """Test accuracy for equal numbers of trained parameters: generators, networks and budgets, with equal tuning.
 
 Trains every variant at every learning rate with the first seed, then at its best one with the other seeds. All else is
-the recipe `small-images`. Each run is a row of a CSV file with all that repeats it; rows that are there already are
-not run again, so that a grid may be extended or stopped at any time.
+the recipe `small-images-adamw`. Each run is a row of a CSV file with all that repeats it; rows that are there already
+are not run again, so that a grid may be extended or stopped at any time.
 
     python benchmarks/accuracy.py --data imagefolder:DIR --image-size 16 --variant square-smh random-hash fxhash-16 \\
         --compress 0.1 0.03 --output benchmarks/results/accuracy.csv
@@ -267,7 +267,7 @@ def train(run: Run, data_name: str, at_commit: str, teachers: Path) -> Outcome:
 
 def fit(model: nn.Module, run: Run, data: ImageData, teacher: nn.Module | None = None) -> dict[str, float]:
     """Train a model in place, and give the last epoch's losses and accuracy."""
-    recipe = load_recipe("small-images").with_changes({"learning_rate": run.learning_rate, "epochs": run.epochs})
+    recipe = load_recipe("small-images-adamw").with_changes({"learning_rate": run.learning_rate, "epochs": run.epochs})
     statistics = data.statistics()
     taught_by = None if teacher is None else ReadsBytes(teacher, *statistics)
     classifier = Classifier(ReadsBytes(model, *statistics), recipe, data.mirrored, run.seed, taught_by)

@@ -35,7 +35,7 @@ NO_RESULT: dict[str, Any] = {"trainable_before": "", "trainable_after": "", "tes
 
 @dataclass(frozen=True)
 class Setting:
-    """How to train: the recipe `small-images` with some changes.
+    """How to train: the recipe `small-images-adamw` with some changes.
 
     Attributes:
         optimizer: `"adamw"` or `"sgd"`.
@@ -245,7 +245,7 @@ def options_of(run: Run, arguments: argparse.Namespace) -> list[str]:
     given = {
         "model": run.network.model,
         "data": arguments.pilots if is_pilot else arguments.data,
-        "recipe": "small-images",
+        "recipe": "small-images-adamw",
         "epochs": run.epochs,
         "seed": run.seed,
         "precision": arguments.precision,

@@ -14,7 +14,6 @@ from pathlib import Path
 from front import EPOCHS, PILOTS, Network, read_rows
 from page_tables import RESULTS, ROOT, block, fill
 
-PAGE = ROOT / "docs" / "accuracy.md"
 Rows = Mapping[str, Mapping[str, str]]
 
 
@@ -27,6 +26,7 @@ class Point:
         kind: as of `Network.kind`.
         setting: as of `Setting.label`.
         parameters: that were trained.
+        fraction: of the dense network's parameters; 1 for a dense one.
         bits: of what is rounded; 32 as it was trained.
         size: bytes of the file, of the first seed; 0 if it was not measured.
         accuracies: on the test images, in per cent, of each seed.
@@ -36,6 +36,7 @@ class Point:
     kind: str
     setting: str
     parameters: int
+    fraction: float
     bits: int
     size: int
     accuracies: tuple[float, ...]
@@ -84,7 +85,10 @@ def read_points(results: Path = RESULTS) -> list[Point]:
                 accuracies = tuple(100 * float(row["test_accuracy"]) for row in chosen)
                 size = int(rounded[0]["bytes"]) if rounded else 0
                 parameters = int(first["trainable_after"])
-                points.append(Point(network, first["kind"], first["setting"], parameters, bits, size, accuracies))
+                fraction = parameters / int(first["trainable_before"])
+                points.append(
+                    Point(network, first["kind"], first["setting"], parameters, fraction, bits, size, accuracies)
+                )
     return sorted(points, key=lambda point: -point.mean)
 
 
@@ -114,6 +118,25 @@ def of_parameters(results: Path = RESULTS) -> Iterator[str]:
 def size_class(point: Point) -> int:
     """Networks that are compared are in one: of about 28,000 parameters, 100,000, or more."""
     return sum(point.parameters > limit for limit in (50_000, 200_000))
+
+
+def of_choices(results: Path = RESULTS) -> Iterator[str]:
+    """The best compressed network of each size beside the best dense one, where there are both."""
+    yield "| trained parameters | compress | to | train with | test accuracy, % | the best dense one | its accuracy, % |"
+    yield "|--:|---|--:|---|--:|---|--:|"
+    points = [point for point in read_points(results) if point.bits == 32]
+    for of_size in (0, 1):
+        dense, compressed = (
+            [point for point in points if size_class(point) == of_size and point.is_compressed == kind]
+            for kind in (False, True)
+        )
+        if dense and compressed:
+            ours, theirs = compressed[0], dense[0]
+            yield (
+                f"| {ours.parameters:,} | {ours.title.removesuffix(', compressed')} | {ours.fraction:.0%} "
+                f"| {setting_title(ours.setting)} | {ours.accuracy} | {theirs.title}, {theirs.parameters:,} "
+                f"| {theirs.accuracy} |"
+            )
 
 
 def of_bytes(results: Path = RESULTS) -> Iterator[str]:
@@ -173,11 +196,20 @@ def setting_title(label: str) -> str:
     return ", ".join([{"sgd": "SGD", "adamw": "AdamW"}[optimizer], rate, *names])
 
 
-TABLES = {"the front": of_parameters, "the front by bytes": of_bytes, "pilots of the front": of_pilots}
+# By the page that they are in.
+TABLES = {
+    ROOT / "docs" / "accuracy.md": {
+        "the front": of_parameters,
+        "the front by bytes": of_bytes,
+        "pilots of the front": of_pilots,
+    },
+    ROOT / "docs" / "guide" / "choosing.md": {"networks to compress": of_choices},
+}
 
 
 def main() -> None:
-    fill(PAGE, {name: block(name, lines()) for name, lines in TABLES.items()})
+    for page, tables in TABLES.items():
+        fill(page, {name: block(name, lines()) for name, lines in tables.items()})
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def run(network, kind, seed, accuracy, setting="adamw 0.02", epochs=10):
         "setting": setting,
         "seed": seed,
         "epochs": epochs,
+        "trainable_before": 269_722 if kind.endswith("compressed") else 29_780,
         "trainable_after": 26_972 if kind.endswith("compressed") else 29_780,
         "test_accuracy": accuracy,
     }
@@ -65,6 +66,9 @@ def test_tables_of_the_front(tmp_path):
         "| 26,972 | ResNet-20, compressed | **fxhash** | 62.0 ± 1.4 | 2 | AdamW, 0.02 |",
         "| 29,780 | ResNet-8 of width 10 | dense | 60.0 | 1 | AdamW, 0.02 |",
     ]
+    assert list(front_table.of_choices(tmp_path))[2:] == [
+        "| 26,972 | ResNet-20 | 10% | AdamW, 0.02 | 62.0 ± 1.4 | ResNet-8 of width 10, 29,780 | 60.0 |"
+    ]
     cells = ["102.4 | 62.0 ± 1.4", "25.6 | 60.5 ± 0.7", "12.8 | 60.5 ± 0.7"]
     assert list(front_table.of_bytes(tmp_path))[2:] == [f"| ResNet-20, compressed | **fxhash** | {' | '.join(cells)} |"]
 
@@ -87,6 +91,15 @@ def test_the_table_of_pilots(tmp_path):
         "| AdamW, 0.02 | 60.0 | 40.0 | 40.0 | 40.0 |",
         "| AdamW, the best of these, batch size 64 | **70.0** | 40.0 | 40.0 | diverged |",
     ]
+
+
+def test_the_pages_have_the_recorded_tables():
+    import front_table
+    from page_tables import block
+
+    for page, tables in front_table.TABLES.items():
+        for name, lines in tables.items():
+            assert block(name, lines()) in page.read_text(), name
 
 
 def test_titles_of_the_front_are_those_of_its_networks():

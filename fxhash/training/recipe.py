@@ -98,9 +98,19 @@ class Recipe:
                 raise TrainingError(f"{name}={getattr(self, name)!r} must not be negative")
 
     def with_changes(self, changes: dict[str, Any]) -> Recipe:
-        """The same recipe with some values replaced; a value of None changes nothing."""
+        """The same recipe with some values replaced; a value of None changes nothing.
+
+        Raises:
+            TrainingError: for a value out of range, or another optimizer without a learning rate for it.
+        """
         given = {name: value for name, value in changes.items() if value is not None}
-        return replace(self, **given)
+        changed = replace(self, **given)
+        if changed.optimizer != self.optimizer and "learning_rate" not in given:
+            raise TrainingError(
+                f"the learning rate of recipe {self.name!r}, {self.learning_rate:g}, is one for {self.optimizer}: with "
+                f"optimizer={changed.optimizer!r} give learning_rate=... too"
+            )
+        return changed
 
     def to_dict(self) -> dict[str, Any]:
         """The values by their names."""

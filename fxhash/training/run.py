@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxhash.errors import TrainingError
 from fxhash.targets import require_trust, trusting
@@ -34,8 +36,12 @@ from fxhash.training.lock import claimed
 from fxhash.training.options import RunOptions, RunResult
 from fxhash.training.preprocessing import ReadsBytes
 from fxhash.training.processes import check_device, is_first_process
+from fxhash.training.recipe import Recipe
 from fxhash.training.tensorboard import require_tensorboard
 from fxhash.version import __version__
+
+# A peak from which SGD needs batch norm.
+_LARGE_RATE = 0.3
 
 
 def train(
@@ -84,6 +90,12 @@ def train(
         "versions": {"fxhash": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     console = console or Console()
+    if lacks_batch_norm(options.recipe, classifier) and is_first_process():
+        console.print(
+            f"This network has no batch norm, and SGD with a peak of {options.recipe.learning_rate:g} is for networks "
+            "that have: --recipe small-images-adamw is for others.",
+            highlight=False,
+        )
     with claimed(folder, console):
         # Again: another run may have been here since.
         _refuse_another_run(folder)
@@ -142,6 +154,15 @@ def resume(
         if options != begun and is_first_process():
             write_configuration(folder, configuration)
         return fit(classifier, options, data, folder, checkpoints, checkpoint, console)
+
+
+def lacks_batch_norm(recipe: Recipe, model: nn.Module) -> bool:
+    """Whether a network lacks the batch norm that the large steps of a recipe with SGD need.
+
+    In `docs/accuracy.md` such networks diverged, or learned little.
+    """
+    has_norms = any(isinstance(module, _BatchNorm) for module in model.modules())
+    return recipe.optimizer == "sgd" and recipe.learning_rate >= _LARGE_RATE and not has_norms
 
 
 def _with_changes(options: RunOptions, changes: Mapping[str, Any]) -> RunOptions:

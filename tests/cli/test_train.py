@@ -86,6 +86,16 @@ def test_a_recipe_by_name_with_a_change(calls: list[tuple[Any, ...]]) -> None:
     assert options.recipe == load_recipe("small-images").with_changes({"flip": False})
 
 
+def test_a_learning_rate_is_of_its_optimizer(calls: list[tuple[Any, ...]]) -> None:
+    command = ("train", "--model", "resnet8", "--data", "cifar10", "--optimizer", "adamw")
+    line = (
+        "the learning rate of recipe 'small-images', 1, is one for sgd: with --optimizer 'adamw' give --learning-rate"
+    )
+    assert_one_line(run(*command), f"{line} too", status=1)
+    assert calls == []
+    assert run(*command, "--learning-rate", "0.01").exit_code == 0
+
+
 def test_several_processes_run_the_same_command(monkeypatch: pytest.MonkeyPatch, calls: list[tuple[Any, ...]]) -> None:
     monkeypatch.setattr("fxhash.training.processes._core_count", lambda: 2)
     started: list[tuple[int, list[str]]] = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -94,6 +96,21 @@ def test_every_recipe_is_complete(name):
 def test_impossible_recipes(changes, message):
     with pytest.raises(TrainingError, match=message):
         quick(**changes)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "is_advised"),
+    [("convnext2", {}, True), ("convnext2", {"learning_rate": 0.1}, False), ("resnet8", {}, False)],
+)
+def test_large_steps_without_batch_norm(tmp_path, model, changes, is_advised):
+    """Named before a run begins; the network decides, compressed or not."""
+    recipe = load_recipe("small-images").with_changes({"epochs": 1, "pad": 0, "flip": False, **changes})
+    console = Console(file=io.StringIO(), width=200)
+    started = RunOptions(model=model, data="digits", recipe=recipe, compress=0.5)
+    with contextlib.suppress(TrainingError):
+        training.train(started, tmp_path / "run", console=console)
+    advice = "SGD with a peak of 1 is for networks that have: --recipe small-images-adamw is for others."
+    assert (advice in console.file.getvalue()) == is_advised
 
 
 def test_every_option_of_a_recipe_reaches_the_run(tmp_path, monkeypatch):
