@@ -122,7 +122,7 @@ def size_class(point: Point) -> int:
 
 def of_choices(results: Path = RESULTS) -> Iterator[str]:
     """The best compressed network of each size beside the best dense one, where there are both."""
-    yield "| trained parameters | compress | to | train with | test accuracy, % | the best dense one | its accuracy, % |"
+    yield "| trained parameters | compress | to | train with | test accuracy, % | best dense network | accuracy, % |"
     yield "|--:|---|--:|---|--:|---|--:|"
     points = [point for point in read_points(results) if point.bits == 32]
     for of_size in (0, 1):

@@ -102,6 +102,16 @@ def test_the_pages_have_the_recorded_tables():
             assert block(name, lines()) in page.read_text(), name
 
 
+def test_the_size_up_to_which_compare_says_that_we_are_ahead_is_a_recorded_one():
+    import front_table
+
+    from fxhash.compare.recommendation import _AHEAD_OF_DENSE
+
+    points = [point for point in front_table.read_points() if point.bits == 32 and point.parameters <= _AHEAD_OF_DENSE]
+    best = {kind: max(point.mean for point in points if point.is_compressed == kind) for kind in (True, False)}
+    assert best[True] > best[False] + 1
+
+
 def test_titles_of_the_front_are_those_of_its_networks():
     import front
     import front_table

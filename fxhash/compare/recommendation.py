@@ -11,6 +11,9 @@ _NOISE = 0.05
 _MANY_OPAQUE = 0.2
 # A smaller gain in 8 bits is none.
 _LEAST_SAVED = 0.8
+# Trained parameters up to which compressed networks were more accurate than dense ones of their size: see
+# `docs/accuracy.md`.
+_AHEAD_OF_DENSE = 30_000
 
 
 def recommend(rows: Sequence[Row], opaque_parts: Sequence[OpaquePart], is_separable: bool) -> str:
@@ -47,6 +50,11 @@ def recommend(rows: Sequence[Row], opaque_parts: Sequence[OpaquePart], is_separa
             f"{dense / smallest['float32']:.1f} times fewer bytes than float32, "
             f"{dense / smallest['int8']:.1f} times with factors stored in 8 bits, at "
             f"{relative_latency(best, rows):.2f} times the dense latency{_in(best)}."
+        )
+    if best.parameters > _AHEAD_OF_DENSE:
+        sentences.append(
+            f"With as many as {best.parameters:,} trained parameters, a smaller dense network may be as accurate: "
+            "train one beside it."
         )
     if relative_latency(best, rows) > 1 + _NOISE:
         ways = "memory_budget=... of lower_for_deploy caches weights"

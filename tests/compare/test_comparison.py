@@ -228,6 +228,14 @@ class TestRecommendation:
             "with factors stored in 8 bits, at 0.90 times the dense latency (eager)."
         )
 
+    def test_a_smaller_dense_network_is_named_where_it_may_be_as_accurate(self) -> None:
+        files = {"float32": 200, "bfloat16": 100, "int8": 50}
+        dense, small = row("dense", EAGER, None, {"float32": 4000}, 1.0), row("fxhash", EAGER, 0.1, files, 0.9)
+        assert "smaller dense network" not in recommend((dense, small), (), True)
+        large = replace(small, parameters=40_000)
+        expected = "With as many as 40,000 trained parameters, a smaller dense network may be as accurate"
+        assert expected in recommend((dense, large), (), True)
+
     def test_a_latency_is_compared_with_dense_in_the_same_runtime(self) -> None:
         files = {"float32": 200, "bfloat16": 100, "int8": 50}
         rows = (
