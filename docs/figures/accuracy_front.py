@@ -33,11 +33,13 @@ def main(folder: Path = HERE) -> None:
         by_parameters.set_title("Test accuracy over trained parameters")
         by_parameters.set_xlabel("trained parameters")
         plain_log_axis(by_parameters.xaxis, ticks=(25_000, 50_000, 100_000, 250_000))
+        by_parameters.set_xlim(20_000, 350_000)
         percent_axis(by_parameters.yaxis)
         by_parameters.legend(loc="lower right")
         by_bytes.set_title("Over bytes, in 32, 8 and 4 bits")
         by_bytes.set_xlabel("kilobytes of weights")
         plain_log_axis(by_bytes.xaxis, ticks=(20_000, 50_000, 100_000, 250_000, 1_000_000))
+        by_bytes.set_xlim(12_000, 1_500_000)
         by_bytes.xaxis.set_major_formatter(lambda size, _: f"{size / 1e3:,.0f}")
         note = (
             f"CIFAR-10 (JPEG), 32 x 32 pixels, {EPOCHS} epochs. Lines: the best of all that are no larger. "
