@@ -14,7 +14,7 @@ from pathlib import Path
 from front import EPOCHS, PILOTS, Network, read_rows
 from page_tables import RESULTS, ROOT, block, fill
 
-Rows = Mapping[str, Mapping[str, str]]
+FAMILIES = {"resnet": "ResNet", "convnext": "ConvNeXt"}
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def of_pilots(results: Path = RESULTS) -> Iterator[str]:
     """What each setting reached for each kind of network."""
     rows = [row for row in read_rows(results / "front.csv").values() if int(row["epochs"]) != EPOCHS]
     by_kind = {network.kind: column(rows, network) for network in PILOTS}
-    yield f"| setting | {' | '.join(' '.join(reversed(kind.split())) for kind in by_kind)} |"
+    yield f"| setting | {' | '.join(map(kind_title, by_kind))} |"
     yield f"|---|{'--:|' * len(by_kind)}"
     names = dict.fromkeys(name for cells in by_kind.values() for name in cells)
     # Such as `AdamW, 0.01`, then what is changed from the best of these, then SGD and what is changed from its best.
@@ -174,6 +174,12 @@ def column(rows: Sequence[Mapping[str, str]], network: Network) -> dict[str, str
         shown = f"{100 * accuracy:.1f}" if accuracy else "diverged"
         cells[pilot_title(name)] = f"**{shown}**" if name == best else shown
     return cells
+
+
+def kind_title(kind: str) -> str:
+    """`"resnet dense"` in words."""
+    family, form = kind.split()
+    return f"{form} {FAMILIES[family]}"
 
 
 def pilot_title(label: str) -> str:
