@@ -14,6 +14,7 @@ from fxhash.cli.recipe_options import with_recipe_options
 from fxhash.cli.trust import TrustOption
 from fxhash.errors import TrainingError, shown
 from fxhash.targets import TARGETS, trusting
+from fxhash.training.recipe import recipe_names
 
 if TYPE_CHECKING:
     from fxhash.training import RunOptions, RunResult
@@ -51,7 +52,10 @@ def train(
     ),
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the folder.")] = False,
     recipe: Annotated[
-        str | None, typer.Option(help="How to train; if omitted, the one named as the data, or small-images.")
+        str | None,
+        typer.Option(
+            help=f"How to train: {', '.join(recipe_names())}. If omitted, the one named as the data, or small-images."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
