@@ -11,7 +11,7 @@ _NOISE = 0.05
 _MANY_OPAQUE = 0.2
 # A smaller gain in 8 bits is none.
 _LEAST_SAVED = 0.8
-# Trained parameters up to which compressed networks were more accurate than dense ones of their size: see
+# Trained parameters up to which a compressed network was no less accurate than any dense one of its size: see
 # `docs/accuracy.md`.
 _AHEAD_OF_DENSE = 30_000
 
