@@ -110,8 +110,8 @@ def describe_recipe(recipe: Recipe) -> str:
     """A recipe's name and what was changed in it; its epochs are told apart.
 
     Example:
-        >>> describe_recipe(load_recipe("digits").with_changes({"epochs": 2, "optimizer": "sgd"}))
-        'digits, optimizer sgd'
+        >>> describe_recipe(load_recipe("digits").with_changes({"epochs": 2, "schedule": "cosine"}))
+        'digits, schedule cosine'
     """
     named = load_recipe(recipe.name) if recipe.name in recipe_names() else Recipe(name=recipe.name)
     values, usual = recipe.to_dict(), named.to_dict()
