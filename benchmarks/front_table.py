@@ -149,7 +149,8 @@ def of_bytes(results: Path = RESULTS) -> Iterator[str]:
     yield "|---|---|--:|--:|--:|--:|--:|--:|"
     for forms in sorted(by_network.values(), key=lambda forms: (-size_class(forms[32]), -forms[32].mean)):
         kind = "**fxhash**" if forms[32].is_compressed else "dense"
-        cells = [cell for form in forms.values() for cell in (f"{form.size / 1e3:.1f}", form.accuracy)]
+        in_order = [forms[bits] for bits in sorted(forms, reverse=True)]
+        cells = [cell for form in in_order for cell in (f"{form.size / 1e3:.1f}", form.accuracy)]
         yield f"| {forms[32].title} | {kind} | {' | '.join(cells)} |"
 
 
