@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fxhash import zoo
+from fxhash.training.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -136,6 +137,17 @@ def test_what_the_documents_say_of_the_front_is_recorded():
     assert points["convnext6-width48-patch2-to-29000"].mean < theirs.mean
 
 
+def test_the_peak_of_the_recipe_is_the_better_one_at_full_length():
+    with (BENCHMARKS / "results" / "accuracy_pilots.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["what"].startswith("fxhash train with SGD")]
+    by_peak = {float(row["learning_rate"]): 100 * float(row["test_accuracy"]) for row in rows}
+    best = max(by_peak, key=lambda peak: by_peak[peak])
+    assert load_recipe("small-images").learning_rate == best
+    text = " ".join((ROOT / "docs/accuracy.md").read_text().split())
+    stated = f"has {by_peak[best]:.1f} with a peak of {best:g}, and {by_peak[1.0]:.1f} with 1"
+    assert stated in text
+
+
 def test_titles_of_the_front_are_those_of_its_networks():
     import front
     import front_table
@@ -179,7 +191,7 @@ def test_the_bytes_of_a_finished_run(tmp_path, monkeypatch):
     """Each number of bits once, and no run a second time."""
     import front_bytes
 
-    from fxhash.training import RunOptions, load_recipe, train
+    from fxhash.training import RunOptions, train
 
     recipe = load_recipe("digits").with_changes({"epochs": 1})
     for compress in (None, 0.1):

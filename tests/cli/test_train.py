@@ -89,7 +89,7 @@ def test_a_recipe_by_name_with_a_change(calls: list[tuple[Any, ...]]) -> None:
 def test_a_learning_rate_is_of_its_optimizer(calls: list[tuple[Any, ...]]) -> None:
     command = ("train", "--model", "resnet8", "--data", "cifar10", "--optimizer", "adamw")
     line = (
-        "the learning rate of recipe 'small-images', 1, is one for sgd: with --optimizer 'adamw' give --learning-rate"
+        "the learning rate of recipe 'small-images', 0.3, is one for sgd: with --optimizer 'adamw' give --learning-rate"
     )
     assert_one_line(run(*command), f"{line} too", status=1)
     assert calls == []

@@ -109,7 +109,7 @@ def test_large_steps_without_batch_norm(tmp_path, model, changes, is_advised):
     started = RunOptions(model=model, data="digits", recipe=recipe, compress=0.5)
     with contextlib.suppress(TrainingError):
         training.train(started, tmp_path / "run", console=console)
-    advice = "SGD with a peak of 1 is for networks that have: --recipe small-images-adamw is for others."
+    advice = "SGD with a peak of 0.3 is for networks that have: --recipe small-images-adamw is for others."
     assert (advice in console.file.getvalue()) == is_advised
 
 
