@@ -1,6 +1,8 @@
 """Settings for every test: one thread a process, and hypothesis profiles."""
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,16 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def beside_the_scripts(monkeypatch):
+    """The scripts of `benchmarks/` can be imported, as they import each other: by their bare names."""
+    scripts = Path(__file__).parent.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(scripts))
+    yield
+    for path in scripts.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 # Models of `tests.models` that are opaque, so that `transform` warns, whatever the test is about.

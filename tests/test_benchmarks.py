@@ -21,13 +21,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
 
 
-@pytest.fixture(autouse=True)
-def beside_the_scripts(monkeypatch):
-    """They import each other by their bare names."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield
-    for name in SCRIPTS:
-        sys.modules.pop(name, None)
+pytestmark = pytest.mark.usefixtures("beside_the_scripts")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

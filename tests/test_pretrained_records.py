@@ -22,13 +22,7 @@ TABLES = (
 )
 
 
-@pytest.fixture(autouse=True)
-def beside_the_scripts(monkeypatch):
-    """They import each other by their bare names."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield
-    for path in BENCHMARKS.glob("*.py"):
-        sys.modules.pop(path.stem, None)
+pytestmark = pytest.mark.usefixtures("beside_the_scripts")
 
 
 def record(name):
