@@ -115,8 +115,7 @@ def quantized(tensors: Mapping[str, Tensor], rows: Sequence[FactorRows], dtype: 
         for name, value in held.items():
             # NaN and infinity stay what they are in a floating-point type, but no integer is either.
             expected = tensors[name].isfinite() if count is None else True
-            if not bool((value.isfinite() == expected).all()):
-                raise CheckpointError(f"{name!r} has values that {dtype} can't hold: store it without dtype=...")
+            _refuse_unlike(value, expected, name, dtype, "dtype")
         result.update(changed)
     return result
 
@@ -136,9 +135,14 @@ def narrowed(tensors: Mapping[str, Tensor], names: Collection[str], dtype: torch
     for name in names:
         if dtype in narrower_dtypes(tensors[name].dtype):
             result[name] = tensors[name].to(dtype)
-            if not torch.equal(result[name].isfinite(), tensors[name].isfinite()):
-                raise CheckpointError(f"{name!r} has values that {dtype} can't hold: store it without dense_dtype=...")
+            _refuse_unlike(result[name], tensors[name].isfinite(), name, dtype, "dense_dtype")
     return result
+
+
+def _refuse_unlike(value: Tensor, finite: Tensor | bool, name: str, dtype: torch.dtype, argument: str) -> None:
+    """Raise CheckpointError unless a cast value is finite where it should be, and there alone."""
+    if not bool((value.isfinite() == finite).all()):
+        raise CheckpointError(f"{name!r} has values that {dtype} can't hold: store it without {argument}=...")
 
 
 def _as_integers(rows: FactorRows, tensors: Mapping[str, Tensor], bits: FactorBits) -> dict[str, Tensor]:
