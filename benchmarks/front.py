@@ -3,9 +3,10 @@
     python benchmarks/front.py --data imagefolder:DIR --pilots imagefolder:THIRD --runs DIR
 
 CIFAR-10 (JPEG), 32 x 32 pixels. Pilots come first: each of four kinds of network gets the same settings, 4 epochs on a
-third of the training images, which `THIRD` has. Then each network is trained once for 10 epochs on all images, with
-the setting that its kind's pilots chose, and those that decide with two more seeds. `docs/accuracy.md` says what is
-asked of them.
+third of the training images, which `THIRD` has. These choose the optimizer; as so few steps like larger ones than many
+do, its peak is chosen by runs as long as those that count, 10 epochs of all images, at 16 x 16 pixels. Then each network
+is trained once for 10 epochs on all images, with the setting that was best for its kind, and those that decide with two
+more seeds. `docs/accuracy.md` says what is asked of them.
 
 One run at a time, on one thread. Each has a folder in `--runs`, and a row of the CSV file once it is finished. Called
 again, it goes on where it stopped; called twice at a time, the second takes what the first is not at.
@@ -28,6 +29,7 @@ from typing import Any
 from record import commit, machine
 
 PILOT_EPOCHS, EPOCHS = 4, 10
+IMAGE_SIZE, SMALL_IMAGE_SIZE = 32, 16
 # Name of a file in the folder of a run whose loss became infinite.
 DIVERGED = "diverged"
 NO_RESULT: dict[str, Any] = {"trainable_before": "", "trainable_after": "", "test_accuracy": 0.0, "test_loss": math.inf}
@@ -102,12 +104,16 @@ def resnet(depth: int, width: int = 16, parameters: int = 0) -> Network:
 SMALL, LARGE = 29_000, 97_500
 # One of each kind, small ones as they decide most.
 PILOTS = (resnet(20), resnet(20, parameters=26_972), convnext(24), convnext(48, parameters=SMALL))
+# Of the kinds that the best of a size may come from. The dense ResNet is the one that is a contender.
+PEAKS = (resnet(8, 10), resnet(20, parameters=26_972), convnext(24))
+# Peaks over the one that short pilots chose.
+FRACTIONS = {"adamw": (1.0, 0.5, 0.25), "sgd": (1.0, 0.3, 0.1)}
 # At each size dense ones and compressed ones, in the order of how long they take.
 CONTENDERS: dict[str, tuple[tuple[Network, ...], tuple[Network, ...]]] = {
     "small": ((resnet(8, 10), convnext(24)), (resnet(20, parameters=26_972), convnext(48, parameters=SMALL))),
     "large": ((resnet(20, 10), convnext(48)), (resnet(20, 32, LARGE),)),
 }
-# What others compare with.
+# What others compare with, with all seeds whether or not it is the best.
 RESNETS = (resnet(20, parameters=26_972), resnet(20))
 FURTHER_SEEDS = (1, 2)
 
@@ -120,13 +126,17 @@ class Run:
     setting: Setting
     epochs: int = EPOCHS
     seed: int = 0
+    image_size: int = IMAGE_SIZE
 
     @property
     def name(self) -> str:
         """Of its folder and its row."""
-        if self.epochs == EPOCHS:
-            return f"run-{self.network.label}-{self.seed}"
-        return f"pilot-{self.network.label}-{self.setting.label.replace(' ', '-')}-{self.seed}"
+        setting = self.setting.label.replace(" ", "-")
+        if self.epochs == PILOT_EPOCHS:
+            return f"pilot-{self.network.label}-{setting}-{self.seed}"
+        if self.image_size == SMALL_IMAGE_SIZE:
+            return f"peak-{self.network.label}-{setting}-{self.seed}"
+        return f"run-{self.network.label}-{self.seed}"
 
 
 Rows = Mapping[str, Mapping[str, str]]
@@ -140,10 +150,14 @@ def plan(rows: Rows) -> Iterator[Run]:
     """
     for network in PILOTS:
         yield from pilots_of(network, rows)
+    for network in PEAKS:
+        yield from peaks_of(network, rows)
+    compressed_resnet, dense_resnet = RESNETS
+    yield from runs_of([compressed_resnet], (0, *FURTHER_SEEDS), rows)
     for dense, compressed in CONTENDERS.values():
         yield from runs_of((*dense, *compressed), (0,), rows)
         yield from runs_of([*best_of(dense, rows), *best_of(compressed, rows)], FURTHER_SEEDS, rows)
-    yield from runs_of(RESNETS, (0, *FURTHER_SEEDS), rows)
+    yield from runs_of([dense_resnet], (0, *FURTHER_SEEDS), rows)
 
 
 def pilots_of(network: Network, rows: Rows) -> list[Run]:
@@ -158,6 +172,21 @@ def pilots_of(network: Network, rows: Rows) -> list[Run]:
             both = replace(best.setting, changes={**best.setting.changes, "batch-size": 64})
             pilots.append(Run(network, both, PILOT_EPOCHS))
     return pilots
+
+
+def peaks_of(network: Network, rows: Rows) -> list[Run]:
+    """The long runs with small images that find the peak of a kind: of three, then at the best in batches of another size."""
+    setting = setting_of_pilots(network.kind, rows)
+    if setting is None:
+        return []
+    rates = [round(setting.rate * fraction, 6) for fraction in FRACTIONS[setting.optimizer]]
+    runs = [Run(network, replace(setting, rate=rate), image_size=SMALL_IMAGE_SIZE) for rate in rates]
+    if best := best_pilot(runs, rows):
+        changes = dict(best.setting.changes)
+        if changes.pop("batch-size", None) is None:
+            changes["batch-size"] = 64
+        runs.append(replace(best, setting=replace(best.setting, changes=changes)))
+    return runs
 
 
 def best_pilot(pilots: Sequence[Run], rows: Rows) -> Run | None:
@@ -177,6 +206,19 @@ def runs_of(networks: Iterable[Network], seeds: Iterable[int], rows: Rows) -> It
 
 
 def chosen_setting(kind: str, rows: Rows) -> Setting | None:
+    """The setting of a kind of network: of the best long run with small images, or of its best pilot if it has none.
+
+    None until all are finished.
+    """
+    best = None
+    for network in PEAKS:
+        if network.kind == kind:
+            best = best_pilot(peaks_of(network, rows), rows)
+            return None if best is None else best.setting
+    return setting_of_pilots(kind, rows)
+
+
+def setting_of_pilots(kind: str, rows: Rows) -> Setting | None:
     """The best setting of the pilots of a kind of network; None until all are finished."""
     (network,) = (network for network in PILOTS if network.kind == kind)
     best = best_pilot(pilots_of(network, rows), rows)
@@ -218,7 +260,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="all images, as of `fxhash train`")
     parser.add_argument("--pilots", required=True, help="a third of the training images, and all of the test")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs' folders")
-    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--precision", default="bf16", help="32 where the processor has no bfloat16")
     results = Path(__file__).parent / "results"
     parser.add_argument("--output", type=Path, default=results / "front.csv")
     return parser.parse_args()
@@ -241,7 +283,7 @@ def train(run: Run, folder: Path, arguments: argparse.Namespace) -> bool:
 
 def options_of(run: Run, arguments: argparse.Namespace) -> list[str]:
     """The options of `fxhash train`."""
-    is_pilot = run.epochs != EPOCHS
+    is_pilot = run.epochs == PILOT_EPOCHS
     given = {
         "model": run.network.model,
         "data": arguments.pilots if is_pilot else arguments.data,
@@ -250,6 +292,7 @@ def options_of(run: Run, arguments: argparse.Namespace) -> list[str]:
         "seed": run.seed,
         "precision": arguments.precision,
         "device": "cpu",
+        "image-size": run.image_size,
         "optimizer": run.setting.optimizer,
         "learning-rate": run.setting.rate,
         **run.setting.changes,

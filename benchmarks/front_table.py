@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from front import EPOCHS, PILOTS, Network, read_rows
+from front import PEAKS, PILOTS, Network, read_rows
 from page_tables import RESULTS, ROOT, block, fill
 
 FAMILIES = {"resnet": "ResNet", "convnext": "ConvNeXt"}
@@ -70,7 +70,7 @@ class Point:
 
 def read_points(results: Path = RESULTS) -> list[Point]:
     """All networks of the front in all bits, from the most accurate to the least."""
-    runs = {name: row for name, row in read_rows(results / "front.csv").items() if int(row["epochs"]) == EPOCHS}
+    runs = rows_of("run", results)
     files = read_rows(results / "front_bytes.csv")
     by_network: dict[str, list[str]] = {}
     for name, row in runs.items():
@@ -90,6 +90,12 @@ def read_points(results: Path = RESULTS) -> list[Point]:
                     Point(network, first["kind"], first["setting"], parameters, fraction, bits, size, accuracies)
                 )
     return sorted(points, key=lambda point: -point.mean)
+
+
+def rows_of(stage: str, results: Path = RESULTS) -> dict[str, dict[str, str]]:
+    """The rows of one stage of the plan, by name: `"pilot"`, `"peak"` or `"run"`."""
+    rows = read_rows(results / "front.csv")
+    return {name: row for name, row in rows.items() if name.startswith(f"{stage}-")}
 
 
 def title(network: str) -> str:
@@ -156,8 +162,8 @@ def of_bytes(results: Path = RESULTS) -> Iterator[str]:
 
 def of_pilots(results: Path = RESULTS) -> Iterator[str]:
     """What each setting reached for each kind of network."""
-    rows = [row for row in read_rows(results / "front.csv").values() if int(row["epochs"]) != EPOCHS]
-    by_kind = {network.kind: column(rows, network) for network in PILOTS}
+    rows = rows_of("pilot", results)
+    by_kind = {network.kind: column(rows.values(), network) for network in PILOTS}
     yield f"| setting | {' | '.join(map(kind_title, by_kind))} |"
     yield f"|---|{'--:|' * len(by_kind)}"
     names = dict.fromkeys(name for cells in by_kind.values() for name in cells)
@@ -166,15 +172,28 @@ def of_pilots(results: Path = RESULTS) -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells.get(name, '') for cells in by_kind.values())} |"
 
 
-def column(rows: Sequence[Mapping[str, str]], network: Network) -> dict[str, str]:
+def column(rows: Iterable[Mapping[str, str]], network: Network) -> dict[str, str]:
     """Accuracies in per cent of a network's pilots, by setting, the best one bold; the best rate is called so."""
+    return {pilot_title(name): cell for name, cell in cells_of(rows, network).items()}
+
+
+def of_peaks(results: Path = RESULTS) -> Iterator[str]:
+    """What each setting reached in long runs with small images."""
+    yield "| network | | setting | test accuracy, % |"
+    yield "|---|---|---|--:|"
+    rows = rows_of("peak", results)
+    for network in PEAKS:
+        kind = "**fxhash**" if network.parameters else "dense"
+        for setting, cell in cells_of(rows.values(), network).items():
+            yield f"| {title(network.label)} | {kind} | {setting_title(setting)} | {cell} |"
+
+
+def cells_of(rows: Iterable[Mapping[str, str]], network: Network) -> dict[str, str]:
+    """Accuracies in per cent of a network, by setting, the best one bold."""
     accuracies = {row["setting"]: float(row["test_accuracy"]) for row in rows if row["network"] == network.label}
-    best = max(accuracies, key=lambda name: accuracies[name])
-    cells = {}
-    for name, accuracy in accuracies.items():
-        shown = f"{100 * accuracy:.1f}" if accuracy else "diverged"
-        cells[pilot_title(name)] = f"**{shown}**" if name == best else shown
-    return cells
+    best = max(accuracies.values(), default=0.0)
+    shown = {name: f"{100 * accuracy:.1f}" if accuracy else "diverged" for name, accuracy in accuracies.items()}
+    return {name: f"**{cell}**" if accuracies[name] == best else cell for name, cell in shown.items()}
 
 
 def kind_title(kind: str) -> str:
@@ -209,6 +228,7 @@ TABLES = {
         "the front": of_parameters,
         "the front by bytes": of_bytes,
         "pilots of the front": of_pilots,
+        "peaks of the front": of_peaks,
     },
     ROOT / "docs" / "guide" / "choosing.md": {"networks to compress": of_choices},
 }
