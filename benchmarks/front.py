@@ -4,9 +4,9 @@
 
 CIFAR-10 (JPEG), 32 x 32 pixels. Pilots come first: each of four kinds of network gets the same settings, 4 epochs on a
 third of the training images, which `THIRD` has. These choose the optimizer; as so few steps like larger ones than many
-do, its peak is chosen by runs as long as those that count, 10 epochs of all images, at 16 x 16 pixels. Then each network
-is trained once for 10 epochs on all images, with the setting that was best for its kind, and those that decide with two
-more seeds. `docs/accuracy.md` says what is asked of them.
+do, its peak is chosen by runs as long as those that count, 10 epochs of all images, at 16 x 16 pixels. Then each
+network is trained once for 10 epochs on all images, with the setting that was best for its kind, and those that decide
+with two more seeds. `docs/accuracy.md` says what is asked of them.
 
 One run at a time, on one thread. Each has a folder in `--runs`, and a row of the CSV file once it is finished. Called
 again, it goes on where it stopped; called twice at a time, the second takes what the first is not at.
@@ -175,7 +175,7 @@ def pilots_of(network: Network, rows: Rows) -> list[Run]:
 
 
 def peaks_of(network: Network, rows: Rows) -> list[Run]:
-    """The long runs with small images that find the peak of a kind: of three, then at the best in batches of another size."""
+    """The long runs with small images that find the peak of a kind: three, then the best in batches of another size."""
     setting = setting_of_pilots(network.kind, rows)
     if setting is None:
         return []

@@ -93,6 +93,44 @@ def test_the_table_of_pilots(tmp_path):
     ]
 
 
+def test_the_table_of_peaks(tmp_path):
+    """Each network's settings, the best of which is bold."""
+    import front_table
+
+    accuracies = {"sgd 1": 0.5, "sgd 0.3": 0.6, "sgd 0.3 batch-size 64": 0.0}
+    rows = [
+        {**run(front_table.PEAKS[0].label, "resnet dense", 0, accuracy, name), "name": f"peak-{name}"}
+        for name, accuracy in accuracies.items()
+    ]
+    write(tmp_path / "front.csv", [*rows, run(front_table.PEAKS[0].label, "resnet dense", 0, 0.9)])
+    assert list(front_table.of_peaks(tmp_path))[2:] == [
+        "| ResNet-8 of width 10 | dense | SGD, 1 | 50.0 |",
+        "| ResNet-8 of width 10 | dense | SGD, 0.3 | **60.0** |",
+        "| ResNet-8 of width 10 | dense | SGD, 0.3, batch size 64 | diverged |",
+    ]
+
+
+def test_a_peak_is_chosen_by_long_runs_below_that_of_the_short_ones():
+    """Three fractions of what short pilots chose, then the best of them in batches of another size."""
+    import front
+
+    network, short = front.PEAKS[0], front.PILOTS[0]
+    best = front.Run(short, front.Setting("sgd", 1.0, {"weight-decay": 5e-4}), front.PILOT_EPOCHS)
+    pilots = {best.name: {"test_accuracy": "0.6"}}
+    for _ in range(3):
+        others = {pilot.name: {"test_accuracy": "0.5"} for pilot in front.pilots_of(short, pilots)}
+        pilots = {**others, **pilots}
+    runs = front.peaks_of(network, pilots)
+    assert [run.setting.rate for run in runs] == [1.0, 0.3, 0.1]
+    assert front.chosen_setting(network.kind, pilots) is None
+    pilots |= {run.name: {"test_accuracy": str(run.setting.rate)} for run in runs if run.setting.rate < 1}
+    pilots[runs[0].name] = {"test_accuracy": "0.2"}
+    *_, last = front.peaks_of(network, pilots)
+    assert last.setting == front.Setting("sgd", 0.3, {"weight-decay": 5e-4, "batch-size": 64})
+    pilots[last.name] = {"test_accuracy": "0.4"}
+    assert front.chosen_setting(network.kind, pilots) == last.setting
+
+
 def test_the_pages_have_the_recorded_tables():
     import front_table
     from page_tables import block
@@ -131,15 +169,14 @@ def test_what_the_documents_say_of_the_front_is_recorded():
     assert points["convnext6-width48-patch2-to-29000"].mean < theirs.mean
 
 
-def test_the_peak_of_the_recipe_is_the_better_one_at_full_length():
-    with (BENCHMARKS / "results" / "accuracy_pilots.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["what"].startswith("fxhash train with SGD")]
-    by_peak = {float(row["learning_rate"]): 100 * float(row["test_accuracy"]) for row in rows}
-    best = max(by_peak, key=lambda peak: by_peak[peak])
-    assert load_recipe("small-images").learning_rate == best
-    text = " ".join((ROOT / "docs/accuracy.md").read_text().split())
-    stated = f"has {by_peak[best]:.1f} with a peak of {best:g}, and {by_peak[1.0]:.1f} with 1"
-    assert stated in text
+@pytest.mark.parametrize("kind", ["resnet dense", "resnet compressed"])
+def test_the_recipe_has_the_peak_that_was_best_in_long_runs(kind):
+    import front
+
+    recipe = load_recipe("small-images")
+    chosen = front.chosen_setting(kind, front.read_rows(BENCHMARKS / "results" / "front.csv"))
+    assert (chosen.optimizer, chosen.rate) == (recipe.optimizer, recipe.learning_rate)
+    assert chosen.changes["weight-decay"] == recipe.weight_decay
 
 
 def test_titles_of_the_front_are_those_of_its_networks():
