@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fxhash.training.compress import Compress
     from fxhash.training.data import ImageData, load_data
-    from fxhash.training.finished import evaluate, export, measure_latency
+    from fxhash.training.finished import FinishedRun, evaluate, export, load_run, measure_latency
     from fxhash.training.options import RunOptions, RunResult
     from fxhash.training.recipe import Recipe, load_recipe, recipe_names
     from fxhash.training.report.document import write_report
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Compress",
+    "FinishedRun",
     "ImageData",
     "Recipe",
     "RunOptions",
@@ -30,6 +31,7 @@ __all__ = [
     "export_site",
     "load_data",
     "load_recipe",
+    "load_run",
     "measure_latency",
     "recipe_names",
     "resume",
@@ -40,7 +42,7 @@ __all__ = [
 _NAMES_BY_FILE = {
     "compress": ("Compress",),
     "data": ("ImageData", "load_data"),
-    "finished": ("evaluate", "export", "measure_latency"),
+    "finished": ("FinishedRun", "evaluate", "export", "load_run", "measure_latency"),
     "options": ("RunOptions", "RunResult"),
     "recipe": ("Recipe", "load_recipe", "recipe_names"),
     "report.document": ("write_report",),

@@ -1,4 +1,4 @@
-"""What can be done with a finished run: test its model, time it, and write it to a file."""
+"""What can be done with a finished run: use its model, test it, time it, and write it to a file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 import fxhash
 from fxhash.errors import CheckpointError, TrainingError
@@ -17,6 +17,70 @@ from fxhash.training.data import ImageData, load_data
 from fxhash.training.folder import load_model, read_configuration, save_model
 from fxhash.training.latency import median_latencies
 from fxhash.training.preprocessing import ReadsBytes
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a finished run made, to be used in a program.
+
+    Attributes:
+        model: maps images of bytes to logits, in eval mode on the CPU; the deployed form of a compressed model.
+        classes: names of the classes, in the order of the logits.
+        channels: of an image.
+        size: height and width of an image.
+    """
+
+    model: nn.Module
+    classes: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]
+
+    def logits(self, images: Tensor) -> Tensor:
+        """What the model says of images.
+
+        Args:
+            images: uint8, of shape `(batch, channels, height, width)`, as they were before training: 0 to 255.
+
+        Returns:
+            Shape `(batch, classes)`.
+
+        Raises:
+            TrainingError: for another type or shape, which a model may take without a word.
+
+        Example:
+            >>> run = load_run(Path("runs/digits"))  # doctest: +SKIP
+            >>> [run.classes[best] for best in run.logits(images).argmax(1)]  # doctest: +SKIP
+            ['3']
+        """
+        shape = (self.channels, *self.size)
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1:] != shape:
+            raise TrainingError(
+                f"images must be a uint8 tensor of shape (batch, {', '.join(map(str, shape))}), not {images.dtype} of "
+                f"shape {tuple(images.shape)}"
+            )
+        with torch.inference_mode():
+            return self.model(images)
+
+
+def load_run(folder: Path, file: Path | None = None) -> FinishedRun:
+    """The model of a finished run, deployed, with the normalization of its images.
+
+    Args:
+        folder: the folder of the run, of which `run.json` and `model.safetensors` are read.
+        file: another file with the model, as exported.
+
+    Raises:
+        TrainingError: if the run is not finished.
+        CheckpointError: if the file can't be read.
+        TargetError: if its model is of a factory that is not trusted, or can't be built.
+    """
+    _, configuration = read_configuration(folder)
+    model = load_model(folder, file)
+    if isinstance(model, fx.GraphModule):
+        model = fxhash.lower_for_deploy(model)
+    reader = ReadsBytes(model, configuration["mean"], configuration["std"]).eval()
+    height, width = configuration["size"]
+    return FinishedRun(reader, tuple(configuration["classes"]), configuration["channels"], (height, width))
 
 
 def evaluate(folder: Path, data: ImageData | None = None, file: Path | None = None) -> dict[str, float]:
@@ -57,7 +121,8 @@ def export(
 ) -> None:
     """Write the model of a finished run to a file: `.safetensors`, or `.onnx` in its deployed form.
 
-    The ONNX model takes normalized images, any number at a time.
+    The ONNX model takes normalized images, any number at a time: bytes over 255, less `mean`, over `std`, as of the
+    run's `run.json`.
 
     Args:
         folder: the folder of the run.

@@ -50,7 +50,7 @@ def load_model(folder: Path, file: Path | None = None) -> nn.Module:
     """
     options, configuration = read_configuration(folder)
     require_trust(network_target(options), folder / CONFIGURATION)
-    if not (folder / MODEL).exists():
+    if file is None and not (folder / MODEL).exists():
         raise TrainingError(f"the run in {str(folder)!r} is not finished: go on with --resume")
     size = (len(configuration["classes"]), configuration["channels"], configuration["size"])
     # Its weights are drawn only to be replaced.

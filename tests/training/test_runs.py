@@ -701,6 +701,28 @@ def test_an_exported_file_in_8_bits(finished, dense_run, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+def test_a_run_in_a_program(finished, dense_run, tmp_path):
+    """Images of bytes in, logits and names of classes out; `run.json` and an exported file are enough."""
+    images, labels = load_data("digits").test_images, load_data("digits").test_labels
+    for folder, form in ((finished, "deployed"), (dense_run, "trained")):
+        loaded = training.load_run(folder)
+        logits = loaded.logits(images)
+        assert (loaded.classes, loaded.channels, loaded.size) == (tuple(map(str, range(10))), 1, (8, 8))
+        right = (logits.argmax(1) == labels).double().mean().item()
+        assert right == pytest.approx(training.evaluate(folder)[form], abs=1e-6)
+    (tmp_path / "run.json").write_bytes((finished / "run.json").read_bytes())
+    with pytest.raises(TrainingError, match="is not finished"):
+        training.load_run(tmp_path)
+    training.export(finished, tmp_path / "small.safetensors", "int8")
+    small = training.load_run(tmp_path, tmp_path / "small.safetensors").logits(images[:5])
+    torch.testing.assert_close(small, training.load_run(finished).logits(images[:5]), rtol=0.2, atol=0.5)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        training.load_run(tmp_path, tmp_path / "none.safetensors")
+    for wrong in (images.float() / 255, images[0], images[:, :, :7], images.expand(-1, 3, -1, -1)):
+        with pytest.raises(TrainingError, match=r"must be a uint8 tensor of shape \(batch, 1, 8, 8\), not torch\."):
+            loaded.logits(wrong)
+
+
 def test_a_dense_run_whose_files_fail(tmp_path):
     folder = tmp_path / "run"
     train(options(None, epochs=1), folder)
