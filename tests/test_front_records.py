@@ -169,6 +169,18 @@ def test_what_the_documents_say_of_the_front_is_recorded():
     assert points["convnext6-width48-patch2-to-29000"].mean < theirs.mean
 
 
+def test_the_sizes_of_files_in_the_rules_of_thumb_are_recorded():
+    import front_table
+
+    sizes = {point.bits: point.size for point in front_table.read_points() if point.network == COMPRESSED}
+    kilobytes = {bits: f"{size / 1e3:.0f} kB" for bits, size in sizes.items()}
+    text = " ".join((ROOT / "docs/guide/choosing.md").read_text().split())
+    integers = (
+        f"of {kilobytes[8]} with factors in 8 bits and all else in 16, and of {kilobytes[4]} with factors in 4 bits"
+    )
+    assert f"A ResNet-20 at 10 % is a file of {kilobytes[32]}, {integers}." in text
+
+
 @pytest.mark.parametrize("kind", ["resnet dense", "resnet compressed"])
 def test_the_recipe_has_the_peak_that_was_best_in_long_runs(kind):
     import front

@@ -59,7 +59,7 @@ def recommend(rows: Sequence[Row], opaque_parts: Sequence[OpaquePart], is_separa
     if relative_latency(best, rows) > 1 + _NOISE:
         ways = "memory_budget=... of lower_for_deploy caches weights"
         if is_separable:
-            ways += ", and separable=False of transform keeps convolutions regular, which is faster and less accurate"
+            ways += ", and separable=False of transform keeps convolutions regular: less accurate, at times faster"
         sentences.append(f"Warning: every compressed form is slower than the dense model here; {ways}.")
     share = sum(part.share for part in opaque_parts)
     if share > _MANY_OPAQUE:

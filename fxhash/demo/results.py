@@ -87,7 +87,7 @@ def standard_error(result: Result, test_images: int) -> float:
 
 
 def conclusion(results: Sequence[Result], test_images: int) -> str:
-    """One sentence on the compressed model that has a narrower rival: what it wins and what it loses.
+    """What the compressed model that has a narrower rival wins, and what it loses.
 
     A difference in accuracy below its standard error counts as none, and so do 5 % of latency.
     """
@@ -99,19 +99,19 @@ def conclusion(results: Sequence[Result], test_images: int) -> str:
     # One of them is better than it, the other is not.
     joint = "but" if -1 in signs and max(signs) > -1 else "and"
     rivals = [result for result in results if result.method in _RIVALS]
-    clauses = [
+    sentences = [
         f"{small.name} is {_accuracy(small, dense, test_images)} dense {joint} "
         f"{_accuracy(small, narrower, test_images)} the narrower network of as many parameters, in a file "
         f"{_smaller(small, dense)} than dense ({_smaller(eight, dense)} with factors in 8 bits)",
-        f"it is {_speed(small, dense, rivals)}",
-        f"its weights take {_of_dense(small, dense)} of the dense memory",
+        f"It is {_speed(small, dense, rivals)}",
+        f"Its weights take {_of_dense(small, dense)} of the dense memory",
     ]
     int8 = by_method.get("int8")
     if int8 is not None:
-        clauses[-1] += f", those of int8 {_of_dense(int8, dense)}"
+        sentences[-1] += f", those of int8 {_of_dense(int8, dense)}"
         accuracy = _accuracy(int8, small, test_images)
-        clauses.append(f"int8 is {accuracy} {small.name}, in a file {_smaller(int8, dense)} than dense")
-    return f"{'; '.join(clauses)}."
+        sentences.append(f"In 8 bits alone, dense is {accuracy} {small.name}, in a file {_smaller(int8, dense)}")
+    return f"{'. '.join(sentences)}."
 
 
 def _accuracy(one: Result, other: Result, test_images: int) -> str:

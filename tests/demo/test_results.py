@@ -35,11 +35,11 @@ def sentence(**changes: Result) -> str:
 def test_the_sentence() -> None:
     assert conclusion(ALL, TEST_IMAGES) == (
         "fxhash 10 % is as accurate as dense and 0.9 points more accurate than the narrower network of as many "
-        "parameters, in a file 8.0 times smaller than dense (16 times smaller with factors in 8 bits); "
-        "it is faster than dense (0.90 of its latency), "
-        "slower than dense, folded (0.70), dense, width 5 (0.70) and int8 (0.80); "
-        "its weights take 60% of the dense memory, those of int8 25%; "
-        "int8 is as accurate as fxhash 10 %, in a file 3.1 times smaller than dense."
+        "parameters, in a file 8.0 times smaller than dense (16 times smaller with factors in 8 bits). "
+        "It is faster than dense (0.90 of its latency), "
+        "slower than dense, folded (0.70), dense, width 5 (0.70) and int8 (0.80). "
+        "Its weights take 60% of the dense memory, those of int8 25%. "
+        "In 8 bits alone, dense is as accurate as fxhash 10 %, in a file 3.1 times smaller."
     )
 
 
@@ -47,8 +47,8 @@ def test_what_is_lost_is_said() -> None:
     text = sentence(fxhash=replace(SMALL, accuracy=0.95, ratio=1.5, file_bytes=2_000_000))
     assert "is 2.5 points less accurate than dense and 1.5 points less accurate than the narrower network" in text
     assert "in a file 2.0 times larger than dense" in text
-    assert "it is slower than dense (1.50 of its latency), slower than" in text
-    assert "int8 is 2.4 points more accurate than fxhash 10 %" in text
+    assert "It is slower than dense (1.50 of its latency), slower than" in text
+    assert "In 8 bits alone, dense is 2.4 points more accurate than fxhash 10 %" in text
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,15 @@ def test_accuracies_within_their_error_are_equal(dense: float, narrower: float, 
 )
 def test_five_per_cent_of_latency_are_noise(ratio: float, word: str) -> None:
     text = sentence(fxhash=replace(SMALL, ratio=ratio), folded=replace(FOLDED, ratio=1.2))
-    assert f"it is {word} dense ({ratio:.2f} of its latency)" in text
+    assert f"It is {word} dense ({ratio:.2f} of its latency)" in text
     assert "faster than dense, folded (1.20)" in text
 
 
 def test_without_int8() -> None:
     text = conclusion([each for each in ALL if each is not INT8], TEST_IMAGES)
     assert "int8" not in text
-    assert text.endswith("its weights take 60% of the dense memory.")
+    assert "8 bits alone" not in text
+    assert text.endswith("Its weights take 60% of the dense memory.")
 
 
 def test_nothing_is_cut_off_at_80_columns() -> None:
