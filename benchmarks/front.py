@@ -129,14 +129,17 @@ class Run:
     image_size: int = IMAGE_SIZE
 
     @property
+    def stage(self) -> str:
+        """`"pilot"`, `"peak"` or `"run"`."""
+        if self.epochs == PILOT_EPOCHS:
+            return "pilot"
+        return "run" if self.image_size == IMAGE_SIZE else "peak"
+
+    @property
     def name(self) -> str:
         """Of its folder and its row."""
-        setting = self.setting.label.replace(" ", "-")
-        if self.epochs == PILOT_EPOCHS:
-            return f"pilot-{self.network.label}-{setting}-{self.seed}"
-        if self.image_size == SMALL_IMAGE_SIZE:
-            return f"peak-{self.network.label}-{setting}-{self.seed}"
-        return f"run-{self.network.label}-{self.seed}"
+        setting = [] if self.stage == "run" else [self.setting.label.replace(" ", "-")]
+        return "-".join([self.stage, self.network.label, *setting, str(self.seed)])
 
 
 Rows = Mapping[str, Mapping[str, str]]
@@ -152,12 +155,11 @@ def plan(rows: Rows) -> Iterator[Run]:
         yield from pilots_of(network, rows)
     for network in PEAKS:
         yield from peaks_of(network, rows)
-    compressed_resnet, dense_resnet = RESNETS
-    yield from runs_of([compressed_resnet], (0, *FURTHER_SEEDS), rows)
+    yield from runs_of([network for network in RESNETS if network.parameters], (0, *FURTHER_SEEDS), rows)
     for dense, compressed in CONTENDERS.values():
         yield from runs_of((*dense, *compressed), (0,), rows)
         yield from runs_of([*best_of(dense, rows), *best_of(compressed, rows)], FURTHER_SEEDS, rows)
-    yield from runs_of([dense_resnet], (0, *FURTHER_SEEDS), rows)
+    yield from runs_of([network for network in RESNETS if not network.parameters], (0, *FURTHER_SEEDS), rows)
 
 
 def pilots_of(network: Network, rows: Rows) -> list[Run]:
@@ -190,8 +192,8 @@ def peaks_of(network: Network, rows: Rows) -> list[Run]:
 
 
 def best_pilot(pilots: Sequence[Run], rows: Rows) -> Run | None:
-    """The best of some pilots; None until all are finished."""
-    if any(pilot.name not in rows for pilot in pilots):
+    """The best of some pilots; None if there are none, and until all are finished."""
+    if not pilots or any(pilot.name not in rows for pilot in pilots):
         return None
     return max(pilots, key=lambda pilot: accuracy(rows, pilot))
 
@@ -283,10 +285,9 @@ def train(run: Run, folder: Path, arguments: argparse.Namespace) -> bool:
 
 def options_of(run: Run, arguments: argparse.Namespace) -> list[str]:
     """The options of `fxhash train`."""
-    is_pilot = run.epochs == PILOT_EPOCHS
     given = {
         "model": run.network.model,
-        "data": arguments.pilots if is_pilot else arguments.data,
+        "data": arguments.pilots if run.stage == "pilot" else arguments.data,
         "recipe": "small-images-adamw",
         "epochs": run.epochs,
         "seed": run.seed,

@@ -150,7 +150,7 @@ def all_finished(accuracy_of):
 
 
 def test_the_plan_of_the_front():
-    """Equal pilots for each kind of network, one run of each network, and more seeds of the best."""
+    """Equal pilots for each kind of network, long ones too, one run of each network, and more seeds of the best."""
     import front
 
     first = list(front.plan({}))
@@ -158,14 +158,16 @@ def test_the_plan_of_the_front():
     assert {run.epochs for run in first} == {front.PILOT_EPOCHS}
     rows, runs = all_finished(lambda run: 0.5 + 0.1 * (run.network.model == "convnext6"))
     assert len({run.name for run in runs}) == len(runs) == len(rows)
-    pilots = [run for run in runs if run.epochs == front.PILOT_EPOCHS]
+    pilots, peaks = ([run for run in runs if run.stage == stage] for stage in ("pilot", "peak"))
     assert runs[: len(pilots)] == pilots
+    for network in front.PEAKS:
+        assert len([run for run in peaks if run.network == network]) == 3 + 1
     for network in front.PILOTS:
         assert len([run for run in pilots if run.network == network]) == len(front.RATES) + 8
-    assert len(runs) == len(pilots) + 7 + 4 * 2 + 1 + 2 * 2
+    assert len(runs) == len(pilots + peaks) + 7 + 4 * 2 + 1 + 2 * 2
     for networks in (each for kinds in front.CONTENDERS.values() for each in kinds):
         best = max(networks, key=lambda network: network.model == "convnext6")
-        assert [run.seed for run in runs if run.network == best and run.epochs == front.EPOCHS] == [0, 1, 2]
+        assert [run.seed for run in runs if run.network == best and run.stage == "run"] == [0, 1, 2]
 
 
 def test_a_recipe_of_the_front_follows_its_own_pilots():
@@ -183,10 +185,10 @@ def test_a_recipe_of_the_front_follows_its_own_pilots():
     assert front.chosen_setting("convnext compressed", rows).label == "adamw 0.04"
     assert front.chosen_setting("convnext compressed", {}) is None
     for run in runs:
-        if run.epochs == front.EPOCHS:
+        if run.stage == "run":
             expected = dense if run.network.kind.endswith("dense") else compressed
             assert run.setting.label == expected.label
-    (run, *_) = (run for run in runs if run.setting == dense and run.epochs == front.EPOCHS)
+    (run, *_) = (run for run in runs if run.setting == dense and run.stage == "run")
     options = front.options_of(run, argparse.Namespace(data="all", pilots="third", precision="bf16"))
     assert options[options.index("--batch-size") + 1] == "64"
 
@@ -247,6 +249,7 @@ def test_the_front_begins_runs_and_goes_on_with_them(ends, error, count, tmp_pat
         (folder / "metrics.csv").write_text("epoch,seconds\n1,60\n")
 
     monkeypatch.setattr(front, "PILOTS", front.PILOTS[:1])
+    monkeypatch.setattr(front, "PEAKS", ())
     monkeypatch.setattr(front, "CONTENDERS", {})
     monkeypatch.setattr(front, "RESNETS", ())
     monkeypatch.setattr(subprocess, "run", run)
