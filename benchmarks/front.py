@@ -212,18 +212,21 @@ def chosen_setting(kind: str, rows: Rows) -> Setting | None:
 
     None until all are finished.
     """
-    best = None
     for network in PEAKS:
         if network.kind == kind:
-            best = best_pilot(peaks_of(network, rows), rows)
-            return None if best is None else best.setting
+            return best_setting(peaks_of(network, rows), rows)
     return setting_of_pilots(kind, rows)
 
 
 def setting_of_pilots(kind: str, rows: Rows) -> Setting | None:
     """The best setting of the pilots of a kind of network; None until all are finished."""
     (network,) = (network for network in PILOTS if network.kind == kind)
-    best = best_pilot(pilots_of(network, rows), rows)
+    return best_setting(pilots_of(network, rows), rows)
+
+
+def best_setting(pilots: Sequence[Run], rows: Rows) -> Setting | None:
+    """That of the best of some pilots; None if there are none, and until all are finished."""
+    best = best_pilot(pilots, rows)
     return None if best is None else best.setting
 
 

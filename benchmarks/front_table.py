@@ -114,10 +114,9 @@ def of_parameters(results: Path = RESULTS) -> Iterator[str]:
     yield "|--:|---|---|--:|--:|---|"
     points = [point for point in read_points(results) if point.bits == 32]
     for point in sorted(points, key=lambda point: (-size_class(point), -point.mean)):
-        kind = "**fxhash**" if point.is_compressed else "dense"
         yield (
-            f"| {point.parameters:,} | {point.title} | {kind} | {point.accuracy} | {len(point.accuracies)} "
-            f"| {setting_title(point.setting)} |"
+            f"| {point.parameters:,} | {point.title} | {form_title(point.kind)} | {point.accuracy} "
+            f"| {len(point.accuracies)} | {setting_title(point.setting)} |"
         )
 
 
@@ -154,10 +153,9 @@ def of_bytes(results: Path = RESULTS) -> Iterator[str]:
     yield "| network | | 32 bits: kB | accuracy, % | 8 bits: kB | accuracy, % | 4 bits: kB | accuracy, % |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|"
     for forms in sorted(by_network.values(), key=lambda forms: (-size_class(forms[32]), -forms[32].mean)):
-        kind = "**fxhash**" if forms[32].is_compressed else "dense"
         in_order = [forms[bits] for bits in sorted(forms, reverse=True)]
         cells = [cell for form in in_order for cell in (f"{form.size / 1e3:.1f}", form.accuracy)]
-        yield f"| {forms[32].title} | {kind} | {' | '.join(cells)} |"
+        yield f"| {forms[32].title} | {form_title(forms[32].kind)} | {' | '.join(cells)} |"
 
 
 def of_pilots(results: Path = RESULTS) -> Iterator[str]:
@@ -183,9 +181,8 @@ def of_peaks(results: Path = RESULTS) -> Iterator[str]:
     yield "|---|---|---|--:|"
     rows = rows_of("peak", results)
     for network in PEAKS:
-        kind = "**fxhash**" if network.parameters else "dense"
         for setting, cell in cells_of(rows.values(), network).items():
-            yield f"| {title(network.label)} | {kind} | {setting_title(setting)} | {cell} |"
+            yield f"| {title(network.label)} | {form_title(network.kind)} | {setting_title(setting)} | {cell} |"
 
 
 def cells_of(rows: Iterable[Mapping[str, str]], network: Network) -> dict[str, str]:
@@ -194,6 +191,11 @@ def cells_of(rows: Iterable[Mapping[str, str]], network: Network) -> dict[str, s
     best = max(accuracies.values(), default=0.0)
     shown = {name: f"{100 * accuracy:.1f}" if accuracy else "diverged" for name, accuracy in accuracies.items()}
     return {name: f"**{cell}**" if accuracies[name] == best else cell for name, cell in shown.items()}
+
+
+def form_title(kind: str) -> str:
+    """Whether a kind of network is ours, in a cell."""
+    return "**fxhash**" if kind.endswith("compressed") else "dense"
 
 
 def kind_title(kind: str) -> str:
