@@ -52,6 +52,13 @@ def export(
         str | None,
         typer.Option(help="Store all but factors as bfloat16 or float16 (.safetensors alone); as they are if omitted."),
     ] = None,
+    fold_batch_norms: Annotated[
+        bool,
+        typer.Option(
+            "--fold-batch-norms",
+            help="Store batch norms in half of their bytes, for a model that is only evaluated (.safetensors alone).",
+        ),
+    ] = False,
     runtime: Annotated[
         Path | None,
         typer.Option(
@@ -76,15 +83,16 @@ def export(
         )
     if not as_page and (runtime is not None or webgpu):
         raise UsageError("--runtime and --webgpu are for a page: give a folder such as 'page/', or omit them")
-    if as_page and dense_dtype is not None:
-        raise UsageError("--dense-dtype is for a .safetensors file: omit it for a page")
+    for name, value in {"--dense-dtype": dense_dtype, "--fold-batch-norms": fold_batch_norms}.items():
+        if as_page and value:
+            raise UsageError(f"{name} is for a .safetensors file: omit it for a page")
     with needs_extra("train"):
         from fxhash.training import export, export_site
     with trusting(trust or ()):
         if as_page:
             export_site(run, path, dtype, runtime=runtime, webgpu=webgpu)
         else:
-            export(run, path, dtype, dense_dtype)
+            export(run, path, dtype, dense_dtype, fold_batch_norms)
     if not as_page:
         print(f"{output}: {path.stat().st_size:,} bytes")
         return

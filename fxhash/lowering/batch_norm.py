@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import reduce
 from operator import attrgetter
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxhash.capture.leaf_modules import TrainingFlag
+from fxhash.errors import TransformError
 from fxhash.graph.arguments import all_arguments
 from fxhash.graph.layers import CONVOLUTIONS
 
@@ -89,20 +92,39 @@ def foldable_norm(graph_module: fx.GraphModule, convolution: fx.Node) -> FoundNo
 
 
 def _of_module(node: fx.Node, norm: nn.Module, convolution_bias: Tensor | None) -> FoundNorm | None:
-    # Some norms of others' do more, such as those of timm, which end in an activation.
-    plain = {nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward}
-    if (
-        not isinstance(norm, nn.modules.batchnorm._BatchNorm)
-        or type(norm).forward not in plain
-        or "forward" in vars(norm)
-        or norm.training
-        or norm.running_mean is None
-        or norm.running_var is None
-        or norm._forward_hooks
-        or norm._forward_pre_hooks
-    ):
+    if not is_plain_norm(norm) or norm.training:
         return None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     return FoundNorm(node, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps, convolution_bias)
+
+
+def is_plain_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Whether a module is a batch norm with statistics that does nothing else, and has no hook but `evaluated_only`."""
+    # Some norms of others' do more, such as those of timm, which end in an activation.
+    plain = {_BatchNorm.forward, nn.SyncBatchNorm.forward}
+    return (
+        isinstance(module, _BatchNorm)
+        and type(module).forward in plain
+        and "forward" not in vars(module)
+        and module.running_mean is not None
+        and module.running_var is not None
+        and not module._forward_hooks
+        and all(hook is evaluated_only for hook in module._forward_pre_hooks.values())
+    )
+
+
+def evaluated_only(norm: nn.Module, inputs: object) -> None:
+    """Forward pre-hook of a batch norm whose statistics lie in its weight and bias, so that it can't be trained.
+
+    Raises:
+        TransformError: if the norm is in training mode.
+    """
+    if norm.training:
+        raise TransformError(
+            "the batch norms of this model come from a file that was saved with fold_batch_norms=True, so it can only "
+            "be evaluated: call .eval() first, or save the model without it to go on with training"
+        )
 
 
 def _of_function(

@@ -34,6 +34,7 @@ from fxhash.storage.contents import (
 )
 from fxhash.storage.factory import Factory, check_trust, stated_factory
 from fxhash.storage.fit import check_parameters, check_submodules, check_tensors
+from fxhash.storage.folded_norms import completed, fold, refuse_training
 from fxhash.storage.model_file import StoredModel, pack, unpack
 from fxhash.storage.paths import PathLike, read_path, read_target
 from fxhash.storage.plans import plans_from_json, plans_to_json
@@ -57,6 +58,7 @@ def save(
     *,
     dtype: torch.dtype | str | None = None,
     dense_dtype: torch.dtype | str | None = None,
+    fold_batch_norms: bool = False,
     allow_nan: bool = False,
     factory: str | None = None,
     arguments: Mapping[str, Any] | None = None,
@@ -75,6 +77,9 @@ def save(
             bit for bit. The file of integers has one tensor of bytes, which `load` takes apart.
         dense_dtype: type to store all else in that has a wider floating-point type, such as biases and batch norms:
             `"bfloat16"` or `"float16"`; `load` gives rounded values. As it is if omitted, bit for bit.
+        fold_batch_norms: whether to store batch norms as a scale and a bias for each channel, without their statistics:
+            half of their bytes. `load` gives a model that computes the same in eval mode, up to rounding, and that
+            can't be trained. Norms that the model does not call as modules of PyTorch's own classes stay as they are.
         allow_nan: whether to store a model that holds NaN, or infinity where values are trained, which is refused
             otherwise. Buffers and frozen parameters may hold infinities, as masks do.
         factory: the function or class that builds the original model, as `"package.module:function"`, so that `load`
@@ -89,7 +94,7 @@ def save(
         CheckpointError: if it has no values yet, they are NaN or infinite, a type can't hold them, or the file can't
             be written.
     """
-    content = file_of(gm, dtype, dense_dtype, allow_nan, stated_factory(factory, arguments))
+    content = file_of(gm, dtype, dense_dtype, fold_batch_norms, allow_nan, stated_factory(factory, arguments))
     target = read_target(path)
     try:
         with replacing(target) as temporary:
@@ -102,11 +107,13 @@ def file_of(
     gm: nn.Module,
     dtype: torch.dtype | str | None,
     dense_dtype: torch.dtype | str | None,
+    fold_batch_norms: bool,
     allow_nan: bool,
     factory: Factory | None,
 ) -> bytes:
     """The bytes of the file that `save` writes; its arguments are those of `save`."""
     check_flag("allow_nan", allow_nan)
+    check_flag("fold_batch_norms", fold_batch_norms)
     dtype = None if dtype is None else read_storage_dtype(dtype)
     dense_dtype = None if dense_dtype is None else read_dense_dtype(dense_dtype)
     gm = unwrapped(gm)
@@ -128,10 +135,11 @@ def file_of(
             raise CheckpointError(
                 f"{wrong}, so nothing is written: fxhash.save(..., allow_nan=True) stores it as it is"
             )
+    tensors = fold(tensors, gm, parts, fold_batch_norms)
     if dtype is not None:
         tensors = quantized(tensors, factor_rows(parts), dtype)
     if dense_dtype is not None:
-        tensors = narrowed(tensors, names_outside_generators(gm, parts), dense_dtype)
+        tensors = narrowed(tensors, names_outside_generators(gm, parts) & tensors.keys(), dense_dtype)
     is_small = bits_of(dtype) is not None
     return pack(text, tensors, "" if factory is None else factory.to_json(), is_small)
 
@@ -165,6 +173,7 @@ def load(
 
     Returns:
         The transformed model (a `GraphModule`), or the model that holds some, on the device and in the mode of `model`.
+        From a file of folded batch norms it computes in eval mode alone.
 
     Raises:
         CheckpointError: if the file can't be read, is damaged, doesn't fit the model, or holds NaN; the message names
@@ -186,10 +195,13 @@ def load(
     gm = _rebuild(dense, plans, path, capture, example_inputs)
     parts = transformed_parts(gm)
     dense_names = names_outside_generators(gm, parts)
-    check_tensors(expected_tensors(gm), stored.tensors, factor_rows(parts), dense_names, path)
+    expected = expected_tensors(gm)
+    tensors, folded_norms = completed(stored.tensors, expected)
+    check_tensors(expected, tensors, factor_rows(parts), dense_names, path)
+    refuse_training(gm, folded_norms, path)
     devices = {name: _device_of(dense.get_submodule(name), plans[name]) for name in parts}
-    fill_generators(parts, stored.tensors, devices, path)
-    fill_others(gm, parts, stored.tensors)
+    fill_generators(parts, tensors, devices, path)
+    fill_others(gm, parts, tensors)
     for name, buffer in gm.named_buffers():
         if buffer.is_meta and buffer.numel():
             raise CheckpointError(

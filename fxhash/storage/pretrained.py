@@ -37,6 +37,7 @@ def save_pretrained(
     *,
     dtype: torch.dtype | str | None = None,
     dense_dtype: torch.dtype | str | None = None,
+    fold_batch_norms: bool = False,
     allow_nan: bool = False,
     factory: str | None = None,
     arguments: Mapping[str, Any] | None = None,
@@ -48,6 +49,7 @@ def save_pretrained(
         folder: where to write; it is made if need be, and files of the same names in it are replaced.
         dtype: as of `save`.
         dense_dtype: as of `save`.
+        fold_batch_norms: as of `save`.
         allow_nan: as of `save`.
         factory: as of `save`; also in `config.json`.
         arguments: as of `save`; also in `config.json`.
@@ -58,7 +60,7 @@ def save_pretrained(
         CheckpointError: as of `save`, or if the folder can't be made.
     """
     named = stated_factory(factory, arguments)
-    content = file_of(gm, dtype, dense_dtype, allow_nan, named)
+    content = file_of(gm, dtype, dense_dtype, fold_batch_norms, allow_nan, named)
     config = {"format": _FORMAT, "fxhash_version": __version__, **_described(named)}
     target = read_path(folder)
     try:

@@ -118,6 +118,7 @@ def export(
     path: Path,
     dtype: torch.dtype | str | None = None,
     dense_dtype: torch.dtype | str | None = None,
+    fold_batch_norms: bool = False,
 ) -> None:
     """Write the model of a finished run to a file: `.safetensors`, or `.onnx` in its deployed form.
 
@@ -129,30 +130,33 @@ def export(
         path: the file.
         dtype: type to store the factors in, as of `fxhash.save` or `fxhash.export_onnx`.
         dense_dtype: type to store all else in, as of `fxhash.save`.
+        fold_batch_norms: as of `fxhash.save`.
 
     Raises:
-        TrainingError: if the run is not finished, for another kind of file, for a `dtype` without factors, or a
-            `dense_dtype` of an ONNX file.
+        TrainingError: if the run is not finished, for another kind of file, for any of these of a dense model, or
+            `dense_dtype` or `fold_batch_norms` of an ONNX file.
         PlanError: for a type that can't be stored.
         CheckpointError: if the file can't be written.
     """
     if path.suffix not in (".safetensors", ".onnx"):
         raise TrainingError(f"{str(path)!r} is neither a .safetensors nor an .onnx file: the file extension decides")
     model = load_model(folder)
-    if dense_dtype is not None:
-        if path.suffix == ".onnx":
-            raise TrainingError("dense_dtype is for a .safetensors file: omit it")
-        dense_dtype = read_dense_dtype(dense_dtype)
+    given = {"dtype": dtype, "dense_dtype": dense_dtype, "fold_batch_norms": fold_batch_norms or None}
+    asked = [name for name, value in given.items() if value is not None]
+    if path.suffix == ".onnx" and asked and asked != ["dtype"]:
+        raise TrainingError(f"{asked[-1]}=... is for a .safetensors file: omit it")
     if dtype is not None:
         dtype = read_storage_dtype(dtype) if path.suffix == ".safetensors" else read_onnx_dtype(dtype)
-    if (dtype or dense_dtype) and not isinstance(model, fx.GraphModule):
+    if dense_dtype is not None:
+        dense_dtype = read_dense_dtype(dense_dtype)
+    if asked and not isinstance(model, fx.GraphModule):
         raise TrainingError(
-            f"the run in {str(folder)!r} is of the dense model, which has no factors to store in "
-            f"{dtype or dense_dtype}: omit {'dtype' if dtype else 'dense_dtype'}=..."
+            f"the run in {str(folder)!r} is of the dense model, which has no factors: omit "
+            + " and ".join(f"{name}=..." for name in asked)
         )
     if path.suffix == ".safetensors":
         try:
-            save_model(model, path, dtype, dense_dtype)
+            save_model(model, path, dtype, dense_dtype, fold_batch_norms)
         except OSError as error:
             raise CheckpointError(f"{path} can't be written: {error}") from error
         return

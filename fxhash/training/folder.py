@@ -181,7 +181,11 @@ def network_target(options: RunOptions) -> Target:
 
 
 def save_model(
-    model: nn.Module, path: Path, dtype: torch.dtype | None = None, dense_dtype: torch.dtype | None = None
+    model: nn.Module,
+    path: Path,
+    dtype: torch.dtype | None = None,
+    dense_dtype: torch.dtype | None = None,
+    fold_batch_norms: bool = False,
 ) -> None:
     """Write a model, dense or transformed, to a `.safetensors` file, which is complete or not there.
 
@@ -190,6 +194,7 @@ def save_model(
         path: the file.
         dtype: type to store factors in, as of `fxhash.save`; a dense model has none.
         dense_dtype: type to store all else in, as of `fxhash.save`; not for a dense model.
+        fold_batch_norms: as of `fxhash.save`; not for a dense model.
 
     Raises:
         CheckpointError: if a type can't hold the values.
@@ -197,7 +202,7 @@ def save_model(
     """
     try:
         if isinstance(model, fx.GraphModule):
-            fxhash.save(model, path, dtype=dtype, dense_dtype=dense_dtype)
+            fxhash.save(model, path, dtype=dtype, dense_dtype=dense_dtype, fold_batch_norms=fold_batch_norms)
         else:
             with replacing(path) as temporary:
                 safetensors.torch.save_model(model, str(temporary))

@@ -675,15 +675,17 @@ def test_an_exported_file_in_8_bits(finished, dense_run, tmp_path):
     with pytest.raises(PlanError, match=r"no type to store factors in an ONNX file in: give one of torch\.float16"):
         training.export(finished, tmp_path / "model.onnx", torch.bfloat16)
     assert not (tmp_path / "model.onnx").exists()
-    with pytest.raises(TrainingError, match=r"is of the dense model, which has no factors to store in torch\.int8"):
+    with pytest.raises(TrainingError, match=r"is of the dense model, which has no factors: omit dtype"):
         training.export(dense_run, small, torch.int8)
     result = run_command("export", str(dense_run), str(tmp_path / "dense.safetensors"), "--dtype", "int8")
-    line = f"the run in {str(dense_run)!r} is of the dense model, which has no factors to store in torch.int8: "
+    line = f"the run in {str(dense_run)!r} is of the dense model, which has no factors: "
     assert_one_line(result, f"{line}omit --dtype", status=1)
-    with pytest.raises(TrainingError, match=r"no factors to store in torch\.float16: omit dense_dtype"):
-        training.export(dense_run, small, dense_dtype="float16")
-    with pytest.raises(TrainingError, match=r"dense_dtype is for a \.safetensors file"):
-        training.export(finished, tmp_path / "model.onnx", dense_dtype="float16")
+    for option in ({"dense_dtype": "float16"}, {"fold_batch_norms": True}):
+        (name,) = option
+        with pytest.raises(TrainingError, match=rf"which has no factors: omit {name}"):
+            training.export(dense_run, small, **option)
+        with pytest.raises(TrainingError, match=rf"{name}=\.\.\. is for a \.safetensors file"):
+            training.export(finished, tmp_path / "model.onnx", **option)
     sizes = [len(before)]
     for dense_dtype in ("bfloat16", "float32"):
         options = ["--dtype", "int8", "--dense-dtype", dense_dtype]
@@ -692,8 +694,9 @@ def test_an_exported_file_in_8_bits(finished, dense_run, tmp_path):
     assert sizes[1] == sizes[2] < sizes[0]
     assert result.stderr.startswith("fxhash: error: --dense-dtype 'float32' is no type to store all but factors in")
     assert training.evaluate(finished, file=small)["deployed"] == pytest.approx(accuracies["deployed"], abs=0.03)
-    result = run_command("export", str(finished), f"{tmp_path / 'page'}/", "--dense-dtype", "float16")
-    assert_one_line(result, "--dense-dtype is for a .safetensors file: omit it for a page", status=2)
+    for option in (["--dense-dtype", "float16"], ["--fold-batch-norms"]):
+        result = run_command("export", str(finished), f"{tmp_path / 'page'}/", *option)
+        assert_one_line(result, f"{option[0]} is for a .safetensors file: omit it for a page", status=2)
     result = run_command("export", str(finished), str(tmp_path / "small.safetensors"), "--dtype", "int9")
     assert result.stderr.startswith(
         "fxhash: error: --dtype 'int9' is no type to store factors in: give one of torch.bf"
