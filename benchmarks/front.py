@@ -73,11 +73,13 @@ class Network:
         model: its name.
         options: of the zoo.
         parameters: to which it is compressed; 0 for the dense one.
+        bits: in which its factors are trained; 32 for floating point.
     """
 
     model: str
     options: Mapping[str, int] = field(default_factory=dict, hash=False)
     parameters: int = 0
+    bits: int = 32
 
     @property
     def kind(self) -> str:
@@ -86,9 +88,10 @@ class Network:
 
     @property
     def label(self) -> str:
-        """Such as `"resnet20"`, or `"convnext6-width48-patch2-to-29000"`."""
+        """Such as `"resnet20"`, `"convnext6-width48-patch2-to-29000"`, or `"resnet20-to-25800-4-bits"`."""
         options = [f"{name}{value}" for name, value in self.options.items()]
-        return "-".join([self.model, *options, *(["to", str(self.parameters)] if self.parameters else [])])
+        size = ["to", str(self.parameters)] if self.parameters else []
+        return "-".join([self.model, *options, *size, *([str(self.bits), "bits"] if self.bits < 32 else [])])
 
 
 def convnext(width: int, patch: int = 2, parameters: int = 0) -> Network:
@@ -96,9 +99,9 @@ def convnext(width: int, patch: int = 2, parameters: int = 0) -> Network:
     return Network("convnext6", {"width": width, "patch": patch}, parameters)
 
 
-def resnet(depth: int, width: int = 16, parameters: int = 0) -> Network:
+def resnet(depth: int, width: int = 16, parameters: int = 0, bits: int = 32) -> Network:
     """A residual network; 16 is the paper's width."""
-    return Network(f"resnet{depth}", {"width": width}, parameters)
+    return Network(f"resnet{depth}", {"width": width}, parameters, bits)
 
 
 SMALL, LARGE = 29_000, 97_500
@@ -108,10 +111,13 @@ PILOTS = (resnet(20), resnet(20, parameters=26_972), convnext(24), convnext(48, 
 PEAKS = (resnet(8, 10), resnet(20, parameters=26_972), convnext(24))
 # Peaks over the one that short pilots chose.
 FRACTIONS = {"adamw": (1.0, 0.5, 0.25), "sgd": (1.0, 0.3, 0.1)}
-# At each size dense ones and compressed ones, in the order of how long they take.
+# At each size dense ones and compressed ones, in the order of how long they take. The sizes of files are those of
+# factors that are trained in 4 bits, and of dense ones that are rounded to 4 bits.
 CONTENDERS: dict[str, tuple[tuple[Network, ...], tuple[Network, ...]]] = {
     "small": ((resnet(8, 10), convnext(24)), (resnet(20, parameters=26_972), convnext(48, parameters=SMALL))),
+    "20 kB": ((convnext(24),), (resnet(20, parameters=25_800, bits=4),)),
     "large": ((resnet(20, 10), convnext(48)), (resnet(20, 32, LARGE),)),
+    "50 kB": ((convnext(48),), (resnet(20, parameters=76_000, bits=4),)),
 }
 # What others compare with, with all seeds whether or not it is the best.
 RESNETS = (resnet(20, parameters=26_972), resnet(20))
@@ -303,6 +309,8 @@ def options_of(run: Run, arguments: argparse.Namespace) -> list[str]:
     }
     if run.network.parameters:
         given["compress"] = compress_of(run.network)
+    if run.network.bits < 32:
+        given["factor-bits"] = run.network.bits
     options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     for name, value in run.network.options.items():
         options += ["--model-option", f"{name}={value}"]

@@ -2,10 +2,10 @@
 
     python benchmarks/front_bytes.py --data imagefolder:DIR --runs DIR
 
-Rounded after training, in rows that have a step each. Compressed networks are files of `fxhash.save`, with all that is
-in them. Of dense ones only the numbers count: weights and steps, one bias for each batch norm that a convolution takes
-in, and whatever else is trained. What is not rounded has 16 bits in both, where there are 8 or 4. A dense file would be
-somewhat larger than it is said to be.
+Rounded after training, in rows that have a step each; or trained in so many bits, where a run says so. Compressed
+networks are files of `fxhash.save` with folded batch norms, with all that is in them. Of dense ones only the numbers
+count: weights and steps, one bias for each batch norm that a convolution takes in, and whatever else is trained. What
+is not rounded has 16 bits in both, where there are 8 or 4. A dense file would be somewhat larger than it is said to be.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fxhash.smh.factor_bits import FactorBits, dequantize, quantize
 from fxhash.training import evaluate, export
 from fxhash.training.data import ImageData, load_data
-from fxhash.training.folder import load_model
+from fxhash.training.folder import load_model, read_configuration
 
 BITS = (32, 8, 4)
 # Types of factors and of all else.
@@ -43,7 +43,7 @@ def main() -> None:
     data = load_data(arguments.data, Path("data"), False, None)
     known = read_rows(arguments.output)
     for folder in sorted(arguments.runs.glob("run-*")):
-        if f"{folder.name}-{BITS[-1]}" not in known and (folder / "result.json").exists():
+        if not any(f"{folder.name}-{bits}" in known for bits in BITS) and (folder / "result.json").exists():
             for row in rows_of(folder, data):
                 write_row(arguments.output, row)
                 print(row, flush=True)
@@ -51,12 +51,14 @@ def main() -> None:
 
 def rows_of(folder: Path, data: ImageData) -> Iterator[dict[str, object]]:
     """Bytes and accuracy of a finished run in each number of bits."""
-    for bits in BITS:
+    options, _ = read_configuration(folder)
+    trained = options.recipe.factor_bits
+    for bits in BITS if trained == 32 else (trained,):
         model = load_model(folder)
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.safetensors"
             if isinstance(model, torch.fx.GraphModule):
-                export(folder, path, *STORAGE[bits])
+                export(folder, path, *STORAGE[bits], fold_batch_norms=True)
                 size = path.stat().st_size
             else:
                 size = dense_bytes(model, bits)

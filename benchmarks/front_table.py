@@ -78,9 +78,11 @@ def read_points(results: Path = RESULTS) -> list[Point]:
     points = []
     for network, names in by_network.items():
         first = runs[names[0]]
-        for bits in (32, 8, 4):
+        # Those that are trained in few bits are points of these alone.
+        trained_bits = int(found[-1]) if (found := re.findall(r"-(\d+)-bits$", network)) else 32
+        for bits in (32, 8, 4) if trained_bits == 32 else (trained_bits,):
             rounded = [files[f"{name}-{bits}"] for name in names if f"{name}-{bits}" in files]
-            chosen = [runs[name] for name in names] if bits == 32 else rounded
+            chosen = [runs[name] for name in names] if bits == trained_bits else rounded
             if chosen:
                 accuracies = tuple(100 * float(row["test_accuracy"]) for row in chosen)
                 size = int(rounded[0]["bytes"]) if rounded else 0
@@ -100,12 +102,13 @@ def rows_of(stage: str, results: Path = RESULTS) -> dict[str, dict[str, str]]:
 
 def title(network: str) -> str:
     """The label of a network in words."""
-    found = re.fullmatch(r"([a-z]+)(\d+)-width(\d+)(?:-patch2)?(?:-to-(\d+))?", network)
+    found = re.fullmatch(r"([a-z]+)(\d+)-width(\d+)(?:-patch2)?(?:-to-(\d+))?(?:-(\d+)-bits)?", network)
     assert found is not None, network
-    family, depth, width, parameters = found.groups()
+    family, depth, width, parameters, bits = found.groups()
     name = f"ResNet-{depth}" if family == "resnet" else f"`convnext{depth}`"
     name += "" if (family, width) == ("resnet", "16") else f" of width {width}"
-    return f"{name}, compressed" if parameters else name
+    name += f", compressed to {int(parameters):,} in {bits} bits" if bits else ", compressed" if parameters else ""
+    return name
 
 
 def of_parameters(results: Path = RESULTS) -> Iterator[str]:
@@ -152,10 +155,13 @@ def of_bytes(results: Path = RESULTS) -> Iterator[str]:
         by_network.setdefault(point.network, {})[point.bits] = point
     yield "| network | | 32 bits: kB | accuracy, % | 8 bits: kB | accuracy, % | 4 bits: kB | accuracy, % |"
     yield "|---|---|--:|--:|--:|--:|--:|--:|"
-    for forms in sorted(by_network.values(), key=lambda forms: (-size_class(forms[32]), -forms[32].mean)):
-        in_order = [forms[bits] for bits in sorted(forms, reverse=True)]
-        cells = [cell for form in in_order for cell in (f"{form.size / 1e3:.1f}", form.accuracy)]
-        yield f"| {forms[32].title} | {form_title(forms[32].kind)} | {' | '.join(cells)} |"
+    widest = [(forms[max(forms)], forms) for forms in by_network.values()]
+    for first, forms in sorted(widest, key=lambda each: (-size_class(each[0]), -each[0].mean)):
+        in_order = [forms.get(bits) for bits in (32, 8, 4)]
+        cells = [
+            cell for form in in_order for cell in ((f"{form.size / 1e3:.1f}", form.accuracy) if form else ("", ""))
+        ]
+        yield f"| {first.title} | {form_title(first.kind)} | {' | '.join(cells)} |"
 
 
 def of_pilots(results: Path = RESULTS) -> Iterator[str]:

@@ -71,7 +71,16 @@ def test_tables_of_the_front(tmp_path):
         "| 26,972 | ResNet-20 | 10% | AdamW, 0.02 | 62.0 ± 1.4 | ResNet-8 of width 10, 29,780 | 60.0 |"
     ]
     cells = ["102.4 | 62.0 ± 1.4", "25.6 | 70.5 ± 0.7", "12.8 | 60.5 ± 0.7"]
-    assert list(front_table.of_bytes(tmp_path))[2:] == [f"| ResNet-20, compressed | **fxhash** | {' | '.join(cells)} |"]
+    whole = f"| ResNet-20, compressed | **fxhash** | {' | '.join(cells)} |"
+    assert list(front_table.of_bytes(tmp_path))[2:] == [whole]
+    # One that was trained in 4 bits has its bytes in these alone, and no place among those in floating point.
+    in_few = run(f"{COMPRESSED}-4-bits", "resnet compressed", 0, 0.65)
+    write(tmp_path / "front.csv", [*runs, in_few])
+    file = {"name": f"{in_few['name']}-4", "bytes": 20_000, "test_accuracy": 0.66}
+    write(tmp_path / "front_bytes.csv", [*files, file])
+    cells = ["ResNet-20, compressed to 26,972 in 4 bits", "**fxhash**", "", "", "", "", "20.0", "65.0"]
+    assert list(front_table.of_bytes(tmp_path))[2:] == [f"| {' | '.join(cells)} |", whole]
+    assert len(list(front_table.of_parameters(tmp_path))) == 4
 
 
 def test_the_table_of_pilots(tmp_path):
