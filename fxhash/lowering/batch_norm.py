@@ -123,7 +123,7 @@ def evaluated_only(norm: nn.Module, inputs: object) -> None:
     if norm.training:
         raise TransformError(
             "the batch norms of this model come from a file that was saved with fold_batch_norms=True, so it can only "
-            "be evaluated: call .eval() first, or save the model without it to go on with training"
+            "be evaluated: call .eval() first; to train it, load a file that was saved without"
         )
 
 

@@ -34,7 +34,7 @@ from fxhash.storage.contents import (
 )
 from fxhash.storage.factory import Factory, check_trust, stated_factory
 from fxhash.storage.fit import check_parameters, check_submodules, check_tensors
-from fxhash.storage.folded_norms import completed, fold, refuse_training
+from fxhash.storage.folded_norms import fold, refuse_training, unfolded
 from fxhash.storage.model_file import StoredModel, pack, unpack
 from fxhash.storage.paths import PathLike, read_path, read_target
 from fxhash.storage.plans import plans_from_json, plans_to_json
@@ -78,8 +78,10 @@ def save(
         dense_dtype: type to store all else in that has a wider floating-point type, such as biases and batch norms:
             `"bfloat16"` or `"float16"`; `load` gives rounded values. As it is if omitted, bit for bit.
         fold_batch_norms: whether to store batch norms as a scale and a bias for each channel, without their statistics:
-            half of their bytes. `load` gives a model that computes the same in eval mode, up to rounding, and that
-            can't be trained. Norms that the model does not call as modules of PyTorch's own classes stay as they are.
+            half of their bytes. `load` gives a model that computes the same in eval mode, up to rounding, and whose
+            norms refuse training mode. Norms with code of their own, in submodules that could not be traced, or with
+            values that a type can't hold, stay as they are. Code around the graph that reads a norm's statistics
+            itself would find 0 and 1.
         allow_nan: whether to store a model that holds NaN, or infinity where values are trained, which is refused
             otherwise. Buffers and frozen parameters may hold infinities, as masks do.
         factory: the function or class that builds the original model, as `"package.module:function"`, so that `load`
@@ -135,11 +137,13 @@ def file_of(
             raise CheckpointError(
                 f"{wrong}, so nothing is written: fxhash.save(..., allow_nan=True) stores it as it is"
             )
-    tensors = fold(tensors, gm, parts, fold_batch_norms)
+    of_generators = tensors.keys() - names_outside_generators(gm, parts)
+    tensors = fold(tensors, gm, parts, fold_batch_norms, dense_dtype)
+    dense = tensors.keys() - of_generators
     if dtype is not None:
         tensors = quantized(tensors, factor_rows(parts), dtype)
     if dense_dtype is not None:
-        tensors = narrowed(tensors, names_outside_generators(gm, parts) & tensors.keys(), dense_dtype)
+        tensors = narrowed(tensors, dense, dense_dtype)
     is_small = bits_of(dtype) is not None
     return pack(text, tensors, "" if factory is None else factory.to_json(), is_small)
 
@@ -173,7 +177,8 @@ def load(
 
     Returns:
         The transformed model (a `GraphModule`), or the model that holds some, on the device and in the mode of `model`.
-        From a file of folded batch norms it computes in eval mode alone.
+        From a file of folded batch norms it computes in eval mode alone; values that its state dict gives to another
+        model, or norms that are converted, carry no mark of that.
 
     Raises:
         CheckpointError: if the file can't be read, is damaged, doesn't fit the model, or holds NaN; the message names
@@ -196,7 +201,7 @@ def load(
     parts = transformed_parts(gm)
     dense_names = names_outside_generators(gm, parts)
     expected = expected_tensors(gm)
-    tensors, folded_norms = completed(stored.tensors, expected)
+    tensors, folded_norms = unfolded(stored.tensors, expected, path)
     check_tensors(expected, tensors, factor_rows(parts), dense_names, path)
     refuse_training(gm, folded_norms, path)
     devices = {name: _device_of(dense.get_submodule(name), plans[name]) for name in parts}

@@ -150,23 +150,126 @@ def test_transformed_submodules(tmp_path):
 
 
 def test_what_can_not_be_folded_or_loaded(tmp_path):
-    model = with_statistics(ResidualConvNet()).half()
-    with torch.no_grad():
-        model.norm.running_var.fill_(0)
-        model.norm.weight.fill_(1e4)
-    gm, path = fxhash.transform(model, 0.3, seed=0), tmp_path / "model.safetensors"
-    with pytest.raises(fxhash.CheckpointError, match=r"can't be folded into 'norm\.weight', whose type can't hold"):
-        fxhash.save(gm, path, fold_batch_norms=True)
+    model, path = with_statistics(ResidualConvNet()), tmp_path / "model.safetensors"
+    gm = fxhash.transform(model, 0.3, seed=0)
     with pytest.raises(fxhash.PlanError, match="fold_batch_norms"):
         fxhash.save(gm, path, fold_batch_norms=1)
     assert not path.exists()
-    model = with_statistics(ResidualConvNet())
-    fxhash.save(fxhash.transform(model, 0.3, seed=0), path, fold_batch_norms=True)
+    fxhash.save(gm, path, fold_batch_norms=True)
     plan, tensors = opened(path)
-    forge(path, plan, {**tensors, "norm.running_mean": torch.zeros(12)})
-    with pytest.raises(fxhash.CheckpointError, match=r"lacks the tensor 'norm\.num_batches_tracked'"):
+    for lacking in ("norm.folded_weight", "norm.folded_bias"):
+        forge(path, plan, {name: tensor for name, tensor in tensors.items() if name != lacking})
+        with pytest.raises(fxhash.CheckpointError, match=rf"lacks the tensor '{lacking.replace('folded_', '')}'"):
+            fxhash.load(path, model)
+    forge(path, plan, {**tensors, "norm.weight": torch.ones(12)})
+    with pytest.raises(fxhash.CheckpointError, match=r"holds the tensor 'norm\.weight' and a folded one of its place"):
         fxhash.load(path, model)
-    forge(path, plan, tensors)
-    exported = torch.export.export(model, (torch.randn(2, 3, 8, 8),))
-    with pytest.raises(fxhash.CheckpointError, match=r"lacks the statistics of 'norm', .* has none of that name"):
-        fxhash.load(path, exported)
+    forge(path, plan, {**tensors, "stem.folded_bias": torch.ones(12)})
+    with pytest.raises(fxhash.CheckpointError, match=r"holds a folded batch norm 'stem', but this model has no"):
+        fxhash.load(path, model)
+
+
+class WithNorm(nn.Module):
+    """The norm is what its caller says."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.body, self.norm = nn.Linear(32, 32), norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.body(x))
+
+
+OTHER_NORMS = {
+    "group": lambda: nn.GroupNorm(4, 32),
+    "no statistics": lambda: nn.BatchNorm1d(32, track_running_stats=False),
+    "layer": lambda: nn.LayerNorm(32),
+    "instance": lambda: nn.InstanceNorm1d(32, affine=True),
+    "instance with statistics": lambda: nn.InstanceNorm1d(32, affine=True, track_running_stats=True),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_NORMS)
+def test_another_norm_is_no_folded_one(kind, tmp_path):
+    """The code of a model may have changed since it was saved: neither is taken for the other."""
+    model, path = with_statistics(WithNorm(nn.BatchNorm1d(32))), tmp_path / "model.safetensors"
+    other = WithNorm(OTHER_NORMS[kind]()).eval()
+    fxhash.save(fxhash.transform(model, 0.5, seed=0), path, fold_batch_norms=True)
+    with pytest.raises(fxhash.CheckpointError, match=r"holds a folded batch norm 'norm', but this model has no"):
+        fxhash.load(path, other)
+    if kind != "instance with statistics":
+        fxhash.save(fxhash.transform(other, 0.5, seed=0), path, fold_batch_norms=True)
+        with pytest.raises(fxhash.CheckpointError, match=r"lacks the tensor 'norm\.num_batches_tracked'"):
+            fxhash.load(path, model)
+
+
+def test_a_program_has_no_norm_to_refuse_training(tmp_path):
+    model, x = with_statistics(WithNorm(nn.BatchNorm1d(32))), torch.randn(4, 32)
+    fxhash.save(fxhash.transform(model, 0.5, seed=0), tmp_path / "model.safetensors", fold_batch_norms=True)
+    with pytest.raises(fxhash.CheckpointError, match=r"folded batch norm 'norm', .* not with an exported program"):
+        fxhash.load(tmp_path / "model.safetensors", torch.export.export(model, (x,)))
+
+
+@pytest.mark.parametrize("change", ["capture", "hook", "nothing"])
+@pytest.mark.parametrize("eps", [1e-5, 1e-3, 1.0])
+def test_a_folded_norm_stays_so(change, eps, tmp_path):
+    """However it is captured, or hooked, when it is saved again; bit for bit."""
+    model, x = with_statistics(WithNorm(nn.BatchNorm1d(32, eps=eps))), torch.randn(4, 32)
+    path = tmp_path / "model.safetensors"
+    gm = fxhash.transform(model, 0.5, seed=0)
+    fxhash.save(gm, path, fold_batch_norms=True)
+    before = path.read_bytes()
+    for _ in range(3):
+        loaded = fxhash.load(path, model, capture="modules" if change == "capture" else "trace")
+        assert_same_outputs(loaded, gm, x)
+        if change == "hook":
+            norm = next(module for module in loaded.modules() if isinstance(module, nn.BatchNorm1d))
+            norm.register_forward_hook(lambda *_: None)
+        fxhash.save(loaded, path)
+        assert path.read_bytes() == before
+        with pytest.raises(fxhash.TransformError, match="can only be evaluated"):
+            loaded.train()(x)
+
+
+def test_statistics_that_a_folded_norm_is_given_are_saved(tmp_path):
+    model, x = with_statistics(WithNorm(nn.BatchNorm1d(32))), torch.randn(4, 32)
+    gm, path = fxhash.transform(model, 0.5, seed=0), tmp_path / "model.safetensors"
+    fxhash.save(gm, path, fold_batch_norms=True)
+    loaded = fxhash.load(path, model)
+    loaded.load_state_dict(gm.state_dict())
+    fxhash.save(loaded, path)
+    assert_same_outputs(fxhash.load(path, model), gm, x, rtol=0)
+    fxhash.load(path, model).train()(x)
+
+
+def with_a_norm_in_training_mode(model):
+    model.norm.train()
+
+
+def with_a_huge_variance(model):
+    """Whose root makes a scale too small for float16."""
+    model.norm.running_var[3] = 1e14
+
+
+def with_a_tiny_variance(model):
+    """Whose root makes a scale too large for float16."""
+    model.norm.running_var.fill_(0)
+    model.norm.weight.data[3] = 6e4
+
+
+@pytest.mark.parametrize("change", [with_a_norm_in_training_mode, with_a_huge_variance, with_a_tiny_variance])
+def test_norms_stay_where_folding_would_lose_something(change, tmp_path):
+    """Batch statistics in eval mode, and values that float16 can't hold once they are folded."""
+    model, x = with_statistics(WithNorm(nn.BatchNorm1d(32))), torch.randn(4, 32)
+    change(model)
+    gm, path = fxhash.transform(model, 0.5, seed=0), tmp_path / "model.safetensors"
+    if change is with_a_huge_variance:
+        with pytest.raises(fxhash.CheckpointError, match=r"running_var' has values that torch\.float16 can't hold"):
+            fxhash.save(gm, path, fold_batch_norms=True, dense_dtype="float16")
+        fxhash.save(gm, path, fold_batch_norms=True)
+        assert "norm.folded_weight" in opened(path)[1]
+    else:
+        options = {} if change is with_a_norm_in_training_mode else {"dense_dtype": "float16"}
+        fxhash.save(gm, path, fold_batch_norms=True, **options)
+        assert "norm.running_var" in opened(path)[1]
+    assert_same_outputs(fxhash.load(path, model), gm, x, rtol=1e-2)
