@@ -116,7 +116,10 @@ FRACTIONS = {"adamw": (1.0, 0.5, 0.25), "sgd": (1.0, 0.3, 0.1)}
 CONTENDERS: dict[str, tuple[tuple[Network, ...], tuple[Network, ...]]] = {
     "small": ((resnet(8, 10), convnext(24)), (resnet(20, parameters=26_972), convnext(48, parameters=SMALL))),
     "20 kB": ((convnext(24),), (resnet(20, parameters=25_800, bits=4),)),
-    "large": ((resnet(20, 10), convnext(48)), (resnet(20, 32, LARGE),)),
+    "large": (
+        (resnet(20, 10), convnext(48)),
+        (resnet(20, 32, LARGE), resnet(8, 48, LARGE), resnet(14, 32, LARGE)),
+    ),
     "50 kB": ((convnext(48),), (resnet(20, parameters=76_000, bits=4),)),
 }
 # What others compare with, with all seeds whether or not it is the best.
