@@ -244,7 +244,9 @@ def test_recipes_state_the_recorded_figures():
     names = ("model", "data", "compress", "seed", "epochs", "precision", "trainable_after", "test_accuracy")
     for recipe in {run["recipe"] for run in recorded_runs()}:
         values = json.loads((ROOT / "fxhash" / "training" / "recipes" / f"{recipe}.json").read_text())
-        stated = [{name: str(figures[name]) for name in names} for figures in values["reached"]]
+        # Runs of 10 epochs are of the front, and have a test beside it.
+        of_30_epochs = [figures for figures in values["reached"] if figures["epochs"] == 30]
+        stated = [{name: str(figures[name]) for name in names} for figures in of_30_epochs]
         assert stated == [{name: run[name] for name in names} for run in recorded_runs() if run["recipe"] == recipe]
 
 

@@ -224,9 +224,9 @@ def test_the_recipe_states_what_its_runs_reached():
 
     reached = json.loads((ROOT / "fxhash/training/recipes/small-images.json").read_text())["reached"]
     runs = [row for row in front_table.rows_of("run").values() if row["network"] == COMPRESSED]
-    assert [(each["seed"], each["epochs"], each["test_accuracy"]) for each in reached] == [
-        (int(row["seed"]), int(row["epochs"]), float(row["test_accuracy"])) for row in runs
-    ]
+    stated = [(each["seed"], each["test_accuracy"]) for each in reached if each["epochs"] == 10]
+    assert stated == [(int(row["seed"]), float(row["test_accuracy"])) for row in runs]
+    assert {row["epochs"] for row in runs} == {"10"}
     recipe = load_recipe("small-images")
     assert {row["setting"] for row in runs} == {f"sgd {recipe.learning_rate:g} weight-decay {recipe.weight_decay:g}"}
     assert recipe.batch_size == load_recipe("small-images-adamw").batch_size
