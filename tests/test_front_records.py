@@ -163,32 +163,90 @@ def test_the_size_up_to_which_compare_says_that_we_are_ahead_is_a_recorded_one()
 def test_what_the_documents_say_of_the_front_is_recorded():
     import front_table
 
-    points = {point.network: point for point in front_table.read_points() if point.bits == 32}
-    ours, theirs = points["resnet20-width16-to-26972"], points["convnext6-width24-patch2"]
-    of_the_family, wide = points["resnet8-width10"], points["resnet20-width10"]
-    texts = {page: " ".join((ROOT / page).read_text().split()) for page in ("README.md", "docs/accuracy.md")}
-    lead, lead_in_the_family = ours.mean - theirs.mean, ours.mean - of_the_family.mean
+    by_bits = {(point.network, point.bits): point for point in front_table.read_points()}
+    ours, theirs, of_the_family, wide, large_dense, large, shallow = (
+        by_bits[name, 32]
+        for name in (
+            "resnet20-width16-to-26972",
+            "convnext6-width24-patch2",
+            "resnet8-width10",
+            "resnet20-width10",
+            "convnext6-width48-patch2",
+            "resnet20-width32-to-97500",
+            "resnet8-width48-to-97500",
+        )
+    )
+    pages = ("README.md", "docs/accuracy.md", "docs/limits.md", "docs/guide/choosing.md")
+    texts = {page: " ".join((ROOT / page).read_text().split()) for page in pages}
+    lead, behind, large_lead = ours.mean - theirs.mean, large_dense.mean - large.mean, large.mean - wide.mean
     for stated in (
         f"by {lead:.1f} points before the best dense network of any architecture that we found, and by "
-        f"{lead_in_the_family:.1f} before one of its own family",
+        f"{ours.mean - of_the_family.mean:.1f} before one of its own family",
+        f"is {behind:.1f} points better than the best that we could compress, which is {large_lead:.1f} before a dense "
+        "one of its own family",
         f"the compressed ResNet-20 has {ours.accuracy}, the best dense network, `convnext6` of width 24, "
         f"{theirs.accuracy}: a lead of {lead:.1f} points",
         f"ResNet-8 of width 10, has {of_the_family.accuracy} (one seed), and a dense ResNet-20 of width 10 needs four "
         f"times as many parameters for {wide.accuracy}.",
+        f"`convnext6` of width 48 has {large_dense.accuracy}, {behind:.1f} points more than the best compressed "
+        f"network, a ResNet-20 of width 32 with {large.accuracy} (one seed each). A wide ResNet-8, compressed to as "
+        f"many, has {shallow.accuracy}, and the dense ResNet-20 of width 10 {wide.accuracy}.",
     ):
         assert stated in texts["docs/accuracy.md"]
     assert 3.5 < wide.parameters / ours.parameters < 4.5
+    assert shallow.mean < large.mean
     stated = (
-        f"came within {lead:.1f} points of a ResNet-20 compressed to 26,972 ({theirs.accuracy} and {ours.accuracy} % "
-        f"on CIFAR-10 (JPEG), 10 epochs; a dense ResNet of that size {of_the_family.accuracy})"
+        f"a dense ConvNeXt-like network had {large_dense.accuracy} % there, the best compressed ResNet "
+        f"{large.accuracy}. At 27,000 the compressed one leads: {ours.accuracy}, the ConvNeXt-like one "
+        f"{theirs.accuracy}, a dense ResNet of that size {of_the_family.accuracy} (CIFAR-10 (JPEG), 10 epochs)"
     )
     assert stated in texts["README.md"]
+    assert (
+        f"came within {lead:.1f} points of the compressed ResNet-20; at about 100,000 it was {behind:.1f} better"
+        in (texts["docs/limits.md"])
+    )
+    assert f"a compressed ResNet was {large_lead:.1f} points better than a dense one" in texts["docs/guide/choosing.md"]
+    assert f"ConvNeXt-like network {behind:.1f} better than that" in texts["docs/guide/choosing.md"]
     assert len(ours.accuracies) == len(theirs.accuracies) == 3
-    means = {(point.network, point.bits): point.mean for point in front_table.read_points()}
-    leads = [f"{means[ours.network, bits] - means[theirs.network, bits]:.1f}" for bits in (8, 4)]
-    assert f"keeps its lead of {leads[0]} points" in texts["docs/accuracy.md"]
-    assert f"and {leads[1]} points ahead" in texts["docs/accuracy.md"]
-    assert points["convnext6-width48-patch2-to-29000"].mean < theirs.mean
+    assert by_bits["convnext6-width48-patch2-to-29000", 32].mean < theirs.mean
+
+
+def test_what_the_documents_say_of_bytes_is_recorded():
+    import front_table
+
+    by_bits = {(point.network, point.bits): point for point in front_table.read_points()}
+    text = " ".join((ROOT / "docs/accuracy.md").read_text().split())
+    ours, theirs = "resnet20-width16-to-26972", "convnext6-width24-patch2"
+    leads = [f"{by_bits[ours, bits].mean - by_bits[theirs, bits].mean:.1f}" for bits in (8, 4)]
+    few, rival = by_bits["resnet20-width16-to-25800-4-bits", 4], by_bits[theirs, 4]
+    large, large_dense = by_bits["resnet20-width32-to-97500", 4], by_bits["convnext6-width48-patch2", 4]
+    seeds = {1: "one seed", 2: "two seeds", 3: "three seeds"}[len(few.accuracies)]
+    for stated in (
+        f"keeps its lead of {leads[0]} points",
+        f"and {leads[1]} points ahead",
+        f"a file of {few.size / 1e3:.1f} kB has {few.accuracy} ({seeds}), the dense `convnext6` in "
+        f"{rival.size / 1e3:.1f} kB {rival.accuracy}**, a lead of {few.mean - rival.mean:.1f} points",
+        f"`convnext6` of width 48 has {large_dense.accuracy} in {large_dense.size / 1e3:.1f} kB, the ResNet-20 of "
+        f"width 32, compressed and rounded after training, {large.accuracy} in {large.size / 1e3:.1f}.",
+    ):
+        assert stated in text
+    assert large.mean < large_dense.mean
+
+
+def test_what_the_documents_say_of_weight_decay_and_precision_is_recorded():
+    import front
+    import front_table
+
+    checks = front.read_rows(BENCHMARKS / "results" / "front_checks.csv")
+    accuracies = {name: 100 * float(row["test_accuracy"]) for name, row in checks.items()}
+    small = "peak-resnet20-width16-to-26972-sgd-0.3-weight-decay-{}-0"
+    dense = "peak-resnet8-width10-sgd-0.3-weight-decay-{}-batch-size-64-0"
+    decays = [accuracies[name.format(decay)] for name in (small, dense) for decay in ("0.0001", "0.0005")]
+    text = " ".join((ROOT / "docs/accuracy.md").read_text().split())
+    assert "{:.1f} and {:.1f} for the compressed ResNet-20, {:.1f} and {:.1f} for the dense".format(*decays) in text
+    in_float32 = {name: 100 * float(row["test_accuracy"]) for name, row in front_table.rows_of("peak").items()}
+    lost = [in_float32[name] - accuracies[name] for name in (small.format("0.0005"), dense.format("0.0005"))]
+    assert f"bfloat16 lost {lost[0]:.1f} points of the compressed ResNet-20 and {lost[1]:.1f} of the dense" in text
 
 
 def test_the_sizes_of_files_in_the_rules_of_thumb_are_recorded():
