@@ -222,6 +222,7 @@ def test_what_the_documents_say_of_bytes_is_recorded():
     large, large_dense = by_bits["resnet20-width32-to-97500", 4], by_bits["convnext6-width48-patch2", 4]
     seeds = {1: "one seed", 2: "two seeds", 3: "three seeds"}[len(few.accuracies)]
     for stated in (
+        f"In files of 20 kB the lead is {few.mean - rival.mean:.1f} points.",
         f"keeps its lead of {leads[0]} points",
         f"and {leads[1]} points ahead",
         f"a file of {few.size / 1e3:.1f} kB has {few.accuracy} ({seeds}), the dense `convnext6` in "
