@@ -43,17 +43,22 @@ def main() -> None:
     data = load_data(arguments.data, Path("data"), False, None)
     known = read_rows(arguments.output)
     for folder in sorted(arguments.runs.glob("run-*")):
-        if not any(f"{folder.name}-{bits}" in known for bits in BITS) and (folder / "result.json").exists():
+        if (folder / "result.json").exists() and f"{folder.name}-{bits_of(folder)[-1]}" not in known:
             for row in rows_of(folder, data):
                 write_row(arguments.output, row)
                 print(row, flush=True)
 
 
-def rows_of(folder: Path, data: ImageData) -> Iterator[dict[str, object]]:
-    """Bytes and accuracy of a finished run in each number of bits."""
+def bits_of(folder: Path) -> tuple[int, ...]:
+    """In which bits the network of a run is measured: those alone that its factors were trained in, if they are few."""
     options, _ = read_configuration(folder)
     trained = options.recipe.factor_bits
-    for bits in BITS if trained == 32 else (trained,):
+    return BITS if trained == 32 else (trained,)
+
+
+def rows_of(folder: Path, data: ImageData) -> Iterator[dict[str, object]]:
+    """Bytes and accuracy of a finished run in each number of bits."""
+    for bits in bits_of(folder):
         model = load_model(folder)
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.safetensors"

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from front import PEAKS, PILOTS, Network, read_rows
 from page_tables import RESULTS, ROOT, block, fill
@@ -79,7 +80,7 @@ def read_points(results: Path = RESULTS) -> list[Point]:
     for network, names in by_network.items():
         first = runs[names[0]]
         # Those that are trained in few bits are points of these alone.
-        trained_bits = int(found[-1]) if (found := re.findall(r"-(\d+)-bits$", network)) else 32
+        trained_bits = int(parsed(network)[-1] or 32)
         for bits in (32, 8, 4) if trained_bits == 32 else (trained_bits,):
             rounded = [files[f"{name}-{bits}"] for name in names if f"{name}-{bits}" in files]
             chosen = [runs[name] for name in names] if bits == trained_bits else rounded
@@ -100,11 +101,16 @@ def rows_of(stage: str, results: Path = RESULTS) -> dict[str, dict[str, str]]:
     return {name: row for name, row in rows.items() if name.startswith(f"{stage}-")}
 
 
-def title(network: str) -> str:
-    """The label of a network in words."""
+def parsed(network: str) -> tuple[str | Any, ...]:
+    """Family, depth, width, parameters and bits of a network's label; the last two are None if it has none."""
     found = re.fullmatch(r"([a-z]+)(\d+)-width(\d+)(?:-patch2)?(?:-to-(\d+))?(?:-(\d+)-bits)?", network)
     assert found is not None, network
-    family, depth, width, parameters, bits = found.groups()
+    return found.groups()
+
+
+def title(network: str) -> str:
+    """The label of a network in words."""
+    family, depth, width, parameters, bits = parsed(network)
     name = f"ResNet-{depth}" if family == "resnet" else f"`convnext{depth}`"
     name += "" if (family, width) == ("resnet", "16") else f" of width {width}"
     name += f", compressed to {int(parameters):,} in {bits} bits" if bits else ", compressed" if parameters else ""
@@ -157,11 +163,13 @@ def of_bytes(results: Path = RESULTS) -> Iterator[str]:
     yield "|---|---|--:|--:|--:|--:|--:|--:|"
     widest = [(forms[max(forms)], forms) for forms in by_network.values()]
     for first, forms in sorted(widest, key=lambda each: (-size_class(each[0]), -each[0].mean)):
-        in_order = [forms.get(bits) for bits in (32, 8, 4)]
-        cells = [
-            cell for form in in_order for cell in ((f"{form.size / 1e3:.1f}", form.accuracy) if form else ("", ""))
-        ]
+        cells = [file_cells(forms.get(bits)) for bits in (32, 8, 4)]
         yield f"| {first.title} | {form_title(first.kind)} | {' | '.join(cells)} |"
+
+
+def file_cells(point: Point | None) -> str:
+    """Kilobytes and accuracy; two empty cells for none."""
+    return f"{point.size / 1e3:.1f} | {point.accuracy}" if point else " | "
 
 
 def of_pilots(results: Path = RESULTS) -> Iterator[str]:

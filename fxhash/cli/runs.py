@@ -83,9 +83,9 @@ def export(
         )
     if not as_page and (runtime is not None or webgpu):
         raise UsageError("--runtime and --webgpu are for a page: give a folder such as 'page/', or omit them")
-    for name, value in {"--dense-dtype": dense_dtype, "--fold-batch-norms": fold_batch_norms}.items():
-        if as_page and value:
-            raise UsageError(f"{name} is for a .safetensors file: omit it for a page")
+    if as_page and (dense_dtype is not None or fold_batch_norms):
+        option = "--fold-batch-norms" if dense_dtype is None else "--dense-dtype"
+        raise UsageError(f"{option} is for a .safetensors file: omit it for a page")
     with needs_extra("train"):
         from fxhash.training import export, export_site
     with trusting(trust or ()):

@@ -41,12 +41,8 @@ class FoundNorm:
     convolution_bias: Tensor | None
 
     def scale(self) -> Tensor:
-        """What it multiplies each channel by: `weight / sqrt(running_var + eps)`, in float32 at least.
-
-        As batch norms compute: `running_var + eps` may round to zero in float16.
-        """
-        scale = torch.rsqrt(self.running_var.to(torch.promote_types(self.running_var.dtype, torch.float32)) + self.eps)
-        return scale if self.weight is None else scale * self.weight.detach()
+        """What it multiplies each channel by, as of `channel_scale`."""
+        return channel_scale(self.weight, self.running_var, self.eps)
 
     def folded_bias(self) -> Tensor:
         """The bias of a convolution that does the norm's work too: `(bias - running_mean) * scale + norm.bias`."""
@@ -70,6 +66,20 @@ class FoundNorm:
         """The type of the folded bias."""
         read = (self.running_mean, self.running_var, self.weight, self.bias, self.convolution_bias)
         return reduce(torch.promote_types, (tensor.dtype for tensor in read if tensor is not None))
+
+
+def channel_scale(weight: Tensor | None, running_var: Tensor, eps: float) -> Tensor:
+    """What an evaluated norm multiplies each channel by: `weight / sqrt(running_var + eps)`, in float32 at least.
+
+    As batch norms compute: `running_var + eps` may round to zero in float16.
+
+    Args:
+        weight: of shape `(channels,)`; None for ones.
+        running_var: of the same shape.
+        eps: what is added to it.
+    """
+    scale = torch.rsqrt(running_var.to(torch.promote_types(running_var.dtype, torch.float32)) + eps)
+    return scale if weight is None else scale * weight.detach()
 
 
 def foldable_norm(graph_module: fx.GraphModule, convolution: fx.Node) -> FoundNorm | None:

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxhash.errors import CheckpointError
 from fxhash.graph.names import joined, original_name
-from fxhash.lowering.batch_norm import evaluated_only, is_plain_norm
+from fxhash.lowering.batch_norm import channel_scale, evaluated_only, is_plain_norm
 from fxhash.printable import shortened
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -51,9 +51,8 @@ def fold(
         if joined(path, "running_mean") in result:
             folded = _folded(norm)
             stored = {name: tensors[joined(path, name)].dtype for name in _FOLDED}
-            if all(_holds(dtype, folded[name]) for name, dtype in stored.items()) and (
-                dense_dtype is None or all(_holds(dense_dtype, value) for value in folded.values())
-            ):
+            types = [*stored.items(), *((name, dense_dtype) for name in _FOLDED if dense_dtype)]
+            if all(_holds(dtype, folded[name]) for name, dtype in types):
                 _replace(result, path, {name: value.cpu().to(stored[name]) for name, value in folded.items()})
     return result
 
@@ -84,14 +83,11 @@ def _foldable(model: nn.Module, parts: Mapping[str, fx.GraphModule]) -> Iterator
 @torch.no_grad()
 def _folded(norm: _BatchNorm) -> dict[str, Tensor]:
     """Weight and bias of a norm that computes the same with mean 0 and variance 1, in float32 at least."""
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert variance is not None
-    # As batch norms compute: a small variance may round to zero in float16.
-    mean, variance = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (mean, variance))
-    scale = norm.weight * torch.rsqrt(variance + norm.eps)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    scale = channel_scale(norm.weight, norm.running_var, norm.eps)
     # Times the root, since with a variance of 1 the norm divides by that.
-    return {"weight": scale * (1 + norm.eps) ** 0.5, "bias": norm.bias - mean * scale}
+    return {"weight": scale * (1 + norm.eps) ** 0.5, "bias": norm.bias - norm.running_mean * scale}
 
 
 def _holds(dtype: torch.dtype, value: Tensor) -> bool:

@@ -141,8 +141,12 @@ def export(
     if path.suffix not in (".safetensors", ".onnx"):
         raise TrainingError(f"{str(path)!r} is neither a .safetensors nor an .onnx file: the file extension decides")
     model = load_model(folder)
-    given = {"dtype": dtype, "dense_dtype": dense_dtype, "fold_batch_norms": fold_batch_norms or None}
-    asked = [name for name, value in given.items() if value is not None]
+    given = {
+        "dtype": dtype is not None,
+        "dense_dtype": dense_dtype is not None,
+        "fold_batch_norms": fold_batch_norms,
+    }
+    asked = [name for name, is_given in given.items() if is_given]
     if path.suffix == ".onnx" and asked and asked != ["dtype"]:
         raise TrainingError(f"{asked[-1]}=... is for a .safetensors file: omit it")
     if dtype is not None:

@@ -28,12 +28,6 @@ every_integer = pytest.mark.parametrize(
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """One folder for all examples of a property, which a `tmp_path` can't be."""
-    return tmp_path_factory.mktemp("checkpoints")
-
-
 @pytest.fixture
 def stored(tmp_path):
     """A transformed model and its file."""

@@ -19,12 +19,6 @@ from tests.storage.forgery import forge, opened
 from tests.strategies import random_models
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """One folder for all examples of a property, which a `tmp_path` can't be."""
-    return tmp_path_factory.mktemp("folded")
-
-
 def with_statistics(model: nn.Module) -> nn.Module:
     """A model whose batch norms have been trained, as far as values can tell; in eval mode."""
     torch.manual_seed(1)
