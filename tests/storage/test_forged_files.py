@@ -161,7 +161,8 @@ def change_tensors(draw: Any, forged: Forged, kind: str) -> None:
     elif kind == "shape":
         transposed, padded = tensor.transpose(0, -1) if tensor.dim() > 1 else tensor, tensor.flatten()
         more = torch.cat([padded, padded[:1]])
-        tensors[name] = pick(draw, [transposed, padded, more, tensor[None], padded[:0]]).clone()
+        shaped = pick(draw, [transposed, padded, more, tensor[None], padded[:0]])
+        tensors[name] = shaped.clone(memory_format=torch.contiguous_format)
     elif kind == "type":
         tensors[name] = tensor.to(draw(st.sampled_from(DTYPES)))
     elif kind == "swap":
