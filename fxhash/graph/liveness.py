@@ -85,11 +85,11 @@ def memory_sources(value: fx.Node) -> Iterator[fx.Node]:
 
 
 def is_changed_in_place(value: fx.Node) -> bool:
-    """Whether a function or method in the graph changes `value`, or a view of it, in place."""
+    """Whether a function, method or layer in the graph changes `value`, or a view of it, in place."""
     return any(
         value in _changed_arguments(user) or (user.target not in _RETURN_NEW_MEMORY and is_changed_in_place(user))
         for user in value.users
-        if user.op in ("call_function", "call_method")
+        if user.op in ("call_function", "call_method") or _is_in_place_layer(user)
     )
 
 
@@ -98,7 +98,22 @@ def changed_in_place(node: fx.Node) -> fx.Node | None:
     return next(iter(_changed_arguments(node)), None)
 
 
+def _is_in_place_layer(node: fx.Node) -> bool:
+    """Whether a node calls a layer of torch such as `nn.SELU(inplace=True)`, or several one of which is such.
+
+    No while its graph is recorded, as the layers are unknown then.
+    """
+    graph_module = node.graph.owning_module
+    if node.op != "call_module" or graph_module is None:
+        return False
+    layer = graph_module.get_submodule(str(node.target))
+    is_of_torch = type(layer).__module__.startswith("torch.nn.")
+    return is_of_torch and any(getattr(each, "inplace", None) is True for each in layer.modules())
+
+
 def _changed_arguments(node: fx.Node) -> list[fx.Node]:
+    if _is_in_place_layer(node):
+        return node.all_input_nodes[:1]
     if node.op not in ("call_function", "call_method"):
         return []
     if isinstance(node.target, torch._ops.OpOverload):

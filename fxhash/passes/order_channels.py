@@ -164,12 +164,20 @@ def _leads_to(value: fx.Node, others: Container[fx.Node], reordered: Container[f
 
 
 def _is_written_elsewhere(graph_module: fx.GraphModule, reordered: Collection[fx.Node]) -> bool:
-    """Whether one of these values, or a view of it, is changed in place by what does not take it in any order."""
+    """Whether one of these values, or a view of it, may be changed in place by what does not take it in any order."""
     return any(
-        changed_in_place(node) in reordered or is_changed_in_place(node)
+        changed_in_place(node) in reordered or is_changed_in_place(node) or _runs_code_of_others(graph_module, node)
         for node in graph_module.graph.nodes
         if node not in reordered and not _takes_any(node) and any(each in reordered for each in node.all_input_nodes)
     )
+
+
+def _runs_code_of_others(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node calls a module that is no layer of torch, whose code may change what it is given."""
+    if node.op != "call_module":
+        return False
+    modules = graph_module.get_submodule(str(node.target)).modules()
+    return any(not type(each).__module__.startswith("torch.nn.") for each in modules)
 
 
 def _takes_any(node: fx.Node) -> bool:

@@ -13,6 +13,25 @@ import fxhash
 from fxhash.lowering.memory_format import channels_last, has_channels_last
 from tests.helpers import assert_same_outputs
 
+
+class Sum(nn.Module):
+    """What a module returns and what it was given, which it may have changed in place by then."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x) + x
+
+
+class Doubled(nn.Module):
+    """Changes what it is given in place, and branches on its values, so that it can't be traced."""
+
+    def forward(self, x):
+        return x.mul_(2) if x.sum() < 1e30 else x
+
+
 # What stands between two convolutions of 64 channels, as a user might write it.
 BETWEEN = {
     "nothing": lambda x: x,
@@ -23,6 +42,9 @@ BETWEEN = {
     )[1],
     "a part that is changed in place": lambda x: (x[:, :32].mul_(0.5), torch.relu(x))[1],
     "a view that is changed in place": lambda x: (x.view(len(x), -1).add_(1), torch.relu(x))[1],
+    "a layer in place": Sum(nn.SELU(inplace=True)),
+    "several layers, one in place": Sum(nn.Sequential(nn.Identity(), nn.CELU(inplace=True))),
+    "an opaque module that writes in place": Sum(Doubled()),
     "channels that are attended to": lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)),
     "another order": lambda x: F.layer_norm(x.permute(0, 2, 3, 1), (64,)).permute(0, 3, 1, 2),
     "shuffled channels": lambda x: x.view(len(x), 2, 32, 8, 8).transpose(1, 2).contiguous().view(len(x), 64, 8, 8),
