@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 
@@ -26,6 +27,7 @@ from fxhash.lowering.positions import output_positions
 from fxhash.opaque_parts import announce_opaque_parts
 from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, restore_parameters
+from fxhash.passes.restore_parameters import tie_
 from fxhash.smh.checks import check_aspect, check_device, check_flag, check_fraction, check_range, read_dtype
 from fxhash.smh.factor_bits import FactorBits
 from fxhash.smh.initialization import random_generator
@@ -208,7 +210,7 @@ def lower_for_deploy(
             expression that is found in a parameter's name, such as `{r"^head\\.": "cache"}`; the last one found counts.
         device: what the choice is made for: `fxhash.profile_device()` measures this machine,
             `fxhash.DeviceProfile.onnx_runtime()` stands for ONNX Runtime; eager mode on an ordinary device if omitted.
-        example_inputs: arguments of `gm`, as for `transform`. Their sizes decide, with the device, which separable
+        example_inputs: arguments of the result, as for `transform`. Their sizes decide, with the device, which separable
             convolutions are split into a depthwise and a pointwise one. An opaque submodule whose code looks at its
             layers keeps them, and their weights are all generated before it is called, unless it is seen to give the
             same outputs on these with layers that come by their weights one by one. Models of Hugging Face are such.
@@ -223,6 +225,9 @@ def lower_for_deploy(
         MemoryBudgetError: if the budget is less than the weights take that are in use at a time; it names the least.
         PlanError: for a method that is unknown or impossible for a parameter, an expression found in no name, a
             `device` that is no profile, other `weights`, or a `dtype` that can't hold the values of a parameter.
+
+    Warns:
+        UserWarning: if outputs on `example_inputs` differ from those of `gm` by more than rounding usually does.
     """
     gm = unwrapped(gm)
     parts = require_transformed(gm)
@@ -252,15 +257,24 @@ def lower_for_deploy(
     lower_parts = partial(
         lowered_parts, requested=requested, budget=budget, device=device, in_eight_bits=weights is not None
     )
-    if example_inputs is not None:
-        calls = read_examples(evaluated, example_inputs)
-        first = calls[0]
-        positions = output_positions(transformed_graph(parts[""]), first.args, first.kwargs) if "" in parts else {}
-        lowered = lower_parts(evaluated, positions=positions, replaces_watched_layers=True)
-        if difference(evaluated, lowered, calls, modes=(False,)) is None:
-            return lowered
-        return lower_parts(evaluated, positions=positions)
-    return lower_parts(evaluated)
+    if example_inputs is None:
+        return lower_parts(evaluated)
+    calls = read_examples(evaluated, example_inputs)
+    whole = transformed_parts(evaluated).get("")
+    positions = {} if whole is None else output_positions(transformed_graph(whole), calls[0].args, calls[0].kwargs)
+    lowered = lower_parts(evaluated, positions=positions, replaces_watched_layers=True)
+    if difference(evaluated, lowered, calls, modes=(False,)) is None:
+        return lowered
+    lowered = lower_parts(evaluated, positions=positions)
+    how = difference(evaluated, lowered, calls, modes=(False,))
+    if how is not None:
+        warnings.warn(
+            f"the lowered model differs from the trained one on example_inputs: {how}. Rounding may do so where a "
+            "model chooses by values, or has 16 bits; compare the accuracy of both before you ship it",
+            UserWarning,
+            stacklevel=2,
+        )
+    return lowered
 
 
 def materialize(gm: nn.Module) -> nn.Module:
@@ -272,7 +286,7 @@ def materialize(gm: nn.Module) -> nn.Module:
 
     Returns:
         A module with the original parameters under their original names, so that its state dict fits the original
-        model (of tied parameters, it has the first name). It is a graph module, or of the original's own class
+        model. It is a graph module, or of the original's own class
         where that was opaque as a whole; of a model that holds transformed ones, a copy that holds plain ones.
 
     Raises:
@@ -290,4 +304,6 @@ def _dense(gm: fx.GraphModule) -> nn.Module:
     if isinstance(whole_model, OpaqueModule):
         (call,) = [node for node in dense.graph.nodes if node.target == OPAQUE_PART]
         return whole_model.unwrapped([dense.get_parameter(weight.target) for weight in call.args[0]])
+    if isinstance(whole_model, fx.GraphModule):
+        tie_(whole_model, {parameter.fqn: parameter.aliases for parameter in current_plan(gm).parameters})
     return whole_model

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fxhash.capture.copy_model import copy_model
@@ -23,6 +23,9 @@ from fxhash.errors import TransformError
 
 # The arguments of one call: a tuple for those by position, a dictionary for those by name; a list of these for several.
 ExampleInputs: TypeAlias = tuple[Any, ...] | Mapping[str, Any] | list[tuple[Any, ...] | Mapping[str, Any]]
+
+# The most that outputs may differ by, in parts of their own and of the largest one.
+_COARSEST = 0.05
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def _compare(found: Any, expected: Any) -> str | None:
 def _is_close(found: Any, expected: Any) -> bool:
     if not isinstance(expected, Tensor) or not isinstance(found, Tensor):
         if isinstance(expected, (bool, int, float, complex, str, bytes, type(None))):
-            return type(found) is type(expected) and (found == expected or found != found)
+            return type(found) is type(expected) and (found == expected or (found != found and expected != expected))
         return type(found) is type(expected)
     if found.shape != expected.shape or found.dtype != expected.dtype or found.layout != expected.layout:
         return False
@@ -195,7 +198,8 @@ def _is_close(found: Any, expected: Any) -> bool:
         return torch.equal(found.to_dense(), expected.to_dense()) if found.is_sparse else torch.equal(found, expected)
     if not expected.numel():
         return True
-    precision = torch.finfo(expected.dtype).eps * 1000
+    # A thousand roundings, but for types of 16 bits, of whose values these would leave nothing.
+    precision = min(torch.finfo(expected.dtype).eps * 1000, _COARSEST)
     largest = float(expected.detach().abs().nan_to_num(0, 0, 0).max())
     return torch.allclose(found, expected, rtol=precision, atol=precision * largest, equal_nan=True)
 
@@ -235,8 +239,3 @@ def _calls_of_modules(model: nn.Module, call: Call) -> dict[str, Call]:
         module.register_forward_pre_hook(remember, with_kwargs=True)
     _run(running, call, 0)
     return seen
-
-
-def is_traced(captured: fx.GraphModule) -> bool:
-    """Whether there is a graph of more than one opaque call of the whole model."""
-    return any(node.op == "call_function" for node in captured.graph.nodes)

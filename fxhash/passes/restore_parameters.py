@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import fx, nn
 
@@ -53,6 +55,25 @@ def _unwrap(graph_module: fx.GraphModule, path: str, opaque: OpaqueModule) -> bo
             plain.add_module(name, module)
     graph_module.set_submodule(place, plain)
     return True
+
+
+def tie_(graph_module: fx.GraphModule, aliases: Mapping[str, Sequence[str]]) -> None:
+    """Give parameters their further names too, in place.
+
+    A graph module keeps what its graph reads, so the graph reads these as well; nothing comes of it.
+
+    Args:
+        aliases: the further names of each parameter, by its first name; of those that are not there, none is given.
+    """
+    parameters = dict(graph_module.named_parameters(remove_duplicate=False))
+    graph = graph_module.graph
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    for name in sorted(aliases.keys() & parameters.keys()):
+        for alias in (alias for alias in aliases[name] if alias not in parameters):
+            _assign(graph_module, alias, parameters[name])
+            with graph.inserting_before(first):
+                graph.get_attr(alias)
+    graph_module.recompile()
 
 
 def _assign(graph_module: fx.GraphModule, fqn: str, parameter: nn.Parameter) -> None:

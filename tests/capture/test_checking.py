@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -150,3 +152,31 @@ def test_a_file_loads_however_the_model_is_captured(tmp_path):
         for read in ("trace", "modules"):
             loaded = fxhash.load(tmp_path / "model.safetensors", model, capture=read).eval()
             assert torch.equal(loaded(*example), gm(*example))
+
+
+class Returns(nn.Module):
+    """A constant, of the type of the input."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = values
+
+    def forward(self, x):
+        return torch.tensor(self.values, dtype=x.dtype) if isinstance(self.values, list) else self.values
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_other_outputs_differ_in_any_type(dtype):
+    given = read_examples(Returns([1.0]), (x.to(dtype),))
+    values = [1.0, 2.0, 3.0, 4.0]
+    rounded = torch.tensor(values, dtype=dtype) * (1 + torch.finfo(dtype).eps)
+    assert difference(Returns(values), Returns(rounded.tolist()), given) is None
+    for others in ([0.0] * 4, [1.0, 2.0, 3.0, 3.5], [torch.nan, 2.0, 3.0, 4.0]):
+        assert difference(Returns(values), Returns(others), given) == "its output differs, in training, call 1"
+
+
+def test_no_number_is_equal_to_no_number_alone():
+    given = read_examples(Returns(1.0), (x,))
+    assert difference(Returns(math.nan), Returns(math.nan), given) is None
+    for value, other in ((1.0, math.nan), (math.nan, 1.0)):
+        assert difference(Returns(value), Returns(other), given) == "its output differs, in training, call 1"

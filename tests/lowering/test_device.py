@@ -98,6 +98,16 @@ def test_sizes_of_example_inputs_decide():
     assert splits(example_inputs=(torch.randn(64, 64, 33, 33),)) == 2
 
 
+def test_sizes_are_found_in_the_type_and_mode_of_the_result():
+    gm = fxhash.transform(nn.Sequential(nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64)), 0.2, seed=0)
+    device = DeviceProfile(depthwise_cost=1.0, call_cost=1e6, generates_once=True)
+    x = torch.randn(1, 64, 3, 3, dtype=torch.bfloat16)
+    state = torch.random.get_rng_state()
+    lowered = fxhash.lower_for_deploy(gm, device=device, dtype="bfloat16", example_inputs=(x,))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not any(node.target is depthwise for node in lowered.graph.nodes)
+
+
 def test_a_runtime_that_generates_once_has_no_adaptive_layers():
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 1024), nn.Linear(1024, 64))
     gm = fxhash.transform(model, 0.3, seed=0).eval().requires_grad_(False)

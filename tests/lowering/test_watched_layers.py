@@ -62,6 +62,23 @@ def test_layers_stay_where_the_outputs_differ():
     assert_same_outputs(gm, lowered, x)
 
 
+def test_outputs_that_differ_all_the_same_are_told_of():
+    """Digits that rounding leaves nothing of."""
+
+    class LastDigits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(32, 32)
+
+        def forward(self, x):
+            return torch.frac(self.linear(x) * 1e7)
+
+    x = torch.randn(4, 32)
+    gm = fxhash.transform(LastDigits(), 0.2, seed=0)
+    with pytest.warns(UserWarning, match="differs from the trained one on example_inputs: its output differs"):
+        fxhash.lower_for_deploy(gm, example_inputs=(x,))
+
+
 def test_example_inputs_that_do_not_fit():
     gm = fxhash.transform(FindsLayersByName(), 0.3, seed=0)
     with pytest.raises(fxhash.TransformError, match="don't fit the model"):
