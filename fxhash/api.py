@@ -75,7 +75,8 @@ def transform(
     Args:
         traced_model: a `GraphModule` of `torch.fx.symbolic_trace`, an `ExportedProgram` of `torch.export`, or, better,
             the plain module: the others freeze what depends on `self.training`. It is left untouched. What
-            `torch.compile`, `DataParallel` or `DistributedDataParallel` made of a model is unwrapped: wrap the result.
+            `torch.compile`, `DataParallel`, `DistributedDataParallel` or `AveragedModel` made of a model is unwrapped:
+            wrap the result.
         compress: trainable parameters after over before, everything counted, in (0, 1].
         include: which parameters to hash: regular expressions found in the fully qualified name, or a predicate
             `(fqn, parameter) -> bool`; those of two or more dimensions if omitted.
@@ -198,7 +199,8 @@ def lower_for_deploy(
 
     Args:
         gm: a transformed model, or one that holds some; it is left untouched and nothing is shared with it. What
-            `torch.compile`, `DataParallel` or `DistributedDataParallel` made of it is unwrapped: wrap the result.
+            `torch.compile`, `DataParallel`, `DistributedDataParallel` or `AveragedModel` made of it is unwrapped: wrap
+            the result.
         memory_budget: bytes for weights, scratch included, or a string such as `"8MB"`. Within it, weights are
             generated once and cached, those first that save most work a byte; with 0, none is, unless `methods` says
             so. If omitted, few small ones are, which take at most a twentieth of what the factors take.
@@ -210,10 +212,11 @@ def lower_for_deploy(
             expression that is found in a parameter's name, such as `{r"^head\\.": "cache"}`; the last one found counts.
         device: what the choice is made for: `fxhash.profile_device()` measures this machine,
             `fxhash.DeviceProfile.onnx_runtime()` stands for ONNX Runtime; eager mode on an ordinary device if omitted.
-        example_inputs: arguments of the result, as for `transform`. Their sizes decide, with the device, which separable
-            convolutions are split into a depthwise and a pointwise one. An opaque submodule whose code looks at its
-            layers keeps them, and their weights are all generated before it is called, unless it is seen to give the
-            same outputs on these with layers that come by their weights one by one. Models of Hugging Face are such.
+        example_inputs: arguments of the result, as for `transform`. Their sizes decide, with the device, which
+            separable convolutions are split into a depthwise and a pointwise one. An opaque submodule whose code looks
+            at its layers keeps them, and their weights are all generated before it is called, unless it is seen to give
+            the same outputs on these with layers that come by their weights one by one. Models of Hugging Face are
+            such.
 
     Returns:
         A graph module in eval mode whose parameters require no gradient; of a model that holds transformed ones, a copy
@@ -282,7 +285,7 @@ def materialize(gm: nn.Module) -> nn.Module:
 
     Args:
         gm: a transformed model, or one that holds some; it is left untouched and nothing is shared with it. What
-            `torch.compile`, `DataParallel` or `DistributedDataParallel` made of it is unwrapped.
+            `torch.compile`, `DataParallel`, `DistributedDataParallel` or `AveragedModel` made of it is unwrapped.
 
     Returns:
         A module with the original parameters under their original names, so that its state dict fits the original

@@ -23,7 +23,8 @@ def quantize_factors(gm: AnyModule, bits: int = 8, *, group: int | None = None) 
 
     Args:
         gm: a transformed model or one that holds some, lowered for training or not; it is left untouched. What
-            `torch.compile`, `DataParallel` or `DistributedDataParallel` made of it is unwrapped: wrap the result.
+            `torch.compile`, `DataParallel`, `DistributedDataParallel` or `AveragedModel` made of it is unwrapped: wrap
+            the result.
         bits: 8 or 4.
         group: how many entries of a row share a step; a whole row if omitted.
 

@@ -117,8 +117,8 @@ def summary(gm: nn.Module, *, verbose: bool = False) -> Summary:
     """Print what became of a model in three lines: parameters, bytes, and the ratio.
 
     Args:
-        gm: a transformed or deployed model, or one that holds some; also what `torch.compile`, `DataParallel` or
-            `DistributedDataParallel` made of it.
+        gm: a transformed or deployed model, or one that holds some; also what `torch.compile`, `DataParallel`,
+            `DistributedDataParallel` or `AveragedModel` made of it.
         verbose: whether to print the table too: name, shape, treatment and rows of each parameter, how the model was
             captured, and how each weight of a deployed one is computed.
 

@@ -36,8 +36,8 @@ def lower_for_training(gm: AnyModule) -> AnyModule:
     cached. Under `torch.compile`, the compiler decides what is kept, and attention generates its weights.
 
     Args:
-        gm: a transformed model, or one that holds some; it is left untouched. What `torch.compile`, `DataParallel` or
-            `DistributedDataParallel` made of it is unwrapped: wrap the result.
+        gm: a transformed model, or one that holds some; it is left untouched. What `torch.compile`, `DataParallel`,
+            `DistributedDataParallel` or `AveragedModel` made of it is unwrapped: wrap the result.
 
     Returns:
         A graph module in the mode of `gm`, with the same parameter objects, buffers and state dict: one optimizer

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from torch import fx, nn
+from torch.optim.swa_utils import AveragedModel
 
 from fxhash.capture.capturing import capture_model
 from fxhash.capture.checking import ExampleInputs
@@ -29,7 +30,9 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def unwrapped(model: AnyModule) -> AnyModule:
-    """The model that `torch.compile`, `DataParallel` or `DistributedDataParallel` was given; any other as it is.
+    """The model in what `torch.compile`, `DataParallel`, `DistributedDataParallel` or `AveragedModel` made of it.
+
+    Any other is given back as it is.
 
     Raises:
         TransformError: if the wrapper has hooks, which would be lost.
@@ -46,7 +49,7 @@ def unwrapped(model: AnyModule) -> AnyModule:
 
 def _wrapped_name(model: nn.Module) -> str:
     """Where a wrapper holds the model that it was given; an empty string for a module that is no wrapper."""
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
         return "module"
     # By name: importing the class would load all of the compiler.
     kind = type(model)
@@ -111,17 +114,34 @@ def current_plan(gm: nn.Module) -> CompressionPlan:
     """The plan of a transformed model, with the types that its parameters have by now.
 
     Raises:
-        TransformError: if `gm` is not a transformed model.
+        TransformError: if `gm` is not a transformed model, or a module with a hashed parameter was put into it since.
     """
     generator = find_generator(gm)
     if generator is None:
         raise TransformError(f"this {type(gm).__name__} has no generator: it is not the result of fxhash.transform")
-    dense = {original_name(name): parameter for name, parameter in gm.named_parameters(remove_duplicate=False)}
+    dense = _dense_parameters(gm, generator)
     parameters = []
     for parameter in generator.plan.parameters:
         dtype = generator.dtype_of(parameter) if parameter.hashed else dense[parameter.fqn].dtype
         parameters.append(replace(parameter, dtype=dtype_name(dtype)))
     return replace(generator.plan, parameters=tuple(parameters))
+
+
+def _dense_parameters(gm: nn.Module, generator: SMHGenerator) -> dict[str, nn.Parameter]:
+    """What stayed dense, by the names in the original model.
+
+    Raises:
+        TransformError: if a hashed parameter is among it.
+    """
+    dense = {original_name(name): parameter for name, parameter in gm.named_parameters(remove_duplicate=False)}
+    for name in (name for parameter in generator.plan.hashed for name in (parameter.fqn, *parameter.aliases)):
+        if name in dense:
+            raise TransformError(
+                f"a module with a parameter {name!r} was put into this transformed model, which goes on with the "
+                "generated one: change the original model before fxhash.transform, or what fxhash.materialize makes of "
+                "this one"
+            )
+    return dense
 
 
 def rebuild(
@@ -167,7 +187,8 @@ def require_transformed(model: object) -> dict[str, fx.GraphModule]:
     """The transformed models in a model, by their paths.
 
     Raises:
-        TransformError: unless there is one, all of them have values, and none is lowered.
+        TransformError: unless there is one, all of them have values, none is lowered, and no module with a hashed
+            parameter was put into one since.
     """
     if not isinstance(model, nn.Module):
         raise TransformError(f"expected the result of fxhash.transform or fxhash.load, got {type(model).__name__}")
@@ -184,4 +205,6 @@ def require_transformed(model: object) -> dict[str, fx.GraphModule]:
             "this model is on the meta device and has no values yet: fxhash.load some, or transform the original with "
             "device='cpu' or the like"
         )
+    for part in parts.values():
+        _dense_parameters(part, generator_of(part))
     return parts

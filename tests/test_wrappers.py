@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 import fxhash
 from fxhash.storage.reading import read_plan, read_plans
@@ -37,7 +38,7 @@ def compiled_in_parallel(model):
 
 
 every_wrapper = pytest.mark.parametrize(
-    "wrap", [compiled, nn.DataParallel, compiled_in_parallel, DistributedDataParallel]
+    "wrap", [compiled, nn.DataParallel, compiled_in_parallel, DistributedDataParallel, AveragedModel]
 )
 
 

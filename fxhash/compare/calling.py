@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,8 +31,9 @@ def doubled(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return inputs if failure(model, twice) else twice
 
 
-def count_multiply_adds(call: Callable[[], object]) -> int:
+def count_multiply_adds(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Multiply-adds of the matrix products, convolutions and attention of a call."""
-    with FlopCounterMode(display=False) as counter:
-        call()
+    # Not in inference mode, in which the counter fails where a module has parametrizations.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(*inputs)
     return counter.get_total_flops() // 2

@@ -73,7 +73,6 @@ def dense_candidate(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) 
         inputs: of a call.
         folder: where files are written to be measured.
     """
-    call = _call(model, inputs)
     sizes = {}
     for dtype in (torch.float32, torch.bfloat16):
         name = str(dtype).removeprefix("torch.")
@@ -85,12 +84,12 @@ def dense_candidate(model: nn.Module, inputs: tuple[Tensor, ...], folder: Path) 
         safetensors.torch.save_file(tensors, path)
         sizes[name] = path.stat().st_size
         path.unlink()
-    return Candidate("dense", call, _count(model), sizes, count_multiply_adds(call), resident_bytes(model))
+    work = count_multiply_adds(model, inputs)
+    return Candidate("dense", _call(model, inputs), _count(model), sizes, work, resident_bytes(model))
 
 
 def lowered_candidate(model: Compressed, inputs: tuple[Tensor, ...], folder: Path) -> Candidate:
     """A compressed model in eager mode, lowered; its files are those of `fxhash.save`."""
-    call = _call(model.lowered, inputs)
     sizes = {}
     for name, dtype in _DTYPES.items():
         path = folder / f"compressed_{name}.safetensors"
@@ -99,10 +98,10 @@ def lowered_candidate(model: Compressed, inputs: tuple[Tensor, ...], folder: Pat
         path.unlink()
     return Candidate(
         "fxhash",
-        call,
+        _call(model.lowered, inputs),
         _count(model.transformed),
         sizes,
-        count_multiply_adds(call),
+        count_multiply_adds(model.lowered, inputs),
         lowered_bytes(model.lowered, model.summary),
         compress=model.compress,
     )

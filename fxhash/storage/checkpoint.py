@@ -68,8 +68,8 @@ def save(
     The file is complete or not there: it is written under another name in the same folder and then renamed.
 
     Args:
-        gm: a transformed model, on any device, or a model that holds some; also what `torch.compile`, `DataParallel`
-            or `DistributedDataParallel` made of it, which is unwrapped.
+        gm: a transformed model, on any device, or a model that holds some; also what `torch.compile`, `DataParallel`,
+            `DistributedDataParallel` or `AveragedModel` made of it, which is unwrapped.
         path: where to write, usually `NAME.safetensors`; an existing file is replaced.
         dtype: type to store the factors in: `"bfloat16"`, `"float16"`, or the integers `"int8"` or `"int4"` with a step
             for each row, or the `torch.dtype` of that name; as they are if omitted. `load` gives the type of the model

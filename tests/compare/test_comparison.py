@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import fxhash
 from fxhash.compare import comparison as comparing
@@ -79,6 +80,12 @@ class TestForms:
         assert eager.opaque_parts == ()
         assert {row.runtime for row in eager.rows} == {EAGER}
         assert eager.rows[0].ratio == 1
+
+    def test_a_model_with_parametrizations(self) -> None:
+        model = nn.Sequential(weight_norm(nn.Linear(64, 128)), nn.ReLU(), weight_norm(nn.Linear(128, 10)))
+        found = compare(model, (torch.rand(1, 64),), [0.5], threads=1, seconds=0, with_onnx=False)
+        assert found.rows[0].multiply_adds == 64 * 128 + 128 * 10
+        assert {row.name for row in found.rows} >= {"dense", "fxhash 50 %"}
 
     def test_in_onnx_runtime(self) -> None:
         skip_unless_onnx_has_batch_norms()

@@ -103,3 +103,45 @@ def test_a_layer_of_two_opaque_submodules_stays_one_parameter():
     x = torch.randn(2, 16)
     assert_same_outputs(gm, dense, x)
     assert_same_outputs(gm, fxhash.lower_for_deploy(gm), x)
+
+
+class Tied(nn.Module):
+    """A table that is the last layer's weight too, biases that are tied, and a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.last = nn.Embedding(100, 32), nn.Linear(32, 100)
+        self.middle = nn.Linear(32, 32)
+        self.last.weight, self.middle.bias_too = self.table.weight, self.middle.bias
+
+    def forward(self, tokens):
+        return self.last(self.middle(self.table(tokens)) + self.middle.bias_too)
+
+
+@pytest.mark.parametrize("exclude", [None, "table"])
+@pytest.mark.parametrize("capture", ["trace", "modules"])
+def test_tied_parameters_have_all_their_names(exclude, capture):
+    """The state dict fits the original, also that of a copy."""
+    gm = fxhash.transform(Tied(), 0.9, exclude=exclude, capture=capture, seed=0)
+    tokens = torch.arange(10)
+    for dense in (fxhash.materialize(gm), copy.deepcopy(fxhash.materialize(gm))):
+        assert dense.last.weight is dense.table.weight
+        assert dense.middle.bias_too is dense.middle.bias
+        model = Tied()
+        model.load_state_dict(dense.state_dict())
+        assert_same_outputs(gm, model, tokens)
+        assert_same_outputs(gm, dense, tokens)
+
+
+@pytest.mark.parametrize("capture", ["trace", "modules"])
+@pytest.mark.parametrize(
+    "function", [fxhash.lower_for_deploy, fxhash.lower_for_training, fxhash.materialize, fxhash.summary, "save"]
+)
+def test_a_layer_that_was_put_into_a_transformed_model_is_refused(function, capture, tmp_path):
+    """It would have no effect: the generated weight is what is computed with."""
+    gm = fxhash.transform(Tied(), 0.9, capture=capture, seed=0)
+    function = (lambda gm: fxhash.save(gm, tmp_path / "model.safetensors")) if function == "save" else function
+    function(gm)
+    gm.middle = nn.Linear(32, 3)
+    with pytest.raises(fxhash.TransformError, match=r"a parameter 'middle\.weight' was put into this transformed"):
+        function(gm)
