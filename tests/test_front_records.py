@@ -245,6 +245,8 @@ def test_what_the_documents_say_of_weight_decay_and_precision_is_recorded():
     decays = [accuracies[name.format(decay)] for name in (small, dense) for decay in ("0.0001", "0.0005")]
     text = " ".join((ROOT / "docs/accuracy.md").read_text().split())
     assert "{:.1f} and {:.1f} for the compressed ResNet-20, {:.1f} and {:.1f} for the dense".format(*decays) in text
+    sines = [accuracies[f"peak-resnet20-width16-to-26972-{name}-0"] for name in ("sine-1.5", "regular-sine-3")]
+    assert "lost: {:.1f} for the compressed ResNet-20 with a slope of 1.5 at zero, {:.1f} with".format(*sines) in text
     in_float32 = {name: 100 * float(row["test_accuracy"]) for name, row in front_table.rows_of("peak").items()}
     lost = [in_float32[name] - accuracies[name] for name in (small.format("0.0005"), dense.format("0.0005"))]
     assert f"bfloat16 lost {lost[0]:.1f} points of the compressed ResNet-20 and {lost[1]:.1f} of the dense" in text
