@@ -91,7 +91,7 @@ class Loop:
         self, student: nn.Module, teacher: nn.Module, inputs: Inputs, limit: Limit, fabric: Any, rate: float
     ) -> None:
         self.student, self.teacher = student, teacher
-        self.inputs, self.limit, self.fabric = inputs, limit, fabric
+        self.inputs, self.limit, self.fabric, self.rate = inputs, limit, fabric, rate
         self.parameters = [each for each in student.parameters() if each.requires_grad]
         self.steps, self.spent = 0, 0.0
         self.device = next(iter(self.parameters)).device
@@ -188,7 +188,20 @@ class Loop:
         write_state(folder, state)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where a state was written."""
+        """Go on where a state was written.
+
+        Raises:
+            PlanError: if it was written with another learning rate, which the steps so far are of.
+        """
+        peak, stored = (
+            groups[0]["peak"] for groups in (self.optimizer.param_groups, state["optimizer"]["param_groups"])
+        )
+        if not math.isclose(peak, stored, rel_tol=1e-6):
+            before = self.rate * stored / peak
+            raise PlanError(
+                f"learning_rate={self.rate:g}, but the recovery in this folder began with {before:g}: give that, or "
+                "another folder"
+            )
         self.student.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.spent, self.steps, self.inputs.position = state["spent"], state["steps"], state["position"]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fxhash.errors import CheckpointError
+from fxhash.smh.generator import SMHGenerator
 from fxhash.storage.atomic import remove_partial_files, replacing
 
 FILE = "recovery.pt"
@@ -18,8 +19,11 @@ _PARTS = {"of": str, "model": dict, "optimizer": dict, "spent": float, "steps": 
 
 
 def digest(gm: nn.Module) -> str:
-    """What tells a model from others: its parameters and buffers."""
+    """What tells a model from others: its parameters and buffers, and in how many bits they are computed with."""
     found = hashlib.sha256()
+    for module in gm.modules():
+        if isinstance(module, SMHGenerator) and module.plan.factor_bits is not None:
+            found.update(str(module.plan.factor_bits).encode())
     for name, value in gm.state_dict().items():
         found.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         if isinstance(value, Tensor) and value.numel():

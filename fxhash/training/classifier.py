@@ -70,7 +70,7 @@ class Classifier(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Draw the same random numbers in this epoch whatever happened before, others in each process."""
-        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1_000_003 + self.global_rank)
+        torch.manual_seed(((self.seed * 1_000_003 + self.current_epoch) * 1_000_003 + self.global_rank) % 2**63)
 
     def training_step(self, batch: Batch | Sequence[Tensor], batch_index: int) -> Tensor:
         """The loss of a batch, weighted as `Batch` says; a pair of images and labels has weight 1."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fxhash.errors import TrainingError
 from fxhash.training.recipe import Recipe
 
 
@@ -28,6 +29,9 @@ class RunOptions:
         tensorboard: whether to write the curves for TensorBoard too.
         model_options: of `fxhash.zoo.create`, beside the numbers of classes and channels; such as `{"width": 32}`.
         test_each_epoch: whether to test after each epoch, which is what curves need, instead of after the last alone.
+
+    Raises:
+        TrainingError: for a seed that is no whole number of 64 bits.
     """
 
     model: str
@@ -43,6 +47,10 @@ class RunOptions:
     tensorboard: bool = False
     model_options: Mapping[str, float] = field(default_factory=dict)
     test_each_epoch: bool = True
+
+    def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**63:
+            raise TrainingError(f"seed {self.seed} is no whole number of 64 bits: give one such as 0")
 
     @property
     def network(self) -> str:

@@ -231,6 +231,23 @@ def test_refused_before_anything_is_written(encoder, tmp_path, wrong, message):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_learning_rate_is_refused_and_nothing_lost(encoder, tmp_path):
+    gm = compressed(encoder)
+    fxhash.recover(gm, encoder, inputs(), steps=2, folder=tmp_path, learning_rate=0.01)
+    content = (tmp_path / FILE).read_bytes()
+    with pytest.raises(fxhash.PlanError, match=r"learning_rate=0\.5, but the recovery in this folder began with 0\.01"):
+        fxhash.recover(gm, encoder, inputs(), steps=4, folder=tmp_path, learning_rate=0.5)
+    assert (tmp_path / FILE).read_bytes() == content
+    assert fxhash.recover(gm, encoder, inputs(), steps=4, folder=tmp_path, learning_rate=0.01).steps == 4
+
+
+def test_factors_in_other_bits_are_another_model(encoder, tmp_path):
+    gm = compressed(encoder)
+    fxhash.recover(gm, encoder, inputs(), steps=2, folder=tmp_path)
+    with pytest.raises(fxhash.CheckpointError, match="holds the recovery of another model, or of other factors"):
+        fxhash.recover(fxhash.quantize_factors(gm, 4), encoder, inputs(), steps=2, folder=tmp_path)
+
+
 def test_a_folder_of_something_else_is_refused(encoder, tmp_path):
     gm = compressed(encoder)
     fxhash.recover(gm, encoder, inputs(), steps=2, folder=tmp_path)

@@ -43,6 +43,7 @@ from fxhash.training.report.comparison import compare
 from tests.cli.helpers import assert_one_line
 from tests.cli.helpers import run as run_command
 from tests.helpers import run, skip_unless_onnx_has_open_sizes
+from tests.training.tiny import tiny_options, write_images
 
 
 def quick(**changes):
@@ -452,6 +453,16 @@ def test_the_seed_decides(tmp_path):
     first, second, third = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "second", "third"))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not all(torch.equal(first[key], third[key]) for key in first)
+
+
+@pytest.mark.parametrize("seed", [20_240_101, 2**63 - 1, -(2**63)])
+def test_any_seed_of_64_bits(seed, tmp_path):
+    """Also one that leaves no room for the numbers that are made of it, such as a date."""
+    tiny = replace(tiny_options(write_images(tmp_path / "images")), seed=seed)
+    train(tiny, tmp_path / "run")
+    assert read_configuration(tmp_path / "run")[0].seed == seed
+    with pytest.raises(TrainingError, match="is no whole number of 64 bits"):
+        replace(tiny, seed=2**64)
 
 
 def test_a_run_is_not_overwritten(tmp_path):
