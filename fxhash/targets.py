@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from types import MappingProxyType
+from types import FunctionType, MappingProxyType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from fxhash.errors import TargetError, close_matches, described, shown
@@ -136,13 +136,46 @@ def require_trust(target: Target, file: Path) -> None:
         file: its path, for the message.
 
     Raises:
-        TargetError: unless the target is of a library, or of a module that `trusting` names.
+        TargetError: unless the target is of a library, or a function or class that a module defines which `trusting`
+            names, as the module does that the target is of.
     """
-    if target.is_factory and not any(f"{target.source}.".startswith(f"{module}.") for module in _trusted.get()):
-        raise TargetError(
-            f"{str(file)!r} says that its model is made by {str(target)!r}, which may be any code: if you trust it, "
-            f"add --trust {target.source}"
-        )
+    if not target.is_factory:
+        return
+    says = f"{str(file)!r} says that its model is made by {str(target)!r}"
+    if not _is_trusted(target.source):
+        raise TargetError(f"{says}, which may be any code: if you trust it, add --trust {target.source}")
+    found = _found(target)
+    home = _home_of(found)
+    if home is None:
+        raise TargetError(f"{says}, which is no function or class but {shown(found)}")
+    if not _is_trusted(home):
+        raise TargetError(f"{says}, which {home} defines: if you trust that too, add --trust {home}")
+
+
+def modules_of(target: Target) -> list[str]:
+    """The modules that one trusts who builds a target: the one that it names, and the one that defines it.
+
+    Raises:
+        TargetError: if there is no such factory, or it is no function or class: a file could not name it.
+    """
+    if not target.is_factory:
+        return []
+    home = _home_of(_found(target))
+    if home is None:
+        raise TargetError(f"{str(target)!r} is no function or class: name a function that calls it")
+    return [target.source, home]
+
+
+def _is_trusted(module: str) -> bool:
+    return any(f"{module}.".startswith(f"{each}.") for each in _trusted.get())
+
+
+def _home_of(found: object) -> str | None:
+    """The module that defines a function or class; None for anything else."""
+    if not isinstance(found, (FunctionType, MethodType, type)):
+        return None
+    home = getattr(found, "__module__", None)
+    return home if isinstance(home, str) else None
 
 
 def _is_path(text: str) -> bool:
@@ -192,19 +225,25 @@ def _from_timm(name: str, device: Any, options: Mapping[str, int]) -> nn.Module:
         raise TargetError(f"timm can't build {name!r}: {described(error)}") from error
 
 
-def _from_factory(target: Target, options: Mapping[str, int]) -> nn.Module:
-    from torch import nn
-
+def _found(target: Target) -> Any:
+    """What a target names in a module, which is imported."""
     # `python -m` looks in the working directory, a console script does not.
-    sys.path.insert(0, str(Path.cwd()))
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(target.source)
     except Exception as error:
         raise TargetError(f"can't import {target.source!r}: {described(error)}") from error
     try:
-        factory = attrgetter(target.name)(module)
+        return attrgetter(target.name)(module)
     except AttributeError as error:
         raise TargetError(f"can't find {str(target)!r}: {error}") from error
+
+
+def _from_factory(target: Target, options: Mapping[str, int]) -> nn.Module:
+    from torch import nn
+
+    factory = _found(target)
     arguments = {name: value for name, value in options.items() if _has_parameter(factory, name)}
     given = ", ".join(f"{name}={value}" for name, value in arguments.items())
     try:

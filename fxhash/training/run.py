@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fxhash.errors import TrainingError
-from fxhash.targets import require_trust, trusting
+from fxhash.targets import modules_of, require_trust, trusting
 from fxhash.training.checkpoints import RunCheckpoints
 from fxhash.training.classifier import Classifier
 from fxhash.training.data import ImageData, load_data
@@ -77,7 +77,7 @@ def train(
     data = load_data(options.data, Path(options.data_folder), download, options.image_size)
     mean, std = data.statistics()
     # Who trains a factory's model trusts its module, also where a run to start from or to learn from names it.
-    with trusting([network_target(options).source]):
+    with trusting(modules_of(network_target(options))):
         classifier = _build_classifier(options, data, mean, std)
     configuration = {
         "options": options.to_dict(),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +22,7 @@ from fxhash import training
 from fxhash.errors import TargetError, TrainingError
 from fxhash.targets import trusting
 from fxhash.training import RunOptions, load_data
-from fxhash.training.folder import build_dense, load_model
+from fxhash.training.folder import build_dense, load_model, write_configuration
 from fxhash.training.initialization import build_model
 from tests.cli.helpers import assert_one_line, run
 from tests.training.tiny import resume, tiny_options, train
@@ -44,6 +49,7 @@ class TiedNet(nn.Module):
 @pytest.fixture(autouse=True)
 def networks(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType(MODULE)
+    monkeypatch.setattr(TiedNet, "__module__", MODULE)
     module.tied = TiedNet  # type: ignore[attr-defined]
     module.features = lambda: nn.Flatten()  # type: ignore[attr-defined]
     module.fails = lambda: TiedNet("two")  # type: ignore[attr-defined]
@@ -68,6 +74,42 @@ def test_a_run_of_a_factory(compress: float | None, images: Path, tmp_path: Path
     with trusting([MODULE]):
         accuracies = training.evaluate(tmp_path / "run")
     assert accuracies["trained"] == pytest.approx(result.test_accuracy, abs=1e-6)
+
+
+def test_what_a_trusted_module_has_imported_is_not_trusted(images: Path, tmp_path: Path) -> None:
+    """A file may name anything that a module holds; whoever trains by such a name trusts it."""
+    module: Any = sys.modules[MODULE]
+    module.cwd, module.run, module.part = os.getcwd, subprocess.run, partial(TiedNet)
+    with pytest.raises(TargetError, match="is no function or class: name a function that calls it"):
+        train(replace(options(images), model=f"{MODULE}:part"), tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+    train(options(images), tmp_path / "run")
+    configuration = tmp_path / "run" / "run.json"
+    honest = configuration.read_text()
+    with trusting([MODULE]):
+        for name, message in (("cwd", "is no function or class but"), ("run", "which subprocess defines")):
+            forged = json.loads(honest)
+            forged["options"]["model"] = f"{MODULE}:{name}"
+            write_configuration(tmp_path / "run", {key: each for key, each in forged.items() if key != "sha256"})
+            for function in (load_model, resume):
+                with pytest.raises(TargetError, match=message):
+                    function(tmp_path / "run")
+    TiedNet.__module__ = "networks_of_others"
+    train(options(images), tmp_path / "other")
+    with trusting([MODULE]), pytest.raises(TargetError, match="if you trust that too, add --trust networks_of_others"):
+        load_model(tmp_path / "other")
+    with trusting([MODULE, "networks_of_others"]):
+        load_model(tmp_path / "other")
+
+
+def test_a_module_is_looked_for_in_the_working_directory_which_is_noted_once(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    for _ in range(2):
+        build_model(options(images), load_data(options(images).data, tmp_path))
+    assert sys.path.count(str(tmp_path)) == 1
 
 
 def test_a_teacher_of_the_same_factory(images: Path, tmp_path: Path) -> None:
