@@ -225,10 +225,10 @@ def _run_as_a_whole(gm: fx.GraphModule, name: str, *args: Any, **kwargs: Any) ->
         weight._is_param = True
     dense = [each for each in opaque.wrapped_module.parameters() if each.is_leaf]
     kept = [each.detach().clone() for each in dense]
-    before = _layers_of(replica), _values_of([*weights, *dense])
+    layers, values = _layers_of(replica), [each.detach().clone() for each in weights]
     found = getattr(replica, name)
     result = found(*args, **kwargs) if inspect.ismethod(found) else found
-    if before != (_layers_of(replica), _values_of([*weights, *dense])):
+    if layers != _layers_of(replica) or not _are_equal([*weights, *dense], [*values, *kept]):
         with torch.no_grad():
             for parameter, value in zip(dense, kept, strict=True):
                 parameter.copy_(value)
@@ -268,6 +268,7 @@ def _layers_of(model: nn.Module) -> list[tuple[Any, ...]]:
 
 
 @torch.no_grad()
-def _values_of(tensors: Sequence[Tensor]) -> list[str]:
-    """The sum of the values of each tensor, as text: NaN equals itself."""
-    return [str(tensor.detach().double().sum()) for tensor in tensors]
+def _are_equal(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether tensors of the same shapes have the same values; NaN equals itself."""
+    pairs = zip(tensors, others, strict=True)
+    return all(bool(torch.isclose(one, other, rtol=0, atol=0, equal_nan=True).all()) for one, other in pairs)

@@ -172,6 +172,39 @@ def test_methods_that_change_weights_are_refused():
         assert torch.equal(gm(x), before)
 
 
+class ChangesOneWeight(nn.Module):
+    """In ways that leave the sum of its values as it is, or nearly."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.dense = nn.Linear(24, 24), nn.Linear(24, 24)
+
+    def forward(self, x):
+        return self.dense(self.linear(x))
+
+    def flip(self, name):
+        weight = self.get_parameter(name)
+        weight.data = weight.data.flip(0)
+
+    def flip_in_place(self, name):
+        weight = self.get_parameter(name)
+        weight.data.copy_(weight.data.flip(0))
+
+    def add_little(self, name):
+        self.get_parameter(name).data[0, 0] += 1e-5
+
+
+@pytest.mark.parametrize("name", ["linear.weight", "dense.weight"])
+@pytest.mark.parametrize("method", ["flip", "flip_in_place", "add_little"])
+def test_no_change_of_a_weight_is_lost(method, name):
+    gm = fxhash.transform(ChangesOneWeight(), 0.8, exclude="dense", seed=0, capture="modules")
+    x = torch.randn(3, 24)
+    before = gm(x)
+    with pytest.raises(fxhash.TransformError, match=f"{method} changes layers or weights"):
+        getattr(gm, method)(name)
+    assert torch.equal(gm(x), before)
+
+
 def test_loaded_models_pass_on_too(tmp_path):
     fxhash.save(fxhash.transform(Net(), 0.5), tmp_path / "model.safetensors")
     assert fxhash.load(tmp_path / "model.safetensors", Net(num_classes=6)).config.num_classes == 6

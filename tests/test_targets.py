@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -117,8 +118,10 @@ class TestBuilding:
 class TestTrust:
     @given(PATHS, PATHS)
     def test_of_a_package_is_that_of_what_lies_in_it(self, package: str, below: str) -> None:
-        inside = Target(f"own_{package}.{below}", "build")
-        with trusting([f"own_{package}"]):
+        inside = Target(f"own_{package}.{below}", "Network")
+        module = ModuleType(inside.source)
+        module.Network = type("Network", (), {"__module__": inside.source})  # type: ignore[attr-defined]
+        with trusting([f"own_{package}"]), patch.dict(sys.modules, {inside.source: module}):
             require_trust(inside, Path("run.json"))
             with pytest.raises(TargetError):
                 require_trust(Target(f"own_{package}x", "build"), Path("run.json"))
