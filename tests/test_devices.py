@@ -118,3 +118,16 @@ def test_one_model_on_two_devices_is_refused():
     model = nn.Sequential(nn.Linear(30, 30).cuda(), nn.Linear(30, 30))
     with pytest.raises(fxhash.TransformError, match="on several devices"):
         fxhash.transform(model, 0.5)
+
+
+@every_device
+@pytest.mark.parametrize("calibration", [None, [torch.randn(16, 24)]])
+@pytest.mark.filterwarnings("ignore:.*calibration:UserWarning")
+def test_a_pretrained_start_on_another_device_than_the_model(calibration, device):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 48), nn.LayerNorm(48), nn.Linear(48, 24))
+    options = {"init": "pretrained", "calibration": calibration, "seed": 0}
+    expected = fxhash.transform(model, 0.7, **options)
+    gm = fxhash.transform(model, 0.7, device=device, **options)
+    assert all(parameter.device.type == device for parameter in gm.parameters())
+    torch.testing.assert_close(gm.cpu()(torch.ones(2, 24)), expected(torch.ones(2, 24)), rtol=1e-3, atol=1e-4)

@@ -164,9 +164,9 @@ class _Fitted:
     def of(cls, generator: SMHGenerator, parameter: ParameterPlan, original: Tensor, seen: MomentStore) -> _Fitted:
         """A parameter with its shift, and kernels, of the generator."""
         shift = generator.shift(parameter.fqn)
-        centred = original.detach().double() - (0.0 if shift is None else shift.double())
+        centred = original.detach().to(generator.right.device).double() - (0.0 if shift is None else shift.double())
         unit = centred.square().mean().sqrt().clamp(min=1e-150).item()
-        values = (centred / unit).to(generator.right.device, torch.promote_types(generator.right.dtype, torch.float32))
+        values = (centred / unit).to(torch.promote_types(generator.right.dtype, torch.float32))
         values = values.reshape(original.shape[0] if original.dim() > 1 else 1, -1)
         gram = damped(seen[parameter.fqn].gram).to(values) if parameter.fqn in seen else None
         target = WeightTarget(values, gram).relative()

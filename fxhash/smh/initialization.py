@@ -138,7 +138,7 @@ def fit_(generator: SMHGenerator, originals: Mapping[str, Tensor]) -> None:
     # A constant is its shift alone.
     fitted = [place for place in enumerate(generator.plan.hashed) if generator.left[place[0]].any()]
     for index, parameter in fitted:
-        centred = originals[parameter.fqn].double() - generator.shifts[index]
+        centred = originals[parameter.fqn].to(generator.shifts.device).double() - generator.shifts[index]
         generator.log_scales[index] = centred.square().mean().sqrt().clamp(min=1e-150).log()
         if parameter.kernels:
             generator.kernels_of(parameter.fqn).copy_(principal_kernels(centred, parameter.kernels))
@@ -186,7 +186,8 @@ def _nearest_rows(generator: SMHGenerator, index: int, original: Tensor) -> Tens
         Shape `(rows, cols)`, with zeros after the last entry.
     """
     parameter, cols = generator.plan.hashed[index], generator.plan.layout.cols
-    values = (original.double() - generator.shifts[index]) / generator.log_scales[index].double().exp()
+    original = original.to(generator.shifts.device).double()
+    values = (original - generator.shifts[index]) / generator.log_scales[index].double().exp()
     if parameter.kernels:
         values = nearest_pointwise(values, generator.kernels_of(parameter.fqn))
     unused = generator.plan.rows_of(parameter) * cols - parameter.slice_numel
