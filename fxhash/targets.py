@@ -82,14 +82,11 @@ class Target:
         return {"torchvision": (3, 224, 224), "zoo": (3, 32, 32)}.get(self.source)
 
 
-def build_model(
-    target: Target, with_values: bool = True, options: Mapping[str, int] = MappingProxyType({})
-) -> nn.Module:
+def build_model(target: Target, options: Mapping[str, int] = MappingProxyType({})) -> nn.Module:
     """Build a model; those of torchvision, timm and the zoo have random weights, and nothing is downloaded.
 
     Args:
         target: which.
-        with_values: whether it needs values; if not, all but a factory's model is on the meta device.
         options: `num_classes`, `in_channels` and `image_size`. Models of torchvision have the first alone; a factory is
             given those that it has parameters for, and no others.
 
@@ -97,20 +94,16 @@ def build_model(
         TargetError: if there is no such model, its library is not installed, or its factory fails.
         UnknownModelError: if the zoo has no such model.
     """
-    import torch
-
-    device = torch.device("cpu" if with_values else "meta")
     if target.source == "zoo":
         from fxhash import zoo
 
         # Of all models, transformers alone are made for one size of image.
         known = {"num_classes", "in_channels"} | ({"image_size"} if target.name in zoo.list("vit") else set())
-        with device:
-            return zoo.create(target.name, **{name: value for name, value in options.items() if name in known})
+        return zoo.create(target.name, **{name: value for name, value in options.items() if name in known})
     if target.source == "torchvision":
-        return _from_torchvision(target.name, device, options)
+        return _from_torchvision(target.name, options)
     if target.source == "timm":
-        return _from_timm(target.name, device, options)
+        return _from_timm(target.name, options)
     return _from_factory(target, options)
 
 
@@ -182,7 +175,7 @@ def _is_path(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
 
 
-def _from_torchvision(name: str, device: Any, options: Mapping[str, int]) -> nn.Module:
+def _from_torchvision(name: str, options: Mapping[str, int]) -> nn.Module:
     try:
         from torchvision.models import get_model, get_model_builder, list_models
     except ImportError as error:
@@ -199,15 +192,10 @@ def _from_torchvision(name: str, device: Any, options: Mapping[str, int]) -> nn.
     with warnings.catch_warnings():
         # Some builders warn about how they initialise weights, which don't matter here.
         warnings.simplefilter("ignore")
-        try:
-            with device:
-                return get_model(name, **arguments)
-        except NotImplementedError:
-            # Some compute their widths with tensors.
-            return get_model(name, **arguments)
+        return get_model(name, **arguments)
 
 
-def _from_timm(name: str, device: Any, options: Mapping[str, int]) -> nn.Module:
+def _from_timm(name: str, options: Mapping[str, int]) -> nn.Module:
     try:
         import timm
     except ImportError as error:
@@ -219,8 +207,7 @@ def _from_timm(name: str, device: Any, options: Mapping[str, int]) -> nn.Module:
     names = {"num_classes": "num_classes", "in_channels": "in_chans"}
     arguments = {names[option]: value for option, value in options.items() if option in names}
     try:
-        with device:
-            return timm.create_model(name, pretrained=False, **arguments)
+        return timm.create_model(name, pretrained=False, **arguments)
     except Exception as error:
         raise TargetError(f"timm can't build {name!r}: {described(error)}") from error
 

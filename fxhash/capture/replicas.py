@@ -63,13 +63,27 @@ def take_over(module: nn.Module, replicas: Mapping[int, nn.Module]) -> None:
         if replica is each:
             continue
         children = {name: originals.get(id(child), child) for name, child in vars(replica)["_modules"].items()}
-        _update(vars(each)["_modules"], children)
-        _update(vars(each)["_buffers"], vars(replica)["_buffers"])
-        for name in vars(each).keys() - vars(replica).keys():
-            vars(each).pop(name, None)
-        for name, value in vars(replica).items():
-            if name not in (*_TABLES, "_flat_weights") and not is_made_by_hook(each, name):
-                vars(each)[name] = value
+        _take_over_one(each, replica, children, set(vars(each)))
+
+
+def _take_over_one(
+    module: nn.Module, replica: nn.Module, children: Mapping[str, nn.Module | None], before: set[str]
+) -> None:
+    """Give a module alone what a call changed on its replica.
+
+    Args:
+        module: changed in place, but for its parameters.
+        replica: what stood for it.
+        children: what the module is to hold.
+        before: names of attributes; those of them that the replica lacks were deleted.
+    """
+    _update(vars(module)["_modules"], children)
+    _update(vars(module)["_buffers"], vars(replica)["_buffers"])
+    for name in before - vars(replica).keys():
+        vars(module).pop(name, None)
+    for name, value in vars(replica).items():
+        if name not in (*_TABLES, "_flat_weights") and not is_made_by_hook(module, name):
+            vars(module)[name] = value
 
 
 def _update(table: dict[str, Any], content: Mapping[str, Any]) -> None:
@@ -97,12 +111,11 @@ def call_with_parameters(
 ) -> Any:
     """Run the forward of class `kind` on a replica of `module` that holds `parameters` of its own under `names`."""
     replica = _replica(module, kind)
+    # Not what another thread adds meanwhile.
+    before = set(vars(replica))
     set_parameters(tuple(((replica, name),) for name in names), parameters)
     result = replica.forward(*args, **kwargs)
-    vars(module)["_buffers"].update(vars(replica)["_buffers"])
-    for name, value in vars(replica).items():
-        if name not in (*_TABLES, "_flat_weights") and not is_made_by_hook(module, name):
-            vars(module)[name] = value
+    _take_over_one(module, replica, vars(replica)["_modules"], before)
     return result
 
 

@@ -72,8 +72,7 @@ def _print_summary(text: str, given: dict[str, Any], shape: list[int] | None) ->
     from fxhash.compare.calling import failure
 
     target = Target.parse(text)
-    with_values = shape is not None or target.source in ("torchvision", "timm", "zoo")
-    model = build_model(target, with_values)
+    model = build_model(target)
     options: dict[str, Any] = {"compress": 0.1, **given}
     if shape is None:
         sizes = target.input_sizes(model)

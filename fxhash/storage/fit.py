@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -34,12 +35,18 @@ def check_parameters(plan: CompressionPlan, model: nn.Module, path: object) -> N
         if _traits(stored) != _traits(in_model):
             raise CheckpointError(
                 f"{path} does not fit this model: parameter {stored.fqn!r} is {shortened(_traits(stored))} in the file "
-                f"and {_traits(in_model)} in the model"
+                f"and {_traits(in_model)} in the model{_advice(stored, in_model)}"
             )
         del described[stored.fqn]
     for fqn in described:
         if fqn not in unused:
             raise CheckpointError(f"{path} does not fit this model, whose parameter {fqn!r} is not in the file")
+
+
+def _advice(stored: ParameterPlan, in_model: ParameterPlan) -> str:
+    if _traits(replace(in_model, dtype=stored.dtype)) != _traits(stored):
+        return ""
+    return f": give a model of the file's type, as of .to(torch.{stored.dtype})"
 
 
 def _traits(parameter: ParameterPlan) -> str:

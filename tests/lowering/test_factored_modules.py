@@ -277,3 +277,38 @@ def test_a_deployed_model_moves_and_converts_as_one():
     gm, deployed = deployed_untraceable()
     x = tokens(2, 9)
     torch.testing.assert_close(deployed.double()(x).float(), gm(x), rtol=1e-3, atol=1e-4)
+
+
+class FirstTime(nn.Module):
+    """Does something else in its first call, and forgets what it needed for that."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(32, 32) / 6)
+        self.warm_up = nn.Linear(32, 32)
+        self.factor = 2.0
+
+    def forward(self, x):
+        x = x @ self.weight
+        if hasattr(self, "warm_up"):
+            x = self.warm_up(x) * self.factor
+            del self.warm_up, self.factor
+        return x
+
+
+def test_what_a_module_deletes_stays_deleted():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = FirstTime(), nn.Linear(32, 32)
+
+        def forward(self, x):
+            return self.last(self.first(x)) if x.sum() < 1e30 else x
+
+    gm = fxhash.transform(Branches(), 0.5, exclude="warm_up", seed=0).eval()
+    lowered = fxhash.lower_for_deploy(gm)
+    assert "first" in {use.module for use in lowered.smh_factors.plan.uses}, "the case is not covered"
+    x = torch.randn(4, 32)
+    with torch.no_grad():
+        for _ in range(3):
+            torch.testing.assert_close(lowered(x), gm(x), rtol=1e-4, atol=1e-4)
