@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 
-from fxhash.errors import TransformError
 from fxhash.graph.names import joined
 from fxhash.lowering.factor_store import find_factor_store
 from fxhash.lowering.plan import LoweringPlan
@@ -17,7 +16,7 @@ from fxhash.smh.checks import check_flag
 from fxhash.smh.generator import find_generator
 from fxhash.smh.parameters import tied_groups
 from fxhash.smh.plan import CompressionPlan
-from fxhash.transformed import current_plan, transformed_parts, unwrapped
+from fxhash.transformed import current_plan, required_parts, unwrapped
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,7 @@ def summary(gm: nn.Module, *, verbose: bool = False) -> Summary:
     """
     check_flag("verbose", verbose)
     gm = unwrapped(gm)
-    graphs = transformed_parts(gm)
-    if not graphs:
-        raise TransformError(f"this {type(gm).__name__} has no generator: it is not the result of fxhash.transform")
+    graphs = required_parts(gm)
     parts = tuple(_describe(path, part) for path, part in graphs.items())
     of_parts = {id(parameter) for part in graphs.values() for parameter in part.parameters()}
     distinct = [tied[0] for _, tied in tied_groups(gm)]

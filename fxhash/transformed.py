@@ -78,6 +78,18 @@ def transformed_parts(model: object) -> dict[str, fx.GraphModule]:
     return {"": parts[""]} if "" in parts else parts
 
 
+def required_parts(model: nn.Module) -> dict[str, fx.GraphModule]:
+    """The transformed models in a model, by their paths, lowered or not.
+
+    Raises:
+        TransformError: if there is none.
+    """
+    parts = transformed_parts(model)
+    if not parts:
+        raise TransformError(f"this {type(model).__name__} has no generator: it is not the result of fxhash.transform")
+    return parts
+
+
 def with_parts(model: AnyModule, parts: Mapping[nn.Module, nn.Module]) -> AnyModule:
     """A model with others in place of some of its modules, in place; what stands for the model itself, if it is one."""
     for module in list(model.modules()):
@@ -110,15 +122,13 @@ def generator_of(gm: fx.GraphModule) -> SMHGenerator:
     return generator
 
 
-def current_plan(gm: nn.Module) -> CompressionPlan:
+def current_plan(gm: fx.GraphModule) -> CompressionPlan:
     """The plan of a transformed model, with the types that its parameters have by now.
 
     Raises:
-        TransformError: if `gm` is not a transformed model, or a module with a hashed parameter was put into it since.
+        TransformError: if a module with a hashed parameter was put into it since.
     """
-    generator = find_generator(gm)
-    if generator is None:
-        raise TransformError(f"this {type(gm).__name__} has no generator: it is not the result of fxhash.transform")
+    generator = generator_of(gm)
     dense = _dense_parameters(gm, generator)
     parameters = []
     for parameter in generator.plan.parameters:

@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 from fxhash.compare.rows import Comparison, Row
 from fxhash.errors import CheckpointError
 from fxhash.printable import printable
-from fxhash.storage.atomic import replacing
+from fxhash.storage.atomic import write_bytes
 from fxhash.training.report.contents import Table
 from fxhash.training.report.html_page import STYLE, html_table
 from fxhash.training.report.markdown_page import escaped, markdown_table
@@ -55,11 +55,7 @@ def write_comparison(comparison: Comparison, path: Path) -> None:
     """
     check_output(path)
     write = {".html": _html, ".md": _markdown, ".json": _json}[path.suffix]
-    try:
-        with replacing(path) as temporary:
-            temporary.write_bytes(write(comparison).encode("utf-8", "backslashreplace"))
-    except OSError as error:
-        raise CheckpointError(f"{str(path)!r} can't be written: {error}") from error
+    write_bytes(path, write(comparison).encode("utf-8", "backslashreplace"))
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:

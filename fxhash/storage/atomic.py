@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fxhash.errors import CheckpointError
+
 _SUFFIX = ".partial"
 
 
@@ -27,6 +29,19 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     _flush_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is complete or not there.
+
+    Raises:
+        CheckpointError: if it can't be written.
+    """
+    try:
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be written: {error}") from error
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from fxhash.lowering.factor_store import find_factor_store
 from fxhash.smh.checks import check_flag
 from fxhash.smh.generator import find_generator
 from fxhash.smh.plan import CompressionPlan
-from fxhash.storage.atomic import replacing
+from fxhash.storage.atomic import write_bytes
 from fxhash.storage.contents import (
     distinct_tensors,
     expected_tensors,
@@ -46,6 +46,7 @@ from fxhash.transformed import (
     generator_of,
     rebuild,
     refuse_transformed,
+    required_parts,
     transformed_parts,
     unwrapped,
     with_parts,
@@ -97,12 +98,7 @@ def save(
             be written.
     """
     content = file_of(gm, dtype, dense_dtype, fold_batch_norms, allow_nan, stated_factory(factory, arguments))
-    target = read_target(path)
-    try:
-        with replacing(target) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise CheckpointError(f"{target} can't be written: {error}") from error
+    write_bytes(read_target(path), content)
 
 
 def file_of(
@@ -121,9 +117,7 @@ def file_of(
     gm = unwrapped(gm)
     if find_factor_store(gm) is not None:
         raise TransformError("this model is lowered already: save the transformed model that it was made of")
-    parts = transformed_parts(gm)
-    if not parts:
-        raise TransformError(f"this {type(gm).__name__} has no generator: it is not the result of fxhash.transform")
+    parts = required_parts(gm)
     plans = {path: current_plan(part) for path, part in parts.items()}
     _check_trained_bits(plans, dtype)
     text = plans_to_json(plans)

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from fxhash.api import lower_for_deploy
 from fxhash.capture.copy_model import copy_model
-from fxhash.errors import CheckpointError, TransformError, shown
+from fxhash.errors import TransformError, shown
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.factor_store import find_factor_store
 from fxhash.smh.checks import check_module
 from fxhash.smh.generator import find_generator
-from fxhash.storage.atomic import replacing
+from fxhash.storage.atomic import write_bytes
 from fxhash.storage.onnx_bits import check_bits, read_onnx_dtype, round_, stores_of
 from fxhash.storage.onnx_export import onnx_content
 from fxhash.storage.paths import PathLike, read_target
@@ -72,11 +72,7 @@ def export_onnx(
     content = onnx_content(
         model if stored_in is None else _rounded(model, stored_in), inputs, dynamic_shapes, stored_in
     )
-    try:
-        with replacing(target) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be written: {error}") from error
+    write_bytes(target, content)
 
 
 def _rounded(model: nn.Module, dtype: torch.dtype) -> nn.Module:
