@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from functools import partial
+from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,6 +21,7 @@ from fxhash.graph.layers import convolution_weights
 from fxhash.graph.names import OPAQUE_PART, joined, original_name
 from fxhash.initial_factors import check_start, initial_generator
 from fxhash.lowering.device import DeviceProfile
+from fxhash.lowering.lowering_options import LoweringOptions
 from fxhash.lowering.method import Method
 from fxhash.lowering.options import read_bytes, read_methods
 from fxhash.lowering.positions import output_positions
@@ -257,19 +258,19 @@ def lower_for_deploy(
     if isinstance(dtype, torch.dtype):
         check_range(evaluated, dtype)
         evaluated = evaluated.to(dtype)
-    lower_parts = partial(
-        lowered_parts, requested=requested, budget=budget, device=device, in_eight_bits=weights is not None
-    )
+    options = LoweringOptions(device, in_eight_bits=weights is not None)
     if example_inputs is None:
-        return lower_parts(evaluated)
+        return lowered_parts(evaluated, requested, budget, options)
     calls = read_examples(evaluated, example_inputs)
     whole = transformed_parts(evaluated).get("")
-    positions = {} if whole is None else output_positions(transformed_graph(whole), calls[0].args, calls[0].kwargs)
-    lowered = lower_parts(evaluated, positions=positions, replaces_watched_layers=True)
-    if difference(evaluated, lowered, calls, modes=(False,)) is None:
-        return lowered
-    lowered = lower_parts(evaluated, positions=positions)
-    how = difference(evaluated, lowered, calls, modes=(False,))
+    if whole is not None:
+        positions = output_positions(transformed_graph(whole), calls[0].args, calls[0].kwargs)
+        options = replace(options, positions=positions)
+    for replaces in (True, False):
+        lowered = lowered_parts(evaluated, requested, budget, replace(options, replaces_watched_layers=replaces))
+        how = difference(evaluated, lowered, calls, modes=(False,))
+        if how is None:
+            break
     if how is not None:
         warnings.warn(
             f"the lowered model differs from the trained one on example_inputs: {how}. Rounding may do so where a "

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
-from fxhash.lowering.device import DeviceProfile
+from fxhash.lowering.lowering_options import LoweringOptions
 from fxhash.lowering.method import Method
 from fxhash.lowering.shared_budget import plan_lowerings
 from fxhash.original import pass_on
@@ -17,10 +16,7 @@ def lowered_parts(
     model: AnyModule,
     requested: Mapping[str, Mapping[str, Method]],
     budget: int | None,
-    device: DeviceProfile | None,
-    positions: Mapping[str, int] = MappingProxyType({}),
-    replaces_watched_layers: bool = False,
-    in_eight_bits: bool = False,
+    options: LoweringOptions,
 ) -> AnyModule:
     """A model with its transformed models lowered; it is left untouched, and shares what is not lowered.
 
@@ -28,14 +24,11 @@ def lowered_parts(
         model: a transformed model or one that holds some, in eval mode.
         requested: for the path of each transformed model, the methods that were asked for.
         budget: bytes for the weights of all of them; as of `plan_lowering`.
-        device: as of `plan_lowering`.
-        positions: as of `plan_lowering`, where the model itself is a transformed one.
-        replaces_watched_layers: as of `plan_lowering`.
-        in_eight_bits: as of `plan_lowering`.
+        options: what it is lowered for; positions only where the model itself is a transformed one.
     """
     parts = {path: transformed_graph(part) for path, part in transformed_parts(model).items()}
     requests = [(part, requested[path]) for path, part in parts.items()]
-    plans = plan_lowerings(requests, budget, replaces_watched_layers, device, positions, in_eight_bits)
+    plans = plan_lowerings(requests, budget, options)
     lowered = {path: pass_on(lower(part, plan)) for (path, part), plan in zip(parts.items(), plans, strict=True)}
     if "" in lowered:
         return with_parts(model, {model: lowered[""]})

@@ -10,6 +10,7 @@ from torch import fx, nn
 from fxhash.errors import TransformError
 from fxhash.graph.names import TRANSFORMED
 from fxhash.lowering.analysis import plan_lowering
+from fxhash.lowering.lowering_options import LoweringOptions
 from fxhash.original import pass_on
 from fxhash.passes import lower_to_train
 from fxhash.transformed import (
@@ -73,7 +74,7 @@ def _lowered(gm: fx.GraphModule) -> fx.GraphModule:
     is how all else that is done with it finds the weights: `transformed_graph` gives the model of that graph back.
     """
     gm = transformed_graph(gm)
-    plan = plan_lowering(gm, for_training=True)
+    plan = plan_lowering(gm, options=LoweringOptions(for_training=True))
     lowered = lower_to_train(gm, plan)
     unshifted = sorted({use.fqn for use in plan.uses if not use.stores("shift")})
     lowered.register_load_state_dict_post_hook(partial(_refuse_shifts, unshifted))

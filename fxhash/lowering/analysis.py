@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from fxhash.lowering.batch_norm import FoundNorm, foldable_norm
 from fxhash.lowering.costs import Costs
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.factored_modules import can_be_factored
+from fxhash.lowering.lowering_options import FOR_INFERENCE, LoweringOptions
 from fxhash.lowering.memory import assign_slots, choose_cached, choose_small, peak_of
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader, WeightUse
@@ -40,11 +40,7 @@ def plan_lowering(
     gm: fx.GraphModule,
     requested: Mapping[str, Method] | None = None,
     budget: int | None = 0,
-    device: DeviceProfile | None = None,
-    replaces_watched_layers: bool = False,
-    positions: Mapping[str, int] = MappingProxyType({}),
-    for_training: bool = False,
-    in_eight_bits: bool = False,
+    options: LoweringOptions = FOR_INFERENCE,
 ) -> LoweringPlan:
     """Decide how each weight of a transformed model is computed when it is lowered.
 
@@ -56,12 +52,7 @@ def plan_lowering(
         requested: methods for parameters by their names; the cost model chooses for all others.
         budget: bytes for weights, scratch included, within which weights are cached; with 0, only those requested are.
             None to cache few small ones, as by `choose_small`.
-        device: what the model is to run on; the device that it is on if omitted.
-        replaces_watched_layers: whether to put other layers also into opaque submodules whose code looks at theirs,
-            as far as its source shows: only where their outputs are compared afterwards.
-        positions: pixels of the output of convolutions, as far as they are known, by the names of nodes.
-        for_training: whether to count forward and backward, and to fold and replace nothing that is trained.
-        in_eight_bits: whether to store `left` and `right` as integers of 8 bits.
+        options: what the model is lowered for.
 
     Raises:
         TransformError: if `gm` is not a transformed model.
@@ -74,8 +65,8 @@ def plan_lowering(
         raise TransformError("this graph module generates no weight: give the result of fxhash.transform")
     generator = gm.get_submodule(str(calls[0].target))
     assert isinstance(generator, SMHGenerator)
-    device = device or DeviceProfile.of(generator.right.device)
-    analysis = _Analysis(gm, generator, calls, device, replaces_watched_layers, positions, for_training, in_eight_bits)
+    device = options.device or DeviceProfile.of(generator.right.device)
+    analysis = _Analysis(gm, generator, calls, device, options)
     plan = analysis.plan(requested)
     candidates = {str(call.args[0]) for call in calls} - requested.keys()
     if budget is None:
@@ -98,19 +89,14 @@ class _Analysis:
         generator: SMHGenerator,
         calls: Sequence[fx.Node],
         device: DeviceProfile,
-        replaces_watched_layers: bool,
-        positions: Mapping[str, int],
-        for_training: bool,
-        in_eight_bits: bool,
+        options: LoweringOptions,
     ) -> None:
         self.gm = gm
         self.generator = generator
         self.device = device
         self.flow = Dataflow(gm.graph)
-        self.factor_bits = generator.bits_to_store() if in_eight_bits else None
-        self.replaces_watched_layers = replaces_watched_layers
-        self.positions = positions
-        self.for_training = for_training
+        self.options = options
+        self.factor_bits = generator.bits_to_store() if options.in_eight_bits else None
         self.noticing: dict[OpaqueModule, bool] = {}
         self.weights = {call: self._weight(generator, call) for call in calls}
 
@@ -147,11 +133,11 @@ class _Analysis:
         )
 
     def _is_faster_split(self, parameter: ParameterPlan, call: fx.Node) -> bool:
-        if self.for_training:
+        if self.options.for_training:
             # Both halves compute with trained tensors themselves, of one type.
             has_type = self.generator.dtype_of(parameter) == self.generator.right.dtype
             return has_type and trains_faster_split(parameter, self.device)
-        known = [self.positions[node.name] for node in call.users if node.name in self.positions]
+        known = [self.options.positions[node.name] for node in call.users if node.name in self.options.positions]
         return is_faster_split(parameter, self.generator.plan.layout.cols, self.device, min(known, default=None))
 
     def _uses_of(self, call: fx.Node, requested: Method | None) -> Iterable[WeightUse]:
@@ -176,7 +162,7 @@ class _Analysis:
     def _nested_use(self, call: fx.Node, node: fx.Node, requested: Method | None) -> WeightUse | None:
         """The use by a module nested in an opaque submodule, which computes the weight itself; None if it can't."""
         called = opaque_module(self.gm, node)
-        if called is None or is_attention(self.gm, node) or requested is Method.CACHE or self.for_training:
+        if called is None or is_attention(self.gm, node) or requested is Method.CACHE or self.options.for_training:
             return None
         if self._must_stay(called):
             return None
@@ -204,7 +190,7 @@ class _Analysis:
     def _must_stay(self, called: OpaqueModule) -> bool:
         """Whether an opaque submodule would notice that other layers stand for its own."""
         if called not in self.noticing:
-            looks = not self.replaces_watched_layers and called.looks_at_weights()
+            looks = not self.options.replaces_watched_layers and called.looks_at_weights()
             self.noticing[called] = called.is_reached_otherwise or looks
         return self.noticing[called]
 
@@ -276,13 +262,13 @@ class _Analysis:
             memory_bytes=memory_bytes,
             live=(self.flow.position[first], self.flow.position[last]),
             until=last.name,
-            slot=0 if generates_in_graph and self.device.shares_scratch and not self.for_training else None,
+            slot=0 if generates_in_graph and self.device.shares_scratch and not self.options.for_training else None,
             stored=tuple(weight.stored(method, norm)),
         )
 
     def _foldable_norm(self, call: fx.Node, node: fx.Node) -> FoundNorm | None:
         """The batch norm that can be folded into a convolution; none whose folding overflows in float16."""
-        if self.for_training:
+        if self.options.for_training:
             return None
         norm, weight = foldable_norm(self.gm, node), self.weights[call]
         if norm is None or weight.dtype != torch.float16:
@@ -291,7 +277,7 @@ class _Analysis:
         return norm if norm.fits(weight.dtype, largest) else None
 
     def _costs(self, weight: Weight, reader: Reader, can_be_factored: bool) -> Costs:
-        if self.for_training:
+        if self.options.for_training:
             return training_costs(weight, reader, can_be_factored, self.device)
         return weight.costs(reader, can_be_factored)
 

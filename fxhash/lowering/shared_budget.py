@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 
 from torch import fx
 
 from fxhash.errors import MemoryBudgetError
 from fxhash.lowering.analysis import plan_lowering
-from fxhash.lowering.device import DeviceProfile
+from fxhash.lowering.lowering_options import FOR_INFERENCE, LoweringOptions
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan
 
@@ -18,32 +17,20 @@ from fxhash.lowering.plan import LoweringPlan
 def plan_lowerings(
     models: Sequence[tuple[fx.GraphModule, Mapping[str, Method]]],
     budget: int | None = 0,
-    replaces_watched_layers: bool = False,
-    device: DeviceProfile | None = None,
-    positions: Mapping[str, int] = MappingProxyType({}),
-    in_eight_bits: bool = False,
+    options: LoweringOptions = FOR_INFERENCE,
 ) -> list[LoweringPlan]:
     """The plans of several transformed models that share a memory budget: the first may use what the others don't need.
 
     Args:
         models: each in eval mode, with the methods that were asked for.
         budget: bytes for the weights of all of them; 0 and None as of `plan_lowering`, for each.
-        replaces_watched_layers: as of `plan_lowering`.
-        device: as of `plan_lowering`.
-        positions: as of `plan_lowering`, of a single model.
-        in_eight_bits: as of `plan_lowering`.
+        options: what they are lowered for; positions are those of a single model.
 
     Raises:
         MemoryBudgetError: if the budget is too small; it names the least that is enough.
         PlanError: as of `plan_lowering`.
     """
-    plan = partial(
-        plan_lowering,
-        replaces_watched_layers=replaces_watched_layers,
-        device=device,
-        positions=positions,
-        in_eight_bits=in_eight_bits,
-    )
+    plan = partial(plan_lowering, options=options)
     if len(models) == 1 or not budget:
         return [plan(gm, requested, budget) for gm, requested in models]
     least = [plan(gm, requested).peak_bytes for gm, requested in models]

@@ -15,6 +15,7 @@ from fxhash.lowering.analysis import plan_lowering
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.factor_store import find_factor_store
 from fxhash.lowering.factored_modules import GeneratesParameters, LoweredLayer
+from fxhash.lowering.lowering_options import LoweringOptions
 from fxhash.lowering.method import Method
 from fxhash.lowering.readers import generator_calls
 from fxhash.passes import LOWERING, lower
@@ -73,7 +74,7 @@ def test_uses_are_the_generated_weights(name, budget):
 
 
 @every_model
-@pytest.mark.parametrize("options", [{}, {"budget": 10**9}, {"device": OF_FEW_CHANNELS}])
+@pytest.mark.parametrize("options", [{}, {"budget": 10**9}, {"options": LoweringOptions(OF_FEW_CHANNELS)}])
 def test_every_prefix_of_the_passes_gives_equal_outputs(name, options):
     gm, inputs = evaluated(name)
     plan = plan_lowering(gm, **options)
@@ -87,7 +88,7 @@ def test_every_prefix_of_the_passes_gives_equal_outputs(name, options):
 
 
 @every_model
-@pytest.mark.parametrize("options", [{}, {"budget": 10**9}, {"device": OF_FEW_CHANNELS}])
+@pytest.mark.parametrize("options", [{}, {"budget": 10**9}, {"options": LoweringOptions(OF_FEW_CHANNELS)}])
 def test_what_is_stored_is_what_the_plan_says_and_what_is_read(name, options):
     gm, _ = evaluated(name)
     plan = plan_lowering(gm, **options)
@@ -117,7 +118,7 @@ def test_stated_peak_is_the_measured_one(build, shape):
 
 def test_a_device_that_shares_no_scratch_has_no_slots():
     gm = fxhash.transform(ManyMatrices(), 0.1, seed=0).eval().requires_grad_(False)
-    plan = plan_lowering(gm, device=DeviceProfile(shares_scratch=False))
+    plan = plan_lowering(gm, options=LoweringOptions(DeviceProfile(shares_scratch=False)))
     assert plan.slot_bytes == ()
     assert {use.slot for use in plan.uses} == {None}
     assert not any("smh_scratch" in str(node.target) for node in lower(gm, plan).graph.nodes)
@@ -129,7 +130,10 @@ def test_a_thin_product_that_costs_more_is_cached_first():
     requested = {"0.weight": Method.FACTORED, "1.weight": Method.FACTORED}
     assert {use.method for use in plan_lowering(gm, requested).uses} == {Method.FACTORED}
     free, dear = (DeviceProfile(thin_product_cost=cost) for cost in (0.01, 100.0))
-    methods = [{use.method for use in plan_lowering(gm, budget=10**9, device=device).uses} for device in (free, dear)]
+    methods = [
+        {use.method for use in plan_lowering(gm, budget=10**9, options=LoweringOptions(device)).uses}
+        for device in (free, dear)
+    ]
     assert methods == [{Method.FACTORED}, {Method.CACHE}]
 
 

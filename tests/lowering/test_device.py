@@ -14,6 +14,7 @@ import fxhash
 from fxhash.lowering.analysis import plan_lowering
 from fxhash.lowering.convolution import depthwise
 from fxhash.lowering.device import DeviceProfile
+from fxhash.lowering.lowering_options import LoweringOptions
 from fxhash.lowering.positions import output_positions
 from fxhash.lowering.splitting import is_faster_split
 from fxhash.smh.parameter_plan import ParameterPlan
@@ -113,7 +114,9 @@ def test_a_runtime_that_generates_once_has_no_adaptive_layers():
     gm = fxhash.transform(model, 0.3, seed=0).eval().requires_grad_(False)
     methods = [str(use.method) for use in plan_lowering(gm).uses]
     assert "adaptive" in methods, "the case is not covered"
-    of_runtime = [str(use.method) for use in plan_lowering(gm, device=DeviceProfile.onnx_runtime()).uses]
+    of_runtime = [
+        str(use.method) for use in plan_lowering(gm, options=LoweringOptions(DeviceProfile.onnx_runtime())).uses
+    ]
     assert of_runtime == [each.replace("adaptive", "generate") for each in methods]
     lowered = fxhash.lower_for_deploy(gm, device=DeviceProfile.onnx_runtime())
     x = torch.randn(3, 64)

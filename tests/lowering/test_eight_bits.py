@@ -14,6 +14,7 @@ from torch import nn
 import fxhash
 from fxhash.lowering.analysis import plan_lowering
 from fxhash.lowering.factor_store import FactorStore
+from fxhash.lowering.lowering_options import LoweringOptions
 from fxhash.lowering.method import Method
 from fxhash.passes import LOWERING, lower
 from tests.helpers import assert_same_outputs, smallest_transform
@@ -77,7 +78,7 @@ def test_it_has_the_integers_that_were_trained(name, bits, group):
 def test_every_first_few_of_the_passes(name):
     gm, inputs = transformed(name)
     quantized = fxhash.quantize_factors(gm, 4, group=3)
-    plan = plan_lowering(quantized, budget=30_000, in_eight_bits=True)
+    plan = plan_lowering(quantized, budget=30_000, options=LoweringOptions(in_eight_bits=True))
     for count in range(len(LOWERING) + 1):
         assert_same_outputs(lower(quantized, plan, LOWERING[:count]), quantized, *inputs)
 

@@ -23,6 +23,7 @@ import fxhash
 from fxhash.lowering.analysis import plan_lowering
 from fxhash.lowering.convolution import depthwise
 from fxhash.lowering.device import DeviceProfile
+from fxhash.lowering.lowering_options import LoweringOptions
 from fxhash.passes import lower
 from fxhash.smh.arithmetic import generate, separable
 from tests.helpers import LargestTensor, assert_same_outputs, generator_of, may_be_opaque, smallest_transform
@@ -83,9 +84,9 @@ def test_separable_convolutions_of_many_channels_become_a_depthwise_and_a_pointw
     assert_same_outputs(gm, of_few_channels, *x)
     gm.requires_grad_(False)
     of_many = DeviceProfile(depthwise_cost=0.0, call_cost=0.0)
-    split = lower(gm, plan_lowering(gm, device=of_many))
+    split = lower(gm, plan_lowering(gm, options=LoweringOptions(of_many)))
     assert_same_outputs(gm, split, *x)
-    assert_same_outputs(gm, lower(gm, plan_lowering(gm, budget=10**9, device=of_many)), *x)
+    assert_same_outputs(gm, lower(gm, plan_lowering(gm, budget=10**9, options=LoweringOptions(of_many))), *x)
     targets, other_targets = ([node.target for node in each.graph.nodes] for each in (split, of_few_channels))
     # One is called twice.
     assert targets.count(depthwise) == len(separable_ones) + 1

@@ -16,6 +16,7 @@ from fxhash.lowering.analysis import plan_lowering
 from fxhash.lowering.convolution import depthwise
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.functional import factored_conv, factored_linear
+from fxhash.lowering.lowering_options import LoweringOptions
 from fxhash.lowering.method import Method
 from fxhash.passes import lower
 from fxhash.smh.arithmetic import generate
@@ -238,7 +239,9 @@ def test_the_halves_of_a_separable_convolution_are_balanced_exactly(method):
     x, outputs = torch.randn(2, 32, 5, 5), []
     for factor in (1.0, 2.0**20, 2.0**-20):
         generator.kernels_of(parameter.fqn).mul_(factor)
-        split = lower(gm, plan_lowering(gm, requested, device=DeviceProfile(depthwise_cost=0.0, call_cost=0.0)))
+        split = lower(
+            gm, plan_lowering(gm, requested, options=LoweringOptions(DeviceProfile(depthwise_cost=0.0, call_cost=0.0)))
+        )
         generator.kernels_of(parameter.fqn).div_(factor)
         (first,) = (node for node in split.graph.nodes if node.target is depthwise)
         assert 0.5 <= split.smh_factors(first.args[1].args[0]).abs().sum(1).max() < 1

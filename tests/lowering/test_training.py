@@ -22,6 +22,7 @@ from fxhash.lowering.costs import Costs
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.factored_attention import TrainedMatrix
 from fxhash.lowering.functional import adaptive_linear, factored_linear
+from fxhash.lowering.lowering_options import LoweringOptions
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import Reader
 from fxhash.lowering.separable import separable_conv
@@ -46,7 +47,7 @@ def transformed(name, compress=0.3):
 
 def lowered(gm, device=None, method=None, passes=TRAINING):
     """Lowered for training as for a device, with one method for all plain layers that can have it."""
-    plan = plan_lowering(gm, device=device, for_training=True)
+    plan = plan_lowering(gm, options=LoweringOptions(device, for_training=True))
     if method is not None:
         # Of no work, so that an adaptive layer generates its weight for any batch.
         free = Costs(generate=0, dense=0, factored=1)
@@ -515,7 +516,7 @@ def test_adaptive_layers_choose_by_the_size_of_the_batch():
     torch.manual_seed(0)
     gm = fxhash.transform(nn.Linear(64, 64), 0.9, seed=0)
     fast = fxhash.lower_for_training(gm)
-    (use,) = plan_lowering(gm, for_training=True).uses
+    (use,) = plan_lowering(gm, options=LoweringOptions(for_training=True)).uses
     assert use.method is Method.ADAPTIVE
     assert any(node.target is adaptive_linear for node in fast.graph.nodes)
     for positions in (use.costs.max_positions, use.costs.max_positions + 1):

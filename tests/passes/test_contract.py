@@ -12,6 +12,7 @@ import fxhash
 from fxhash.lowering.analysis import plan_lowering
 from fxhash.lowering.device import DeviceProfile
 from fxhash.lowering.factor_store import build_factor_store
+from fxhash.lowering.lowering_options import LoweringOptions
 from fxhash.passes import (
     LOWERING,
     TRAINING,
@@ -42,7 +43,7 @@ def partly_lowered(count, name, budget):
         gm, plan, store = partly_lowered(count - 1, name, budget)
         return LOWERING[count - 1](gm, plan, store).graph_module, plan, store
     gm = transformed(name)
-    plan = plan_lowering(gm, budget=budget, device=DeviceProfile(depthwise_cost=0.0, call_cost=0.0))
+    plan = plan_lowering(gm, budget=budget, options=LoweringOptions(DeviceProfile(depthwise_cost=0.0, call_cost=0.0)))
     return gm, plan, build_factor_store(gm, generator_of(gm), plan)
 
 
@@ -60,7 +61,7 @@ def partly_lowered_for_training(count, name):
         return TRAINING[count - 1](gm, plan, generator_of(gm)).graph_module, plan
     torch.manual_seed(0)
     gm = smallest_transform(KINDS[name][0](), 0.5, seed=0)
-    return gm, plan_lowering(gm, device=DeviceProfile(depthwise_product_cost=-1e6), for_training=True)
+    return gm, plan_lowering(gm, options=LoweringOptions(DeviceProfile(depthwise_product_cost=-1e6), for_training=True))
 
 
 def training_case(index, name):
