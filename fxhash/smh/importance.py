@@ -74,6 +74,9 @@ def by_gradients(targets: Sequence[WeightTarget], gradients: Sequence[float]) ->
         Targets of which zeros would have a loss of the number of all rows; each at least a hundredth of what it has by
         relative errors, which is also what counts for a layer that no output depends on.
     """
+    # Only their ratios count; by the largest, since the smallest numbers of all have no digits to be multiplied with.
+    largest = max(gradients, default=0.0) or 1.0
+    gradients = [gradient / largest for gradient in gradients]
     losses = [
         gradient * replace(target, importance=1.0).loss(target.values)
         for gradient, target in zip(gradients, targets, strict=True)

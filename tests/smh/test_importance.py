@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fxhash.smh.calibration import InputMoments, MomentStore
@@ -20,6 +20,7 @@ def targets(seed: int, count: int) -> list[WeightTarget]:
 
 
 @given(st.integers(0, 99), st.lists(st.floats(0, 1e6), min_size=1, max_size=4))
+@example(1, [5e-324])
 def test_zeros_lose_as_many_as_there_are_rows_and_no_weight_is_lost(seed, gradients):
     drawn = targets(seed, len(gradients))
     found = by_gradients(drawn, gradients)
