@@ -290,8 +290,8 @@ def materialize(gm: nn.Module) -> nn.Module:
 
     Returns:
         A module with the original parameters under their original names, so that its state dict fits the original
-        model. It is a graph module, or of the original's own class
-        where that was opaque as a whole; of a model that holds transformed ones, a copy that holds plain ones.
+        model. It is a graph module, or of the original's own class where that was opaque as a whole; of a model that
+        holds transformed ones, a copy that holds plain ones.
 
     Raises:
         TransformError: if `gm` is not a transformed model.
@@ -309,5 +309,5 @@ def _dense(gm: fx.GraphModule) -> nn.Module:
         (call,) = [node for node in dense.graph.nodes if node.target == OPAQUE_PART]
         return whole_model.unwrapped([dense.get_parameter(weight.target) for weight in call.args[0]])
     if isinstance(whole_model, fx.GraphModule):
-        tie_(whole_model, {parameter.fqn: parameter.aliases for parameter in current_plan(gm).parameters})
+        tie_(whole_model, {parameter.fqn: parameter.aliases for parameter in generator_of(gm).plan.parameters})
     return whole_model

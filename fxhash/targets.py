@@ -21,6 +21,7 @@ from types import FunctionType, MappingProxyType, MethodType
 from typing import TYPE_CHECKING, Any
 
 from fxhash.errors import TargetError, close_matches, described, shown
+from fxhash.trust import lies_in
 
 if TYPE_CHECKING:
     from torch import nn
@@ -135,13 +136,13 @@ def require_trust(target: Target, file: Path) -> None:
     if not target.is_factory:
         return
     says = f"{str(file)!r} says that its model is made by {str(target)!r}"
-    if not _is_trusted(target.source):
+    if not lies_in(target.source, _trusted.get()):
         raise TargetError(f"{says}, which may be any code: if you trust it, add --trust {target.source}")
     found = _found(target)
     home = _home_of(found)
     if home is None:
         raise TargetError(f"{says}, which is no function or class but {shown(found)}")
-    if not _is_trusted(home):
+    if not lies_in(home, _trusted.get()):
         raise TargetError(f"{says}, which {home} defines: if you trust that too, add --trust {home}")
 
 
@@ -157,10 +158,6 @@ def modules_of(target: Target) -> list[str]:
     if home is None:
         raise TargetError(f"{str(target)!r} is no function or class: name a function that calls it")
     return [target.source, home]
-
-
-def _is_trusted(module: str) -> bool:
-    return any(f"{module}.".startswith(f"{each}.") for each in _trusted.get())
 
 
 def _home_of(found: object) -> str | None:

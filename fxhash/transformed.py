@@ -13,6 +13,7 @@ from fxhash.capture.capturing import capture_model
 from fxhash.capture.checking import ExampleInputs
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module
+from fxhash.capture.foreign_modules import is_compiled
 from fxhash.capture.ownership import refuse_originals, refuse_shared_memory
 from fxhash.errors import TransformError
 from fxhash.graph.names import CAPTURED, TRANSFORMED, original_name
@@ -51,10 +52,7 @@ def _wrapped_name(model: nn.Module) -> str:
     """Where a wrapper holds the model that it was given; an empty string for a module that is no wrapper."""
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
         return "module"
-    # By name: importing the class would load all of the compiler.
-    kind = type(model)
-    is_compiled = kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo.")
-    return "_orig_mod" if is_compiled else ""
+    return "_orig_mod" if is_compiled(model) else ""
 
 
 def transformed_parts(model: object) -> dict[str, fx.GraphModule]:

@@ -19,6 +19,7 @@ ORDER = [
     "errors",
     "printable",
     "tables",
+    "trust",
     "progress",
     "graph",
     "smh",

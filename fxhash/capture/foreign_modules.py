@@ -32,7 +32,7 @@ def without_compilation(model: nn.Module) -> nn.Module:
             f"this {type(model).__name__} is a ScriptModule, whose weights can't be generated: give the model as it "
             "was before torch.jit.script or torch.jit.trace"
         )
-    stand_ins = {module: _stand_in(module) for module in model.modules() if _is_compiled(module)}
+    stand_ins = {module: _stand_in(module) for module in model.modules() if is_compiled(module)}
     for module in model.modules():
         if not isinstance(module, torch.jit.ScriptModule):
             for name, child in module._modules.items():
@@ -54,7 +54,8 @@ def own_script_parameters_(copied: nn.Module, original: nn.Module) -> None:
                 parameter.detach_().requires_grad_(its_original.requires_grad)
 
 
-def _is_compiled(module: nn.Module) -> bool:
+def is_compiled(module: nn.Module) -> bool:
+    """Whether a module is what `torch.compile` made of one."""
     # By name: importing the class would load all of the compiler.
     kind = type(module)
     return kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo.")

@@ -38,6 +38,9 @@ _RETURN_NEW_MEMORY = {
     torch.repeat_interleave,
 }
 
+# Of functions and methods, whose arguments are told by their names.
+_CALLS = ("call_function", "call_method")
+
 _COMPUTED = _RETURN_NEW_MEMORY | {F.layer_norm, F.group_norm}
 
 
@@ -87,9 +90,9 @@ def memory_sources(value: fx.Node) -> Iterator[fx.Node]:
 def is_changed_in_place(value: fx.Node) -> bool:
     """Whether a function, method or layer in the graph changes `value`, or a view of it, in place."""
     return any(
-        value in _changed_arguments(user) or (user.target not in _RETURN_NEW_MEMORY and is_changed_in_place(user))
+        value in _changed_arguments(user)
+        or (user.op in _CALLS and user.target not in _RETURN_NEW_MEMORY and is_changed_in_place(user))
         for user in value.users
-        if user.op in ("call_function", "call_method") or _is_in_place_layer(user)
     )
 
 
@@ -114,7 +117,7 @@ def _is_in_place_layer(node: fx.Node) -> bool:
 def _changed_arguments(node: fx.Node) -> list[fx.Node]:
     if _is_in_place_layer(node):
         return node.all_input_nodes[:1]
-    if node.op not in ("call_function", "call_method"):
+    if node.op not in _CALLS:
         return []
     if isinstance(node.target, torch._ops.OpOverload):
         written = {i for i, each in enumerate(node.target._schema.arguments) if each.alias_info and each.is_write}

@@ -22,6 +22,7 @@ from torch import nn
 from fxhash.errors import CheckpointError, PlanError, shown
 from fxhash.printable import shortened
 from fxhash.smh.bounded_json import read_json
+from fxhash.trust import lies_in
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z]\w*", re.ASCII)
 _LONGEST_NAME = 1000
@@ -110,16 +111,12 @@ class Factory:
         Raises:
             CheckpointError: if it is not trusted, there is no such function, it fails, or it returns no module.
         """
-
-        def is_trusted(module: str) -> bool:
-            return any(f"{module}.".startswith(f"{each}.") for each in trust)
-
-        if not is_trusted(self.module) and self.name not in trust:
+        if not lies_in(self.module, trust) and self.name not in trust:
             raise CheckpointError(
                 f"the file asks to call {self.name}, which is not trusted: give the model, or trust=[{self.module!r}] "
                 "if you know what that runs"
             )
-        function = self._found(lambda module: is_trusted(module) or module == self.module)
+        function = self._found(lambda module: lies_in(module, trust) or module == self.module)
         try:
             with torch.random.fork_rng(devices=[]):
                 model = function(**self.arguments)
