@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from fxhash.graph.recorded import is_compiled_or_traced, recorded
 from fxhash.lowering.functional import factored_linear
-from fxhash.lowering.self_attention import attended
+from fxhash.lowering.self_attention import attention
 from fxhash.smh.regeneration import generate_weight
 
 
@@ -89,61 +88,5 @@ def _linear(x: Any, weight: Any, bias: Tensor | None = None) -> Tensor | None:
     return factored_linear(x, weight.left, weight.right, weight.matrix_shape, bias)
 
 
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    embed_dim_to_check: int,
-    num_heads: int,
-    in_proj_weight: Tensor | None,
-    in_proj_bias: Tensor | None,
-    bias_k: Tensor | None,
-    bias_v: Tensor | None,
-    add_zero_attn: bool,
-    dropout_p: float,
-    out_proj_weight: Tensor,
-    out_proj_bias: Tensor | None,
-    training: bool = True,
-    key_padding_mask: Tensor | None = None,
-    need_weights: bool = True,
-    attn_mask: Tensor | None = None,
-    use_separate_proj_weight: bool = False,
-    *_: Any,
-    is_causal: bool = False,
-    **others: Any,
-) -> Tensor | None:
-    """`F.multi_head_attention_forward`; None where it is asked for more than self-attention."""
-    plain = query is key and key is value and query.dim() == 3 and not use_separate_proj_weight
-    if need_weights or not plain or bias_k is not None or bias_v is not None or add_zero_attn or in_proj_weight is None:
-        return None
-    if any(isinstance(each, Tensor) for each in others.values()):
-        return None
-    length, batch = query.shape[:2]
-    projected = F.linear(query, in_proj_weight, in_proj_bias)
-    mask = _mask(attn_mask, key_padding_mask, (batch, num_heads, length), projected.dtype)
-    dropout = dropout_p if training else 0.0
-    mixed = attended(projected, num_heads, mask, dropout)
-    return F.linear(mixed, out_proj_weight, out_proj_bias), None  # type: ignore[return-value]
-
-
-def _mask(
-    attn_mask: Tensor | None, key_padding_mask: Tensor | None, sizes: tuple[int, int, int], dtype: torch.dtype
-) -> Tensor | None:
-    """Both masks as one that is added: of the shape `(batch or 1, heads or 1, length or 1, length)`."""
-    batch, heads, length = sizes
-    added = []
-    if attn_mask is not None:
-        added.append(_additive(attn_mask, dtype).view(-1, heads if attn_mask.dim() == 3 else 1, length, length))
-    if key_padding_mask is not None:
-        added.append(_additive(key_padding_mask, dtype).view(batch, 1, 1, length))
-    return sum(added[1:], added[0]) if added else None
-
-
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    if mask.dtype is not torch.bool:
-        return mask.to(dtype)
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, -math.inf)
-
-
 _QUESTIONS = {Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_floating_point, Tensor.__repr__, Tensor.__len__}
-_FACTORED: dict[Any, Callable[..., Any]] = {F.linear: _linear, F.multi_head_attention_forward: _attention}
+_FACTORED: dict[Any, Callable[..., Any]] = {F.linear: _linear, F.multi_head_attention_forward: attention}

@@ -6,7 +6,6 @@ For layers whose own code can't be rewritten node by node, such as `nn.Multihead
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -142,15 +141,7 @@ _FACTORED: dict[Any, Callable[..., Any]] = {
 }
 
 
-def _project(x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-    result = _linear(x, weight, bias)
-    return F.linear(x, weight, bias) if result is None else result
-
-
-_EXPORTED: dict[Any, Callable[..., Any]] = {
-    F.linear: _linear,
-    F.multi_head_attention_forward: partial(attention, _project),
-}
+_EXPORTED: dict[Any, Callable[..., Any]] = {F.linear: _linear, F.multi_head_attention_forward: attention}
 
 
 @recorded

@@ -2,59 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-Project = Callable[[Tensor, Any, Tensor | None], Tensor]
-
 
 def attention(
-    project: Project,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     embed_dim: int,
     heads: int,
-    in_weight: Any,
+    in_weight: Tensor | None,
     in_bias: Tensor | None,
     bias_k: Tensor | None,
     bias_v: Tensor | None,
     add_zero_attn: bool,
     dropout: float,
-    out_weight: Any,
+    out_weight: Tensor,
     out_bias: Tensor | None,
     training: bool = True,
     key_padding_mask: Tensor | None = None,
     need_weights: bool = True,
     attn_mask: Tensor | None = None,
-    **others: Any,
+    use_separate_proj_weight: bool = False,
+    *further: Tensor | bool | None,
+    is_causal: bool = False,
+    **others: Tensor | bool | None,
 ) -> tuple[Tensor, None] | None:
-    """`F.multi_head_attention_forward` of one sequence with itself, whose weights nobody asks for.
+    """`F.multi_head_attention_forward` of sequences with themselves, whose weights nobody asks for.
+
+    Its two projections are calls of `F.linear`, which a weight's class may take over.
 
     Args:
-        project: a linear layer, of an input, a weight and a bias.
-
-    The others are those of `F.multi_head_attention_forward`: inputs of shape `(length, batch, features)`.
+        The same: inputs of shape `(length, batch, features)`, masks that are boolean or added.
 
     Returns:
         The output of shape `(length, batch, features)` and None; None alone for what is not covered here.
     """
-    is_plain = query is key is value and query.dim() == 3 and not (training or need_weights or add_zero_attn)
-    further = (bias_k, bias_v, key_padding_mask, others.get("static_k"), others.get("static_v"))
-    if not is_plain or others.get("use_separate_proj_weight") or any(each is not None for each in further):
+    is_plain = query is key is value and query.dim() == 3 and not (need_weights or add_zero_attn)
+    if not is_plain or use_separate_proj_weight or in_weight is None or in_weight.shape != (3 * embed_dim, embed_dim):
         return None
-    projected = project(query, in_weight, in_bias)
-    if projected.shape[-1] != 3 * embed_dim:
+    if is_causal and attn_mask is None:
         return None
-    if attn_mask is not None and attn_mask.dim() == 3:
-        attn_mask = attn_mask.view(query.shape[1], heads, *attn_mask.shape[1:])
-    return project(attended(projected, heads, attn_mask), out_weight, out_bias), None
+    if any(isinstance(each, Tensor) for each in (bias_k, bias_v, *further, *others.values())):
+        return None
+    length, batch = query.shape[:2]
+    projected = F.linear(query, in_weight, in_bias)
+    mask = _mask(attn_mask, key_padding_mask, (batch, heads, length), projected.dtype)
+    mixed = _attended(projected, heads, mask, dropout if training else 0.0)
+    return F.linear(mixed, out_weight, out_bias), None
 
 
-def attended(projected: Tensor, heads: int, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+def _mask(
+    attn_mask: Tensor | None, key_padding_mask: Tensor | None, sizes: tuple[int, int, int], dtype: torch.dtype
+) -> Tensor | None:
+    """Both masks as one that is added: of the shape `(batch or 1, heads or 1, length or 1, length)`."""
+    batch, heads, length = sizes
+    added = []
+    if attn_mask is not None:
+        added.append(_additive(attn_mask, dtype).view(-1, heads if attn_mask.dim() == 3 else 1, length, length))
+    if key_padding_mask is not None:
+        added.append(_additive(key_padding_mask, dtype).view(batch, 1, 1, length))
+    return sum(added[1:], added[0]) if added else None
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.dtype is not torch.bool:
+        return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, -math.inf)
+
+
+def _attended(projected: Tensor, heads: int, mask: Tensor | None, dropout: float) -> Tensor:
     """What the heads of self-attention give, between its two projections.
 
     Args:

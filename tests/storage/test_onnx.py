@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.torch_version import TorchVersion
 
 import fxhash
@@ -318,11 +319,11 @@ def test_a_session_runs_nothing_but_convolutions(separable, form, tmp_path):
     assert_runs_as(model, session, inputs)
 
 
-@pytest.mark.parametrize("name", ["Attention", "TransformerEncoderLayer"])
+@pytest.mark.parametrize("name", ["alone", "with masks", "in a layer"])
 def test_attention_applies_the_factors(name, tmp_path):
     """No weight of an attention that is factored is generated, not even when ONNX Runtime folds constants."""
     skip_unless_onnx_has_factored_attention()
-    dense, inputs = WideAttention(name == "Attention").eval(), (torch.randn(2, 6, 256),)
+    dense, inputs = ATTENTIONS[name]().eval(), (torch.randn(2, 6, 256),)
     gm = fxhash.transform(dense, 0.05, seed=0).eval()
     model = fxhash.lower_for_deploy(gm)
     assert {str(use.method) for use in model.smh_factors.plan.uses} == {"factored"}
@@ -333,17 +334,31 @@ def test_attention_applies_the_factors(name, tmp_path):
 
 
 class WideAttention(nn.Module):
-    """Attention whose factors are much smaller than its weights, by itself or with what a transformer adds."""
+    """Attention whose factors are much smaller than its weights."""
 
-    def __init__(self, alone: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(256, 4, batch_first=True) if alone else None
-        self.layer = None if alone else nn.TransformerEncoderLayer(256, 4, 512, batch_first=True)
+        self.attention = nn.MultiheadAttention(256, 4, batch_first=True)
 
     def forward(self, x):
-        if self.attention is None:
-            return self.layer(x)
         return self.attention(x, x, x, need_weights=False)[0]
+
+
+class MaskedAttention(WideAttention):
+    """To what came before, padding left out."""
+
+    def forward(self, x):
+        length = x.shape[1]
+        later = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+        padding = F.pad(x[:, 1:, 0] > 0.5, (1, 0))
+        return self.attention(x, x, x, key_padding_mask=padding, attn_mask=later, need_weights=False)[0]
+
+
+ATTENTIONS = {
+    "alone": WideAttention,
+    "with masks": MaskedAttention,
+    "in a layer": lambda: nn.TransformerEncoderLayer(256, 4, 512, batch_first=True),
+}
 
 
 def test_a_model_that_holds_a_lowered_one_is_as_before(tmp_path):
