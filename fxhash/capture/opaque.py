@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.inspection import looks_at_weights, tells_modules_apart
+from fxhash.capture.parameters_in_call import as_parameters
 from fxhash.capture.reasons import Reason
 from fxhash.capture.references import Reference, references_of
 from fxhash.capture.replicas import Owners, owners_of, replicate, set_parameters, take_over
@@ -114,7 +115,7 @@ class OpaqueModule(nn.Module):
             for group in self._owners
         )
         set_parameters(owners, parameters)
-        with self._keeping(owners, parameters), regenerating(parameters):
+        with self._as_parameters(owners, parameters), regenerating(parameters):
             result = replica(*args, **kwargs)
         take_over(self.wrapped_module, replicas)
         return result
@@ -132,49 +133,14 @@ class OpaqueModule(nn.Module):
         set_parameters(self._owners, parameters)
         self._set_kept(parameters)
         try:
-            with self._keeping(self._owners, parameters):
+            with self._as_parameters(self._owners, parameters):
                 yield
         finally:
             set_parameters(self._owners, [None] * len(self.names))
             self._set_kept([None] * len(self.names))
 
-    @contextmanager
-    def _keeping(self, owners: Owners, parameters: Sequence[Tensor]) -> Iterator[None]:
-        """Make sure that a call changes none of its parameters, which are parameters to all that asks."""
-        if torch.compiler.is_compiling():
-            yield
-            return
-        # An embedding of this kind scales rows of its weight down, the same rows each time.
-        scales = any(getattr(module, "max_norm", None) is not None for module in self.wrapped_module.modules())
-        versions = [None if scales or each.is_inference() else each._version for each in parameters]
-        # Not every change is counted: not by `.data`, not of tensors of inference mode.
-        verifies = not scales and self.looks_at_weights()
-        values = [each.detach().clone() if verifies else None for each in parameters]
-        for parameter in parameters:
-            parameter._is_param = True
-        try:
-            yield
-        except ValueError as error:
-            if "non-leaf Tensor" not in str(error):
-                raise
-            raise TransformError(
-                f"the forward of {type(self.wrapped_module).__name__} assigns a weight to an attribute or a list of "
-                "parameters, which a generated weight can't be: read it where it is used, or exclude it"
-            ) from error
-        changed = [
-            names[0]
-            for names, parameter, version, value, group in zip(
-                self.names, parameters, versions, values, owners, strict=True
-            )
-            if (version is not None and parameter._version != version)
-            or (value is not None and not torch.equal(parameter.detach(), value))
-            or any(dict.get(owner._parameters, name) is not parameter for owner, name in group)
-        ]
-        if changed:
-            raise TransformError(
-                f"the forward of {type(self.wrapped_module).__name__} changes its parameter {changed[0]!r}, which a "
-                "generated weight can't keep: exclude it from the transform"
-            )
+    def _as_parameters(self, owners: Owners, parameters: Sequence[Tensor]) -> AbstractContextManager[None]:
+        return as_parameters(self.wrapped_module, self.names, owners, parameters, self.looks_at_weights)
 
     def _set_kept(self, parameters: Sequence[Tensor | None]) -> None:
         for reference, index in self._kept:
