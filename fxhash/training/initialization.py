@@ -35,7 +35,8 @@ def build_model(options: RunOptions, data: ImageData) -> nn.Module:
         )
     channels, *size = data.train_images.shape[1:]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(options.seed)
+        # Not torch.manual_seed, which would seed GPUs too.
+        torch.default_generator.manual_seed(options.seed)
         dense = build_dense(options, len(data.classes), channels, size)
         try:
             with torch.no_grad():
