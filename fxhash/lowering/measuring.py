@@ -138,7 +138,7 @@ def _least(calls: Sequence[Callable[[], Tensor]], seconds: float) -> list[float]
         for call, own in zip(calls, times, strict=True):
             before = time.perf_counter()
             result = call()
-            if result.is_cuda:
-                torch.cuda.synchronize()
+            if result.device.type != "cpu":
+                torch.accelerator.synchronize(result.device)
             own.append(time.perf_counter() - before)
     return [min(own) for own in times]
