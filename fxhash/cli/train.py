@@ -180,18 +180,18 @@ def _how_to_go_on(output: Path) -> str:
 def _run_in_processes(processes: int | None, device: str) -> bool:
     """Run this command in several processes; False if it is to run in this one, maybe one of them already."""
     from fxhash.training.processes import (
-        check_device,
         check_process_count,
         end_with_starter,
         is_started_together,
         processes_for,
+        refuse_unknown_device,
         run_together,
     )
 
     if is_started_together():
         end_with_starter()
         return False
-    check_device(device)
+    refuse_unknown_device(device)
     count = processes or processes_for(device)
     check_process_count(count, device)
     if count > 1:

@@ -11,11 +11,11 @@ from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.lowering.separable import separable_conv
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import Factors, planned, read, read_right
+from fxhash.passes.nodes import FactorSource, planned, read, read_right
 
 
 @graph_pass
-def apply_separable(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def apply_separable(graph_module: fx.GraphModule, plan: LoweringPlan, factors: FactorSource) -> bool:
     """Replace the function of each convolution that the plan splits."""
     modified = False
     for use, readers in planned(graph_module.graph, plan):

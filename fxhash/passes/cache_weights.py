@@ -7,11 +7,11 @@ from torch import fx
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import Factors, planned, read, weight_of
+from fxhash.passes.nodes import FactorSource, planned, read, weight_of
 
 
 @graph_pass
-def cache_weights(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def cache_weights(graph_module: fx.GraphModule, plan: LoweringPlan, factors: FactorSource) -> bool:
     """Let the nodes that read a weight which the plan caches read the stored one."""
     modified = False
     for use, readers in planned(graph_module.graph, plan):

@@ -11,11 +11,11 @@ from fxhash.lowering.convolution import depthwise
 from fxhash.lowering.input_check import checked_input
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import Factors, planned, weight_of
+from fxhash.passes.nodes import FactorSource, planned, weight_of
 
 
 @graph_pass
-def check_inputs(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def check_inputs(graph_module: fx.GraphModule, plan: LoweringPlan, factors: FactorSource) -> bool:
     """Check the input of each linear layer, convolution and embedding of the graph."""
     modified = False
     for use, readers in planned(graph_module.graph, plan):

@@ -10,11 +10,11 @@ from fxhash.lowering.factored_tensor import as_factored
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import Factors, planned, read, read_right, weight_of
+from fxhash.passes.nodes import FactorSource, planned, read, read_right, weight_of
 
 
 @graph_pass
-def factor_attention(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def factor_attention(graph_module: fx.GraphModule, plan: LoweringPlan, factors: FactorSource) -> bool:
     """Replace the weights of attention that the plan factors."""
     modified = False
     wrap = as_factored if isinstance(factors, FactorStore) else as_trained

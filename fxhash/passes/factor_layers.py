@@ -17,7 +17,7 @@ from fxhash.lowering.lookup import factored_embedding
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import USE, Factors, factors_in_bits, planned, read, read_right
+from fxhash.passes.nodes import USE, FactorSource, factors_in_bits, planned, read, read_right
 
 _FUNCTIONS: dict[tuple[Reader, Method], Callable[..., Tensor]] = {
     (Reader.LINEAR, Method.FACTORED): factored_linear,
@@ -29,7 +29,7 @@ _FUNCTIONS: dict[tuple[Reader, Method], Callable[..., Tensor]] = {
 
 
 @graph_pass
-def factor_layers(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def factor_layers(graph_module: fx.GraphModule, plan: LoweringPlan, factors: FactorSource) -> bool:
     """Replace the function of each linear layer, convolution and embedding that the plan factors."""
     modified = False
     for use, (layer, *_) in planned(graph_module.graph, plan):

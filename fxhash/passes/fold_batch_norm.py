@@ -10,11 +10,11 @@ from fxhash.lowering.batch_norm import foldable_norm
 from fxhash.lowering.functional import scale_channels
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import Factors, planned, read, weight_of
+from fxhash.passes.nodes import FactorSource, planned, read, weight_of
 
 
 @graph_pass
-def fold_batch_norm(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def fold_batch_norm(graph_module: fx.GraphModule, plan: LoweringPlan, factors: FactorSource) -> bool:
     """Scale the weight's channels and replace the bias, for each batch norm that the plan folds.
 
     The scale is a node of its own until a later pass computes the weight with the scale in it.

@@ -10,12 +10,12 @@ from torch import fx
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, WeightUse
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import USE, Factors, planned, read, read_right, weight_of
+from fxhash.passes.nodes import USE, FactorSource, planned, read, read_right, weight_of
 from fxhash.smh.arithmetic import generate, separable
 
 
 @graph_pass
-def generate_on_demand(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def generate_on_demand(graph_module: fx.GraphModule, plan: LoweringPlan, factors: FactorSource) -> bool:
     """Replace calls of the generator by the arithmetic on the stored factors, where the plan generates a weight."""
     modified = False
     for use, readers in planned(graph_module.graph, plan):
@@ -28,7 +28,7 @@ def generate_on_demand(graph_module: fx.GraphModule, plan: LoweringPlan, factors
     return modified
 
 
-def _generated(graph_module: fx.GraphModule, use: WeightUse, factors: Factors, before: fx.Node) -> fx.Node:
+def _generated(graph_module: fx.GraphModule, use: WeightUse, factors: FactorSource, before: fx.Node) -> fx.Node:
     """The node of a generated weight, before another node."""
     graph = graph_module.graph
 

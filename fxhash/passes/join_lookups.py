@@ -11,7 +11,7 @@ from fxhash.lowering.input_check import checked_input
 from fxhash.lowering.lookup import factored_embedding, factored_embeddings
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import Factors
+from fxhash.passes.nodes import FactorSource
 from fxhash.smh.generator import SMHGenerator
 
 # What may stand between lookups that are joined: it changes no index that was looked up before.
@@ -19,7 +19,7 @@ _CHANGE_NOTHING = {operator.getitem, checked_input, factored_embedding}
 
 
 @graph_pass
-def join_lookups(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def join_lookups(graph_module: fx.GraphModule, plan: LoweringPlan, factors: FactorSource) -> bool:
     """Replace the lookups of several tables, of as many columns each, by a single call."""
     modified = False
     lookups: list[fx.Node] = []
@@ -48,7 +48,7 @@ def _join(graph_module: fx.GraphModule, lookups: list[fx.Node]) -> bool:
     return True
 
 
-def _has_segments(node: fx.Node, factors: Factors) -> bool:
+def _has_segments(node: fx.Node, factors: FactorSource) -> bool:
     """Whether a node looks up segments of rows of `W`, of factors in floating point."""
     return (
         node.target is factored_embedding

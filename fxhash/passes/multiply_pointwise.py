@@ -10,11 +10,11 @@ from fxhash.lowering.convolution import is_pointwise, pointwise
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import Factors, planned
+from fxhash.passes.nodes import FactorSource, planned
 
 
 @graph_pass
-def multiply_pointwise(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def multiply_pointwise(graph_module: fx.GraphModule, plan: LoweringPlan, factors: FactorSource) -> bool:
     """Replace the function of each convolution of single pixels whose weight is generated or cached."""
     modified = False
     for use, readers in planned(graph_module.graph, plan):

@@ -14,7 +14,7 @@ from fxhash.smh.factor_bits import FactorBits
 from fxhash.smh.generator import SMHGenerator
 
 # Where a lowered model reads its factors: what was computed of them, or, to train them, the generator itself.
-Factors = FactorStore | SMHGenerator
+FactorSource = FactorStore | SMHGenerator
 
 # Where the `meta` of a node that generates a weight has its use, between passes.
 USE = "fxhash.use"
@@ -37,7 +37,7 @@ def weight_of(use: WeightUse, reader: fx.Node) -> fx.Node:
 
 def read(
     graph_module: fx.GraphModule,
-    factors: Factors,
+    factors: FactorSource,
     use: WeightUse,
     role: str,
     before: fx.Node,
@@ -59,7 +59,7 @@ def read(
         return graph_module.graph.call_module(path, arguments, {} if is_widened else {"is_widened": False})
 
 
-def read_right(graph_module: fx.GraphModule, factors: Factors, use: WeightUse, before: fx.Node) -> fx.Node:
+def read_right(graph_module: fx.GraphModule, factors: FactorSource, use: WeightUse, before: fx.Node) -> fx.Node:
     """A node that reads `right`: one for all uses, behind the inputs, or before another node where it is widened."""
     if factors_in_bits(factors) is None:
         return _read_once(graph_module, factors, ())
@@ -73,12 +73,12 @@ def read_like(graph_module: fx.GraphModule, store: FactorStore) -> fx.Node:
     return _read_once(graph_module, store, () if factors_in_bits(store) is None else (LIKE,))
 
 
-def factors_in_bits(factors: Factors) -> FactorBits | None:
+def factors_in_bits(factors: FactorSource) -> FactorBits | None:
     """As which integers factors are stored; None if they are in floating point."""
     return factors.plan.factor_bits if isinstance(factors, FactorStore) else None
 
 
-def _read_once(graph_module: fx.GraphModule, factors: Factors, arguments: tuple[str, ...]) -> fx.Node:
+def _read_once(graph_module: fx.GraphModule, factors: FactorSource, arguments: tuple[str, ...]) -> fx.Node:
     path = _path_of(graph_module, factors)
     for node in graph_module.graph.nodes:
         if node.target == path and node.args == arguments:
@@ -88,7 +88,7 @@ def _read_once(graph_module: fx.GraphModule, factors: Factors, arguments: tuple[
         return graph_module.graph.call_module(path, arguments)
 
 
-def _path_of(graph_module: fx.GraphModule, factors: Factors) -> str:
+def _path_of(graph_module: fx.GraphModule, factors: FactorSource) -> str:
     # By name: a search among all children would take as long for each tensor that is read.
     name = path = "smh_factors" if isinstance(factors, FactorStore) else "smh_generator"
     while (taken := getattr(graph_module, path, None)) is not factors and taken is not None:

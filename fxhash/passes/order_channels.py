@@ -20,7 +20,7 @@ from fxhash.lowering.memory_format import channels_last
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.lowering.separable import reorder_gradient, separable_conv
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import Factors
+from fxhash.passes.nodes import FactorSource
 from fxhash.smh.regeneration import call_regenerating
 
 _CONVOLVE = {F.conv2d, torch.conv2d, depthwise, pointwise, factored_conv, adaptive_conv}
@@ -56,7 +56,7 @@ _MODULES = (
 
 
 @graph_pass
-def put_channels_last(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def put_channels_last(graph_module: fx.GraphModule, plan: LoweringPlan, factors: FactorSource) -> bool:
     """Let images have their channels last from the first of several convolutions to where that might not be taken."""
     convolutions = {node for node in graph_module.graph.nodes if _convolves(graph_module, node)}
     reordered = _reordered(graph_module, convolutions)
@@ -78,7 +78,7 @@ def put_channels_last(graph_module: fx.GraphModule, plan: LoweringPlan, factors:
 
 
 @graph_pass
-def restore_order(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def restore_order(graph_module: fx.GraphModule, plan: LoweringPlan, factors: FactorSource) -> bool:
     """Let a value whose channels may come last be contiguous where `view`, say, or a user's module reads it."""
     return _restore(graph_module)
 
@@ -102,7 +102,7 @@ def _restore(graph_module: fx.GraphModule) -> bool:
 
 
 @graph_pass
-def order_gradients(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def order_gradients(graph_module: fx.GraphModule, plan: LoweringPlan, factors: FactorSource) -> bool:
     """Let the gradient of what a batch norm returns have the order of its input."""
     reordered = _reordered(graph_module, _starts(graph_module))
     norms = [node for node in reordered if _is_batch_norm(graph_module, node)]

@@ -20,7 +20,7 @@ from fxhash.passes.generate_on_demand import generate_on_demand
 from fxhash.passes.join_lookups import join_lookups
 from fxhash.passes.lower_opaque_modules import lower_opaque_modules
 from fxhash.passes.multiply_pointwise import multiply_pointwise
-from fxhash.passes.nodes import USE, Factors
+from fxhash.passes.nodes import USE, FactorSource
 from fxhash.passes.order_channels import order_gradients, put_channels_last, restore_order
 from fxhash.passes.regenerate_weights import regenerate_weights
 from fxhash.passes.share_scratch import share_scratch
@@ -46,7 +46,7 @@ LOWERING: tuple[LoweringPass, ...] = (
 )
 
 # The same for a model that goes on being trained: nothing is folded, cached, or computed of its parameters beforehand.
-TRAINING: tuple[GraphPass[[LoweringPlan, Factors]], ...] = (
+TRAINING: tuple[GraphPass[[LoweringPlan, FactorSource]], ...] = (
     check_inputs,
     apply_separable,
     factor_layers,
@@ -76,7 +76,7 @@ def lower(gm: fx.GraphModule, plan: LoweringPlan, passes: Sequence[LoweringPass]
 
 
 def lower_to_train(
-    gm: fx.GraphModule, plan: LoweringPlan, passes: Sequence[GraphPass[[LoweringPlan, Factors]]] = TRAINING
+    gm: fx.GraphModule, plan: LoweringPlan, passes: Sequence[GraphPass[[LoweringPlan, FactorSource]]] = TRAINING
 ) -> fx.GraphModule:
     """Carry out a plan for training.
 

@@ -12,7 +12,7 @@ from fxhash.graph.liveness import is_changed_in_place
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, WeightUse
 from fxhash.passes.contract import graph_pass
-from fxhash.passes.nodes import Factors, planned, read, read_right
+from fxhash.passes.nodes import FactorSource, planned, read, read_right
 from fxhash.smh.regeneration import call_regenerating, generate_weight, name_of
 
 # What returns a view of a tensor that it is given, for the most part.
@@ -25,7 +25,7 @@ _VIEWS = {
 
 
 @graph_pass
-def regenerate_weights(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Factors) -> bool:
+def regenerate_weights(graph_module: fx.GraphModule, plan: LoweringPlan, factors: FactorSource) -> bool:
     """Replace the generator's calls by weights with a recipe, and let what reads them keep the recipe instead.
 
     Opaque submodules do so themselves with what they are given.
@@ -55,7 +55,7 @@ def _memory_readers(weight: fx.Node) -> list[fx.Node]:
     return list(dict.fromkeys(readers))
 
 
-def _generated(graph_module: fx.GraphModule, use: WeightUse, factors: Factors, before: fx.Node) -> fx.Node:
+def _generated(graph_module: fx.GraphModule, use: WeightUse, factors: FactorSource, before: fx.Node) -> fx.Node:
     """The node of a generated weight, before another node."""
     parameter = use.parameter
     is_separable = parameter.kernels > 0 and not use.split

@@ -19,7 +19,7 @@ from fxhash.training.preprocessing import normalized
 _CALIBRATED_ON, _AT_ONCE = 1024, 64
 
 
-def build_model(options: RunOptions, data: ImageData) -> nn.Module:
+def initial_model(options: RunOptions, data: ImageData) -> nn.Module:
     """The model at its initialization, which the seed determines; lowered for training if compressed and faster.
 
     Raises:

@@ -58,7 +58,7 @@ def processes_for(device: str) -> int:
     return 1 if device == "cpu" else max(torch.cuda.device_count(), 1)
 
 
-def check_device(device: str) -> None:
+def refuse_unknown_device(device: str) -> None:
     """Check that a run can use a device.
 
     Raises:

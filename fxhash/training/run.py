@@ -31,11 +31,11 @@ from fxhash.training.folder import (
     trained_epochs,
     write_configuration,
 )
-from fxhash.training.initialization import build_model
+from fxhash.training.initialization import initial_model
 from fxhash.training.lock import claimed
 from fxhash.training.options import RunOptions, RunResult
 from fxhash.training.preprocessing import ReadsBytes
-from fxhash.training.processes import check_device, is_first_process
+from fxhash.training.processes import is_first_process, refuse_unknown_device
 from fxhash.training.recipe import Recipe
 from fxhash.training.tensorboard import require_tensorboard
 from fxhash.version import __version__
@@ -71,7 +71,7 @@ def train(
         CheckpointError: if the file of a model to start from, or of a teacher, is damaged.
     """
     _refuse_another_run(folder)
-    check_device(options.device)
+    refuse_unknown_device(options.device)
     if options.tensorboard:
         require_tensorboard()
     data = load_data(options.data, Path(options.data_folder), download, options.image_size)
@@ -140,7 +140,7 @@ def resume(
                 f"the run in {str(folder)!r} is finished: its result is in {RESULT}. To go on with it, add --epochs "
                 f"with more than {trained}"
             )
-        check_device(options.device)
+        refuse_unknown_device(options.device)
         if options.tensorboard:
             require_tensorboard()
         data = load_data(options.data, Path(options.data_folder), download, options.image_size)
@@ -191,5 +191,5 @@ def _refuse_another_run(folder: Path) -> None:
 
 def _build_classifier(options: RunOptions, data: ImageData, mean: Sequence[float], std: Sequence[float]) -> Classifier:
     teacher = None if options.teacher is None else load_teacher(Path(options.teacher), data)
-    model = ReadsBytes(build_model(options, data), mean, std)
+    model = ReadsBytes(initial_model(options, data), mean, std)
     return Classifier(model, options.recipe, data.mirrored, options.seed, teacher, len(data.classes))

