@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection, Iterator
 
 import networkx as nx
 import torch
 from torch import fx
-from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from fxhash.graph.in_place import IN_PLACE_OPERATORS
-
-# These return memory of their own. Whatever else uses a value might return a view of it.
-_RETURN_NEW_MEMORY = {
-    operator.add,
-    operator.sub,
-    operator.mul,
-    operator.truediv,
-    operator.matmul,
-    torch.matmul,
-    torch.mm,
-    torch.bmm,
-    F.linear,
-    F.bilinear,
-    F.conv1d,
-    F.conv2d,
-    F.conv3d,
-    F.conv_transpose1d,
-    F.conv_transpose2d,
-    F.conv_transpose3d,
-    F.embedding,
-    F.embedding_bag,
-    torch.cat,
-    torch.stack,
-    torch.repeat_interleave,
-}
+from fxhash.graph.sharing import shared_inputs
 
 # Of functions and methods, whose arguments are told by their names.
 _CALLS = ("call_function", "call_method")
-
-_COMPUTED = _RETURN_NEW_MEMORY | {F.layer_norm, F.group_norm}
 
 
 class Dataflow:
@@ -55,12 +27,7 @@ class Dataflow:
         self.position = {node: index for index, node in enumerate(graph.nodes)}
         self._aliases = nx.DiGraph()
         self._aliases.add_nodes_from(graph.nodes)
-        self._aliases.add_edges_from(
-            (value, node)
-            for node in graph.nodes
-            if node.target not in _RETURN_NEW_MEMORY
-            for value in node.all_input_nodes
-        )
+        self._aliases.add_edges_from((value, node) for node in graph.nodes for value in shared_inputs(node))
 
     def memory_readers(self, value: fx.Node, readers: Collection[fx.Node]) -> list[fx.Node]:
         """The nodes that read the memory of a value, itself or what may be a view of it, in the order of the graph.
@@ -82,16 +49,16 @@ def memory_sources(value: fx.Node) -> Iterator[fx.Node]:
     while pending:
         each = pending.pop()
         yield each
-        if each.target not in _COMPUTED:
-            pending += [source for source in each.all_input_nodes if source not in seen]
-            seen.update(each.all_input_nodes)
+        sources = [source for source in shared_inputs(each) if source not in seen]
+        pending += sources
+        seen.update(sources)
 
 
 def is_changed_in_place(value: fx.Node) -> bool:
     """Whether a function, method or layer in the graph changes `value`, or a view of it, in place."""
     return any(
         value in _changed_arguments(user)
-        or (user.op in _CALLS and user.target not in _RETURN_NEW_MEMORY and is_changed_in_place(user))
+        or (user.op in _CALLS and value in shared_inputs(user) and is_changed_in_place(user))
         for user in value.users
     )
 

@@ -35,7 +35,8 @@ _KEEP_ORDER = {
     *("add", "add_", "mul", "mul_", "sub", "relu", "relu_", "sigmoid", "tanh", "float", "to", "mean", "sum"),
 }
 # What takes any order, and whose results have the usual one, or none.
-_TAKE_ANY = {getattr, "size", "dim", "contiguous"}
+_TAKE_ANY = {"size", "dim", "contiguous"}
+_ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device"})
 _FLATTEN, _PERMUTE = {torch.flatten, "flatten"}, {torch.permute, "permute"}
 _MODULES = (
     *(
@@ -168,7 +169,7 @@ def _is_written_elsewhere(graph_module: fx.GraphModule, reordered: Collection[fx
     return any(
         changed_in_place(node) in reordered or is_changed_in_place(node) or _runs_code_of_others(graph_module, node)
         for node in graph_module.graph.nodes
-        if node not in reordered and not _takes_any(node) and any(each in reordered for each in node.all_input_nodes)
+        if node not in reordered and any(each in reordered for each in node.all_input_nodes)
     )
 
 
@@ -188,7 +189,11 @@ def _takes_any(node: fx.Node) -> bool:
         return tuple(tree_leaves([node.args[1:], node.kwargs])) == (0, 2, 3, 1)
     if node.target in _FLATTEN:
         # Others may be a view, whose order is none of the usual ones.
-        return (node.args[1:2] or (node.kwargs.get("start_dim", 0),))[0] in (0, 1)
+        start, end = (*node.args[1:3], *(None, None))[:2]
+        start, end = node.kwargs.get("start_dim", start or 0), node.kwargs.get("end_dim", -1 if end is None else end)
+        return start in (0, 1) and end in (-1, 3)
+    if node.target is getattr:
+        return node.args[1] in _ATTRIBUTES
     return node.target in _TAKE_ANY
 
 

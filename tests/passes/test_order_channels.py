@@ -42,6 +42,14 @@ BETWEEN = {
     )[1],
     "a part that is changed in place": lambda x: (x[:, :32].mul_(0.5), torch.relu(x))[1],
     "a view that is changed in place": lambda x: (x.view(len(x), -1).add_(1), torch.relu(x))[1],
+    "flat pixels that are changed in place": lambda x: (x.flatten(1).mul_(0.5), torch.relu(x))[1],
+    "a flat batch that is changed in place": lambda x: (x.flatten(0, 1).mul_(0.5), torch.relu(x))[1],
+    "contiguous memory that is changed in place": lambda x: (x.contiguous().mul_(0.5), torch.relu(x))[1],
+    "a single row, flat, and a view": lambda x: (
+        x + F.avg_pool2d(x, (8, 1)).flatten(1, 2).view(len(x), -1).view(len(x), 64, 1, 8)
+    ),
+    "a flat batch, and a view": lambda x: x.flatten(0, 1).view(len(x), -1).view(x.shape),
+    "a view of data": lambda x: x.data.view(len(x), -1).view(x.shape),
     "a layer in place": Sum(nn.SELU(inplace=True)),
     "several layers, one in place": Sum(nn.Sequential(nn.Identity(), nn.CELU(inplace=True))),
     "an opaque module that writes in place": Sum(Doubled()),
