@@ -10,6 +10,7 @@ from torch import fx
 
 from fxhash.capture.opaque import OpaqueModule
 from fxhash.errors import PlanError, TransformError
+from fxhash.graph.arguments import all_arguments
 from fxhash.graph.layers import is_layer_of, is_plain_layer_of
 from fxhash.graph.liveness import Dataflow, is_changed_in_place
 from fxhash.lowering.batch_norm import FoundNorm, foldable_norm
@@ -198,6 +199,8 @@ class _Analysis:
         """The use by a layer of the graph that can and should apply the factors; None if it can't or shouldn't."""
         reader = reader_in_graph(self.gm, call, node)
         if requested in (Method.GENERATE, Method.CACHE) or not self._can_apply_factors(call, reader):
+            return None
+        if self.options.for_training and all_arguments(node).get("scale_grad_by_freq"):
             return None
         weight = self.weights[call]
         costs = self._costs(weight, reader, can_be_factored=True)

@@ -28,8 +28,9 @@ def factored_embedding(
     shape: Sequence[int],
     steps: Tensor | None = None,
     group: int | None = None,
+    padding_idx: int | None = None,
 ) -> Tensor:
-    """`F.embedding(indices, weight)` for the table of `shape` `(count, size)` that `left @ right` stands for.
+    """`F.embedding(indices, weight, padding_idx)` for the table of shape `shape` that `left @ right` stands for.
 
     Only the rows that are looked up are generated, a bounded number at a time.
 
@@ -37,9 +38,10 @@ def factored_embedding(
         indices: integers of any shape.
         left: the table's own rows of the left factor.
         right: the right factor.
-        shape: the table's shape, which must be row-aligned.
+        shape: the table's, `(count, size)`, which must be row-aligned.
         steps: of the integers in `left`, shape `(rows, groups)`; None where it is in floating point.
         group: how many integers of a row share a step.
+        padding_idx: the index whose lookups pass no gradient on, from 0 to `count - 1`; it matters in training alone.
 
     Returns:
         Shape `(*indices.shape, size)`.
@@ -47,6 +49,15 @@ def factored_embedding(
     Raises:
         IndexError: for an index out of range, on a CPU.
     """
+    looked_up = _looked_up(indices, left, right, shape, steps, group)
+    if padding_idx is None:
+        return looked_up
+    return torch.where((indices == padding_idx).unsqueeze(-1), looked_up.detach(), looked_up)
+
+
+def _looked_up(
+    indices: Tensor, left: Tensor, right: Tensor, shape: Sequence[int], steps: Tensor | None, group: int | None
+) -> Tensor:
     count, size = shape
     rank, cols = left.shape[1], right.shape[1]
     right = right[:rank]

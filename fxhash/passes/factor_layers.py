@@ -18,6 +18,7 @@ from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader
 from fxhash.passes.contract import graph_pass
 from fxhash.passes.nodes import USE, FactorSource, factors_in_bits, planned, read, read_right
+from fxhash.smh.generator import SMHGenerator
 
 _FUNCTIONS: dict[tuple[Reader, Method], Callable[..., Tensor]] = {
     (Reader.LINEAR, Method.FACTORED): factored_linear,
@@ -48,7 +49,10 @@ def factor_layers(graph_module: fx.GraphModule, plan: LoweringPlan, factors: Fac
             steps = read(graph_module, factors, use, "left steps", before=layer)
             arguments += [steps, bits.size(use.parameter.full_rank)]
         # The node stays, and so does its name, of which the summary speaks.
-        layer.target, layer.args, layer.kwargs = function, tuple(arguments), {}
+        # What changes gradients alone matters where they are trained.
+        is_trained = isinstance(factors, SMHGenerator) and given.get("padding_idx") is not None
+        padding = {"padding_idx": given["padding_idx"] % use.shape[0]} if is_trained else {}
+        layer.target, layer.args, layer.kwargs = function, tuple(arguments), padding
         layer.meta[USE] = use
         modified = True
     return modified

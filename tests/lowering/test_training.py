@@ -402,6 +402,22 @@ def test_functional_calls_and_gradients_of_each_sample(name):
     torch.testing.assert_close(of_each(fast), of_each(gm), rtol=1e-3, atol=1e-4)
 
 
+# Embeddings.
+
+
+@pytest.mark.parametrize("options", [{"padding_idx": 0}, {"padding_idx": -3}, {"scale_grad_by_freq": True}])
+@pytest.mark.parametrize("shape", [(200, 16), (24, 48)])
+def test_what_an_embedding_does_to_its_gradients(options, shape):
+    model = nn.Sequential(nn.Embedding(*shape, **options), nn.Linear(shape[1], 8)).double()
+    gm = fxhash.transform(model, 0.3, seed=0)
+    indices = torch.tensor([[0, 0, 0, 5, 5, shape[0] - 3], [1, 1, 2, 3, 9, 9]])
+
+    def gradients(model):
+        return torch.autograd.grad(model(indices).square().sum(), tuple(gm.parameters()))
+
+    torch.testing.assert_close(gradients(fxhash.lower_for_training(gm)), gradients(gm))
+
+
 # Attention.
 
 
