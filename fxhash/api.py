@@ -39,7 +39,6 @@ from fxhash.smh.planning import other_plans, plan_parameters
 from fxhash.smh.selection import Selector, describe_parameters
 from fxhash.transformed import (
     AnyModule,
-    current_plan,
     expose,
     generator_of,
     refuse_transformed,
@@ -245,7 +244,7 @@ def lower_for_deploy(
     hashed = {
         joined(path, parameter.fqn): (path, parameter.fqn)
         for path, part in parts.items()
-        for parameter in current_plan(part).hashed
+        for parameter in generator_of(part).plan.hashed
     }
     requested: dict[str, dict[str, Method]] = {path: {} for path in parts}
     for name, method in ({} if methods is None else read_methods(methods, list(hashed))).items():

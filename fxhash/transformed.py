@@ -22,6 +22,7 @@ from fxhash.original import Original, pass_on
 from fxhash.passes import hash_parameters, restore_training_flags
 from fxhash.smh.checks import check_module
 from fxhash.smh.generator import SMHGenerator, find_generator
+from fxhash.smh.parameter_plan import ParameterPlan
 from fxhash.smh.parameters import dtype_name
 from fxhash.smh.plan import CompressionPlan
 
@@ -124,15 +125,29 @@ def current_plan(gm: fx.GraphModule) -> CompressionPlan:
     """The plan of a transformed model, with the types that its parameters have by now.
 
     Raises:
-        TransformError: if a module with a hashed parameter was put into it since.
+        TransformError: if a module with a hashed parameter was put into it since, or one with dense parameters of other
+            names or shapes than it had.
     """
     generator = generator_of(gm)
     dense = _dense_parameters(gm, generator)
     parameters = []
     for parameter in generator.plan.parameters:
+        if not parameter.hashed:
+            _refuse_other_shape(parameter, dense.get(parameter.fqn))
         dtype = generator.dtype_of(parameter) if parameter.hashed else dense[parameter.fqn].dtype
         parameters.append(replace(parameter, dtype=dtype_name(dtype)))
     return replace(generator.plan, parameters=tuple(parameters))
+
+
+def _refuse_other_shape(planned: ParameterPlan, found: nn.Parameter | None) -> None:
+    if found is None or tuple(found.shape) != planned.shape:
+        now = "is gone" if found is None else f"had shape {planned.shape} then, and has {tuple(found.shape)} now"
+        raise TransformError(
+            f"a layer of this transformed model was replaced or removed since fxhash.transform: its parameter "
+            f"{planned.fqn!r} {now}, and no file or count describes that. Change the original model before "
+            "fxhash.transform. What was trained is not lost: fxhash.lower_for_deploy and fxhash.materialize take this "
+            "model as it is"
+        )
 
 
 def _dense_parameters(gm: nn.Module, generator: SMHGenerator) -> dict[str, nn.Parameter]:
@@ -213,6 +228,13 @@ def require_transformed(model: object) -> dict[str, fx.GraphModule]:
             "this model is on the meta device and has no values yet: fxhash.load some, or transform the original with "
             "device='cpu' or the like"
         )
-    for part in parts.values():
-        _dense_parameters(part, generator_of(part))
+    refuse_replaced(parts)
     return parts
+
+
+def refuse_replaced(parts: Mapping[str, fx.GraphModule]) -> None:
+    """Raise TransformError if a module with a hashed parameter was put into one of some models, lowered or not."""
+    for part in parts.values():
+        generator = find_generator(part)
+        if generator is not None:
+            _dense_parameters(part, generator)

@@ -439,6 +439,13 @@ def test_a_type_that_can_not_hold_a_parameter_is_refused():
     )
 
 
+def test_a_type_that_can_not_hold_the_statistics_of_a_norm_is_refused():
+    gm = fxhash.transform(nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32)), 0.5, seed=0)
+    gm.get_buffer("1.running_var").fill_(1e5)
+    with pytest.raises(fxhash.PlanError, match=r"can't hold the value 1e\+05 of buffer '1.running_var'"):
+        fxhash.lower_for_deploy(gm, dtype=torch.float16)
+
+
 @pytest.mark.parametrize("layout", ["to_sparse", "to_sparse_csr", "to_mkldnn"])
 @pytest.mark.parametrize("function", [fxhash.transform, fxhash.trace])
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state")

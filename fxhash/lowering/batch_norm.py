@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
 from operator import attrgetter
 from typing import TypeGuard
 
@@ -44,12 +43,16 @@ class FoundNorm:
         """What it multiplies each channel by, as of `channel_scale`."""
         return channel_scale(self.weight, self.running_var, self.eps)
 
-    def folded_bias(self) -> Tensor:
-        """The bias of a convolution that does the norm's work too: `(bias - running_mean) * scale + norm.bias`."""
+    def folded_bias(self, dtype: torch.dtype) -> Tensor:
+        """The bias of a convolution that does the norm's work too: `(bias - running_mean) * scale + norm.bias`.
+
+        Args:
+            dtype: the type of the convolution, which the norm's own numbers may not have.
+        """
         mean = self.running_mean
         centred = -mean if self.convolution_bias is None else self.convolution_bias.detach() - mean
         folded = centred * self.scale()
-        return (folded if self.bias is None else folded + self.bias.detach()).to(self.bias_dtype)
+        return (folded if self.bias is None else folded + self.bias.detach()).to(dtype)
 
     def fits(self, dtype: torch.dtype, largest_weight: float) -> bool:
         """Whether a type can hold the weight, the scale and the bias that folding it makes.
@@ -59,13 +62,7 @@ class FoundNorm:
             largest_weight: what no entry of that weight exceeds.
         """
         scale, largest = self.scale().abs().max().item(), torch.finfo(dtype).max
-        return scale <= largest and scale * largest_weight <= largest and bool(self.folded_bias().isfinite().all())
-
-    @property
-    def bias_dtype(self) -> torch.dtype:
-        """The type of the folded bias."""
-        read = (self.running_mean, self.running_var, self.weight, self.bias, self.convolution_bias)
-        return reduce(torch.promote_types, (tensor.dtype for tensor in read if tensor is not None))
+        return scale <= largest and scale * largest_weight <= largest and bool(self.folded_bias(dtype).isfinite().all())
 
 
 def channel_scale(weight: Tensor | None, running_var: Tensor, eps: float) -> Tensor:

@@ -206,7 +206,9 @@ def _tensor(
         # A scale of a row is one of its steps.
         return integers if role == "left" else _scaled(generator.scaled(use.fqn, steps), generator, use, norm)
     assert norm is not None
-    return norm.scale().to(generator.right) if role == "channel scale" else norm.folded_bias()
+    if role == "channel scale":
+        return norm.scale().to(generator.right)
+    return norm.folded_bias(generator.dtype_of(generator.parameter(use.fqn)))
 
 
 def _scaled(rows: Tensor, generator: SMHGenerator, use: WeightUse, norm: FoundNorm | None) -> Tensor:

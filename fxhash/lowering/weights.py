@@ -124,7 +124,7 @@ class Weight:
         if norm is not None:
             if method is Method.GENERATE and (self.has_shift or self.rows_per_channel is None):
                 yield _tensor("channel scale", self.factor_dtype, self.shape[0])
-            yield _tensor("bias", norm.bias_dtype, self.shape[0])
+            yield _tensor("bias", self.dtype, self.shape[0])
 
 
 def right_bytes(layout: Layout, dtype: torch.dtype, bits: FactorBits | None) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Collection
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from fxhash.errors import PlanError, TransformError, close_matches, shown
 
@@ -100,16 +101,22 @@ def read_dtype(dtype: object, known: Collection[str], purpose: str, argument: st
 
 
 def check_range(model: nn.Module, dtype: torch.dtype) -> None:
-    """Raise PlanError if a finite parameter would overflow in a type."""
+    """Raise PlanError if a finite parameter, or a statistic of a norm, would overflow in a type.
+
+    Other buffers may: a mask of -1e9 has the same effect where that is infinite.
+    """
     largest = torch.finfo(dtype).max
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and torch.finfo(parameter.dtype).max > largest and parameter.numel():
-            value = parameter.detach().abs().max().item()
-            if largest < value < math.inf:
-                raise PlanError(
-                    f"dtype={dtype} can't hold the value {value:.3g} of parameter {name!r}: its largest is "
-                    f"{largest:.3g}. Give a type of a larger range, such as torch.bfloat16"
-                )
+    norms = {path for path, module in model.named_modules() if isinstance(module, _NormBase)}
+    statistics = [(name, each) for name, each in model.named_buffers() if name.rpartition(".")[0] in norms]
+    for kind, named in (("parameter", model.named_parameters()), ("buffer", statistics)):
+        for name, tensor in named:
+            if tensor.is_floating_point() and torch.finfo(tensor.dtype).max > largest and tensor.numel():
+                value = tensor.detach().abs().max().item()
+                if largest < value < math.inf:
+                    raise PlanError(
+                        f"dtype={dtype} can't hold the value {value:.3g} of {kind} {name!r}: its largest is "
+                        f"{largest:.3g}. Give a type of a larger range, such as torch.bfloat16"
+                    )
 
 
 def check_module(model: object) -> None:

@@ -106,7 +106,10 @@ def fill_generators(
 
 
 def fill_others(model: nn.Module, parts: Mapping[str, fx.GraphModule], stored: Mapping[str, Tensor]) -> None:
-    """Set all tensors but the generators' to what was stored, in new memory where they are on the meta device."""
+    """Set all tensors but the generators' to what was stored, in new memory where they are on the meta device.
+
+    Parameters that were frozen when the model was transformed are so again.
+    """
     state, first = model.state_dict(), first_names(model)
     for prefix, generator in _generators(parts).items():
         for name in generator.state_dict():
@@ -125,6 +128,11 @@ def fill_others(model: nn.Module, parts: Mapping[str, fx.GraphModule], stored: M
     # Updated, not made anew: a state dict also carries the versions of the modules' formats.
     state.update({name: values[first[name]] for name in state})
     model.load_state_dict(state, strict=False, assign=on_meta)
+    for part in parts.values():
+        frozen = {each.fqn for each in generator_of(part).plan.parameters if not each.trainable}
+        for name, parameter in part.named_parameters():
+            if original_name(name) in frozen:
+                parameter.requires_grad_(False)
 
 
 def first_names(model: nn.Module) -> dict[str, str]:

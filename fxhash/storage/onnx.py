@@ -19,7 +19,7 @@ from fxhash.storage.atomic import write_bytes
 from fxhash.storage.onnx_bits import check_bits, read_onnx_dtype, round_, stores_of
 from fxhash.storage.onnx_export import onnx_content
 from fxhash.storage.paths import PathLike, read_target
-from fxhash.transformed import generator_of, require_transformed, transformed_parts, unwrapped
+from fxhash.transformed import generator_of, refuse_replaced, require_transformed, transformed_parts, unwrapped
 
 
 def export_onnx(
@@ -68,6 +68,7 @@ def export_onnx(
     if not isinstance(inputs, tuple):
         raise TransformError(f"inputs={shown(inputs)} is no tuple of example arguments, such as (torch.zeros(1, 8),)")
     stored_in = None if dtype is None else read_onnx_dtype(dtype)
+    refuse_replaced(transformed_parts(unwrapped(model)))
     target = read_target(path, ".onnx")
     content = onnx_content(
         model if stored_in is None else _rounded(model, stored_in), inputs, dynamic_shapes, stored_in

@@ -248,3 +248,17 @@ def test_the_halves_of_a_separable_convolution_are_balanced_exactly(method):
         outputs.append(split(x) / factor)
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
+
+
+@pytest.mark.parametrize("method", ["chosen", "generate", "cache"])
+@pytest.mark.parametrize("separable", [True, False])
+def test_norms_in_float32_fold_into_convolutions_in_16_bits(separable, method):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 64, 3), nn.BatchNorm2d(64)).bfloat16()
+    model[1].float().running_mean.normal_()
+    gm = fxhash.transform(model, 0.3, seed=0, separable=separable).eval()
+    methods = None if method == "chosen" else {"0.weight": method}
+    lowered = fxhash.lower_for_deploy(gm, methods=methods)
+    assert lowered.smh_factors.plan.uses[0].folded_norm
+    x = torch.randn(2, 8, 6, 6, dtype=torch.bfloat16)
+    assert_as_exact(fxhash.materialize(gm).double()(x.double()), gm(x), lowered(x))

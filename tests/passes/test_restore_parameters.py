@@ -145,3 +145,37 @@ def test_a_layer_that_was_put_into_a_transformed_model_is_refused(function, capt
     gm.middle = nn.Linear(32, 3)
     with pytest.raises(fxhash.TransformError, match=r"a parameter 'middle\.weight' was put into this transformed"):
         function(gm)
+
+
+class Headed(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.body = nn.Linear(32, 64)
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x):
+        return self.head(self.body(x).relu())
+
+
+@pytest.mark.parametrize(
+    "head", [nn.Linear(64, 7), nn.Linear(64, 3, bias=False), nn.Sequential(nn.Linear(64, 16), nn.Linear(16, 3))]
+)
+def test_a_dense_layer_that_was_replaced_is_computed_with_but_not_saved(head, tmp_path):
+    """No file of another shape is written that nothing could load; what was trained is not lost."""
+    gm = fxhash.transform(Headed(), 0.5, exclude=["^head"], seed=0).eval()
+    gm.head = head
+    x = torch.randn(4, 32)
+    for form in (fxhash.lower_for_deploy, fxhash.lower_for_training, fxhash.materialize):
+        assert_same_outputs(gm, form(gm), x)
+    path = tmp_path / "model.safetensors"
+    for function in (fxhash.summary, fxhash.quantize_factors, lambda gm: fxhash.save(gm, path)):
+        with pytest.raises(fxhash.TransformError, match=r"replaced or removed since fxhash\.transform.*'head\."):
+            function(gm)
+    assert not path.exists()
+
+
+def test_a_dense_layer_of_the_same_shape_may_be_replaced(tmp_path):
+    gm = fxhash.transform(Headed(), 0.5, exclude=["^head"], seed=0)
+    gm.head = nn.Linear(64, 3)
+    fxhash.save(gm, tmp_path / "model.safetensors")
+    assert_same_outputs(gm, fxhash.load(tmp_path / "model.safetensors", Headed()), torch.randn(4, 32))

@@ -257,6 +257,27 @@ def test_loading_into_a_model_without_memory(stored):
     assert_same_outputs(gm, loaded, torch.randn(2, 3, 6, 6), rtol=0)
 
 
+@pytest.mark.parametrize("capture", ["trace", "modules"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_was_frozen_is_so_again(device, capture, tmp_path):
+    """Whether or not it is in the model that is given."""
+
+    def build():
+        return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32))
+
+    model = build()
+    model[0].requires_grad_(False)
+    gm = fxhash.transform(model, 0.5, capture=capture, seed=0)
+    fxhash.save(gm, tmp_path / "model.safetensors")
+    with torch.device(device):
+        given = build()
+    loaded = fxhash.load(tmp_path / "model.safetensors", given, capture=capture)
+    trained = [[each.requires_grad for each in each_model.parameters()] for each_model in (gm, loaded)]
+    assert trained[0] == trained[1]
+    assert not all(trained[0])
+    assert all(each.requires_grad for each in given.parameters())
+
+
 def test_a_temporary_buffer_without_memory_is_named(tmp_path):
     gm = fxhash.transform(MODELS["Buffers"][0](), 0.9)
     fxhash.save(gm, tmp_path / "model.safetensors")

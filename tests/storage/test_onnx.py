@@ -361,6 +361,16 @@ ATTENTIONS = {
 }
 
 
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_a_layer_whose_weight_would_not_be_in_the_file_is_refused(dtype, tmp_path):
+    gm, inputs = transformed("ResidualConvNet")
+    hashed = gm.smh_generator.plan.hashed[0].fqn.rpartition(".")[0]
+    gm.add_submodule(hashed, nn.Conv2d(4, 4, 1))
+    with pytest.raises(fxhash.TransformError, match="was put into this transformed model"):
+        fxhash.export_onnx(gm, inputs, tmp_path / "model.onnx", dtype=dtype)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_model_that_holds_a_lowered_one_is_as_before(tmp_path):
     gm, inputs = transformed("ResidualConvNet")
     lowered = fxhash.lower_for_deploy(gm)
