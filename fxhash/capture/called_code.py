@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fxhash.capture.references import names_in, references_of
+from fxhash.capture.references import globals_in, names_in, references_of
 from fxhash.capture.user_code import is_user_code
 
 
@@ -41,7 +41,9 @@ def called_functions(module: nn.Module) -> Iterator[FunctionType]:
         seen.add(function.__code__)
         yield function
         for name in names_in(function.__code__):
-            pending += [*members.get(name, []), *_functions_in(function.__globals__.get(name))]
+            pending += members.get(name, [])
+        for name in globals_in(function.__code__):
+            pending += _functions_in(function.__globals__.get(name))
 
 
 def _functions_in(value: Any) -> list[FunctionType]:

@@ -21,7 +21,7 @@ from fxhash.capture.checking import (
 )
 from fxhash.capture.example_values import ExampleValues, example_values
 from fxhash.capture.kept_state import KeptState
-from fxhash.capture.references import names_in
+from fxhash.capture.references import globals_in
 from fxhash.capture.tracing import trace, trace_without
 from fxhash.capture.weight_changes import refuse_changed_weights
 from fxhash.errors import TransformError, shown
@@ -129,7 +129,7 @@ def _restoring_surroundings(model: nn.Module) -> Iterator[None]:
     for function in called_functions(model):
         variables = function.__globals__
         state.remember_around(function.__code__, variables)
-        before += [(variables, name, variables[name]) for name in names_in(function.__code__) if name in variables]
+        before += [(variables, name, variables[name]) for name in globals_in(function.__code__) if name in variables]
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fxhash.capture.held import PLAIN_TYPES, Held, content_of, entries, is_same, parts_of
 from fxhash.capture.real_tensors import storage_of
+from fxhash.capture.references import globals_in
 
 _version = attrgetter("_version")
 
@@ -98,7 +99,7 @@ class KeptState:
         """Remember the variables outside of a function that its code names."""
         if id(code) not in self._codes:
             self._codes.add(id(code))
-            for name in code.co_names:
+            for name in globals_in(code):
                 if name in variables:
                     self._around.extend((name, kept) for kept in self._remember(variables[name]))
 

@@ -6,11 +6,12 @@ shows none of these, but a forward reaches weights through them.
 
 from __future__ import annotations
 
+import dis
 import gc
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from types import BuiltinFunctionType, CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ _TABLES = ("_parameters", "_buffers", "_modules")
 _LEAVES = (str, bytes, int, float, complex, bool, type(None), ModuleType, CodeType, torch.dtype, torch.device, fx.Graph)
 # The types of most attributes.
 _PLAIN = frozenset({str, bytes, int, float, complex, bool, type(None)})
+_OF_GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"})
 # Torch's own recurrent layers keep these, and renew them.
 _FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
 
@@ -163,7 +165,7 @@ def _of_function(path: str, function: FunctionType) -> Iterator[Reference]:
         yield Reference(f"{path}.__defaults__[{index}]", value)
     for name, value in vars(function).items():
         yield Reference(f"{path}.{name}", value)
-    for name in names_in(code):
+    for name in globals_in(code):
         value = function.__globals__.get(name)
         # A variable that holds a module or weight; what else the surroundings of a function hold is not its own.
         if isinstance(value, (nn.Module, Tensor, list, tuple, dict)):
@@ -183,3 +185,11 @@ def names_in(code: CodeType) -> set[str]:
     """The names that a function uses, and the functions in it."""
     inner = (const for const in code.co_consts if isinstance(const, CodeType))
     return {*code.co_names, *(name for each in inner for name in names_in(each))}
+
+
+@cache
+def globals_in(code: CodeType) -> frozenset[str]:
+    """The names of variables of its module that a function uses or sets, and the functions in it."""
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    own = (each.argval for each in dis.get_instructions(code) if each.opname in _OF_GLOBALS)
+    return frozenset([*own, *(name for each in inner for name in globals_in(each))])

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from fxhash.capture.held import is_immutable
-from fxhash.capture.references import is_filled, names_in
+from fxhash.capture.references import globals_in, is_filled, names_in
 from fxhash.capture.user_code import is_user_code
 from fxhash.capture.wrapped_functions import Called, without_stand_in
 
@@ -115,7 +115,7 @@ def _reached_by(function: FunctionType) -> list[FunctionType] | None:
         codes = list(_codes_in(function.__code__))
         if not all(map(_is_harmless, codes)):
             return None
-        names = {name for code in codes for name in _names_outside(code)}
+        names = {name for code in codes for name in globals_in(code)}
         for name in names:
             if name in function.__globals__:
                 held.append(function.__globals__[name])
@@ -127,12 +127,6 @@ def _reached_by(function: FunctionType) -> list[FunctionType] | None:
         elif not _is_suitable(value):
             return None
     return found
-
-
-def _names_outside(code: CodeType) -> Iterator[str]:
-    for operation in dis.get_instructions(code):
-        if operation.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-            yield operation.argval
 
 
 def _is_harmless(code: CodeType) -> bool:

@@ -221,3 +221,38 @@ def test_the_attribute_that_a_value_is_assigned_to_is_named(name):
 
     (reason,) = reasons(fxhash.trace(Assigns())).values()
     assert reason == f"its forward changes {name!r}"
+
+
+class Reads(nn.Module):
+    """Branches on its input, and reads attributes that have the names of variables around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(16, 64)
+        self.weights = nn.Linear(64, 16)
+
+    def forward(self, x):
+        return self.weights(self.body(x)) if x.sum() < 1e30 else x
+
+
+@pytest.mark.parametrize("capture", ["trace", "modules"])
+def test_a_variable_with_the_name_of_an_attribute_is_no_reference(capture, monkeypatch, tmp_path):
+    model = Reads()
+    monkeypatch.setitem(globals(), "body", model)
+    monkeypatch.setitem(globals(), "weights", list(model.parameters()))
+    gm = fxhash.transform(model, 0.5, capture=capture, seed=0)
+    x = torch.randn(2, 16)
+    assert_same_outputs(gm, fxhash.materialize(gm), x)
+    fxhash.save(gm, tmp_path / "model.safetensors")
+    assert_same_outputs(gm, fxhash.load(tmp_path / "model.safetensors", model, capture=capture), x)
+
+
+def test_a_variable_that_is_read_is_a_reference(monkeypatch):
+    class ReadsGlobal(Reads):
+        def forward(self, x):
+            return super().forward(x) + _held.body(x).sum()  # noqa: F821
+
+    model = ReadsGlobal()
+    monkeypatch.setitem(globals(), "_held", model)
+    with pytest.raises(fxhash.TransformError, match="<global _held> refers to"):
+        fxhash.transform(model, 0.5, seed=0)
