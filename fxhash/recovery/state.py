@@ -52,7 +52,7 @@ def prepare_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        remove_partial_files(folder)
+        remove_partial_files(folder, FILE)
     except OSError as error:
         raise CheckpointError(f"folder={str(folder)!r} can't be used: {error}") from error
 

@@ -19,12 +19,14 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give another name in the same folder to write to; at the end of the block, that file takes the place of `path`.
 
     Whatever goes wrong, `path` is as it was and nothing is left of the other file; only a process that is killed
-    leaves it, see `remove_partial_files`. Errors are those of the system.
+    leaves it, see `remove_partial_files`. A file that is there hands its permissions on. Errors are those of the system.
     """
     temporary = _beside(path)
     try:
         yield temporary
         _flush_file(temporary)
+        with suppress(FileNotFoundError):
+            shutil.copymode(path, temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -74,9 +76,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     _flush_folder(path.parent)
 
 
-def remove_partial_files(folder: Path) -> None:
-    """Remove what processes that were killed inside of the above left in a folder; none may be at it now."""
-    for left in folder.glob(f".*{_SUFFIX}"):
+def remove_partial_files(folder: Path, name: str = "*") -> None:
+    """Remove what processes that were killed inside of the above left in a folder; none may be at it now.
+
+    Args:
+        folder: where it may be.
+        name: of the file or folder that it was to become, as a pattern; anything if omitted.
+    """
+    for left in folder.glob(f".{name}.{'[0-9a-f]' * 32}{_SUFFIX}"):
         if left.is_dir():
             shutil.rmtree(left)
         else:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fxhash.storage.atomic import remove_partial_files, replacing_folder
+from fxhash.storage.atomic import remove_partial_files, replacing, replacing_folder, write_bytes
+
+HEX = "0123456789abcdef" * 2
 
 
 def test_a_folder_takes_the_place_of_another(tmp_path: Path) -> None:
@@ -50,8 +52,27 @@ def test_a_folder_that_cannot_be_renamed(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_killed_processes_leave_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "other").touch()
-    (tmp_path / ".file.0.partial").touch()
-    (tmp_path / ".page.0.partial" / "below").mkdir(parents=True)
+    mine = {"other", ".notes.partial", ".file.0.partial"}
+    for name in (*mine, f".file.{HEX}.partial"):
+        (tmp_path / name).touch()
+    (tmp_path / f".page.{HEX}.partial" / "below").mkdir(parents=True)
+    remove_partial_files(tmp_path, "file")
+    assert {path.name for path in tmp_path.iterdir()} == mine | {f".page.{HEX}.partial"}
     remove_partial_files(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert {path.name for path in tmp_path.iterdir()} == mine
+
+
+def test_a_killed_process_leaves_files_of_that_form(tmp_path: Path) -> None:
+    with replacing(tmp_path / "file") as temporary:
+        temporary.touch()
+        remove_partial_files(tmp_path, "file")
+        assert not temporary.exists()
+        temporary.touch()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="permissions of Windows are others")
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch(0o600)
+    write_bytes(path, b"new")
+    assert (path.stat().st_mode & 0o777, path.read_bytes()) == (0o600, b"new")

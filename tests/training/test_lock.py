@@ -116,7 +116,8 @@ def test_the_first_process_of_several_has_the_lock(stopped, monkeypatch):
 
 
 def test_what_a_killed_process_left_is_removed(images, tmp_path):
-    left = [tmp_path / ".run.json.0.partial", tmp_path / "checkpoints" / ".last.ckpt.1.partial"]
+    some = "0123456789abcdef" * 2
+    left = [tmp_path / f".run.json.{some}.partial", tmp_path / "checkpoints" / f".last.ckpt.{some}.partial"]
     (tmp_path / "checkpoints").mkdir()
     for path in left:
         path.write_text("half")
