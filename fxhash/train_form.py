@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from functools import partial
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from fxhash.errors import TransformError
 from fxhash.graph.names import TRANSFORMED
+from fxhash.graph.recorded import is_compiled_or_traced
 from fxhash.lowering.analysis import plan_lowering
 from fxhash.lowering.lowering_options import LoweringOptions
 from fxhash.original import pass_on
 from fxhash.passes import lower_to_train
+from fxhash.smh.generator import SMHGenerator
 from fxhash.transformed import (
     AnyModule,
     generator_of,
@@ -43,8 +46,9 @@ def lower_for_training(gm: AnyModule) -> AnyModule:
     Returns:
         A graph module in the mode of `gm`, with the same parameter objects, buffers and state dict: one optimizer
         trains both. Its outputs and gradients equal those of `gm` up to rounding. `save`, `lower_for_deploy`,
-        `materialize` and `summary` take it as they take `gm`. Of a model that holds transformed ones, a copy that
-        shares parameters and buffers with it.
+        `materialize` and `summary` take it as they take `gm`. Layers such as batch norm and dropout are those of `gm`
+        themselves, in one mode for both: call `train()` or `eval()` on the one that you use next. Of a model that holds
+        transformed ones, a copy that shares parameters and buffers with it.
 
     Raises:
         TransformError: if `gm` is not a transformed model, or is lowered for deployment.
@@ -76,23 +80,60 @@ def _lowered(gm: fx.GraphModule) -> fx.GraphModule:
     gm = transformed_graph(gm)
     plan = plan_lowering(gm, options=LoweringOptions(for_training=True))
     lowered = lower_to_train(gm, plan)
-    unshifted = sorted({use.fqn for use in plan.uses if not use.stores("shift")})
-    lowered.register_load_state_dict_post_hook(partial(_refuse_shifts, unshifted))
+    unshifted = frozenset(use.fqn for use in plan.uses if not use.stores("shift"))
+    lowered.register_load_state_dict_pre_hook(partial(_refuse_to_load_shifts, unshifted))
+    lowered.register_forward_pre_hook(_RefuseShifts(unshifted, generator_of(lowered).shifts))
     _sort_like(lowered, gm)
     assert lowered.training == gm.training
     lowered.meta = {**gm.meta, TRANSFORMED: gm.graph}
     return pass_on(lowered)
 
 
-def _refuse_shifts(unshifted: Sequence[str], lowered: fx.GraphModule, _: object) -> None:
-    """Raise TransformError if a state dict has a constant to add to a weight that is generated without one."""
-    generator = generator_of(lowered)
-    wrong = next((name for name in unshifted if generator.shift(name) is not None), None)
-    if wrong is not None:
-        raise TransformError(
-            f"these values add a constant to {wrong!r}, which the model that was lowered did not: load them into the "
-            "transformed model first, and lower it then"
-        )
+class _RefuseShifts:
+    """Forward pre-hook of a lowered model: refuses constants that came with values that the model it is of has loaded.
+
+    Args:
+        unshifted: the parameters that are generated without one.
+        shifts: the constants as they are.
+    """
+
+    def __init__(self, unshifted: Collection[str], shifts: Tensor) -> None:
+        self.unshifted = unshifted
+        self.version = _version(shifts)
+
+    def __call__(self, lowered: fx.GraphModule, _: object) -> None:
+        generator = next(each for each in lowered.children() if isinstance(each, SMHGenerator))
+        shifts = generator.shifts
+        if is_compiled_or_traced() or shifts.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(shifts):
+            return
+        if _version(shifts) != self.version:
+            _refuse_shifts(self.unshifted, generator, shifts)
+            self.version = _version(shifts)
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _refuse_to_load_shifts(
+    unshifted: Collection[str], lowered: fx.GraphModule, state: Mapping[str, Tensor], prefix: str, *_: object
+) -> None:
+    for name, module in lowered.named_children():
+        shifts = state.get(f"{prefix}{name}.shifts")
+        if isinstance(module, SMHGenerator) and shifts is not None and shifts.shape == module.shifts.shape:
+            _refuse_shifts(unshifted, module, shifts)
+
+
+def _refuse_shifts(unshifted: Collection[str], generator: SMHGenerator, shifts: Tensor) -> None:
+    """Raise TransformError if there is a constant to add to a weight that is generated without one."""
+    if not shifts.any():
+        return
+    for parameter, shift in zip(generator.plan.hashed, shifts.tolist(), strict=True):
+        if shift and parameter.fqn in unshifted:
+            raise TransformError(
+                f"these values add a constant to {parameter.fqn!r}, which the model that was lowered did not: load "
+                "them into the transformed model first, and lower it then"
+            )
 
 
 def _sort_like(lowered: nn.Module, gm: nn.Module) -> None:

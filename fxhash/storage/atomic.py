@@ -19,7 +19,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give another name in the same folder to write to; at the end of the block, that file takes the place of `path`.
 
     Whatever goes wrong, `path` is as it was and nothing is left of the other file; only a process that is killed
-    leaves it, see `remove_partial_files`. A file that is there hands its permissions on. Errors are those of the system.
+    leaves it, see `remove_partial_files`. A file that is there hands its permissions on. Errors are those of the
+    system.
     """
     temporary = _beside(path)
     try:

@@ -230,13 +230,23 @@ def test_what_is_lowered_for_deployment_or_not_transformed_is_refused():
 
 
 def test_a_constant_that_is_loaded_later_is_refused():
-    gm, _ = transformed("FunctionalDropout")
+    gm, inputs = transformed("FunctionalDropout")
     fast = fxhash.lower_for_training(gm)
-    state = fast.state_dict()
-    fast.load_state_dict(state)
-    state["smh_generator.shifts"] = torch.ones_like(state["smh_generator.shifts"])
-    with pytest.raises(fxhash.TransformError, match=r"constant to 'first\.weight'.*lower it then"):
+    before = {name: value.clone() for name, value in fast.state_dict().items()}
+    fast.load_state_dict(before)
+    state = {name: value + 1 for name, value in before.items()}
+    refused = pytest.raises(fxhash.TransformError, match=r"constant to 'first\.weight'.*lower it then")
+    with refused:
         fast.load_state_dict(state)
+    torch.testing.assert_close(dict(fast.state_dict()), before, rtol=0, atol=0)
+    fast(*inputs)
+    gm.load_state_dict(state)
+    for _ in range(2):
+        with refused:
+            fast(*inputs)
+    assert_trains_alike(gm, fxhash.lower_for_training(gm), inputs)
+    gm.load_state_dict(before)
+    assert_trains_alike(gm, fast, inputs)
 
 
 def test_modes_work_as_before():
