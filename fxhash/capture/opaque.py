@@ -69,6 +69,9 @@ class OpaqueModule(nn.Module):
         self.defaults = dict(defaults)
         # By the modules that hold them, not by path: a forward may put its modules elsewhere.
         self._owners = owners_of(module, self.names)
+        # A generated weight has no sparse gradient.
+        self._were_sparse = [name for group in self.names for name in group if _is_sparse(module, name)]
+        self._set_sparse(module, False)
         self._looks: bool | None = None
         self._kept = _kept_parameters(module, self.names)
         # Found once, not at each call: it takes a walk over all attributes and code of the module.
@@ -172,11 +175,22 @@ class OpaqueModule(nn.Module):
         )
         module = copy_model(wrapped, shared={name for name, _ in parameters_and_buffers})
         set_parameters(owners_of(module, self.names), parameters)
+        self._set_sparse(module, True)
         return module
+
+    def _set_sparse(self, module: nn.Module, value: bool) -> None:
+        for name in self._were_sparse:
+            module.get_submodule(name.rpartition(".")[0]).sparse = value
 
     def extra_repr(self) -> str:
         """Why the module is opaque, for `repr`."""
         return f"reason={str(self.reason)!r}"
+
+
+def _is_sparse(module: nn.Module, name: str) -> bool:
+    """Whether a parameter is a table of torch with sparse gradients."""
+    owner = module.get_submodule(name.rpartition(".")[0])
+    return isinstance(owner, nn.Embedding | nn.EmbeddingBag) and owner.sparse
 
 
 def _is_reached_otherwise(wrapped: nn.Module) -> bool:

@@ -70,7 +70,7 @@ def _log_scale(
 ) -> float:
     """The logarithm of the scale with which the generated weights have a standard deviation."""
     if std == 0:
-        return math.log(abs(mean) or (parameter.shape[0] / parameter.numel) ** 0.5)
+        return math.log(abs(mean) or (parameter.channels / parameter.numel) ** 0.5)
     if parameter.kernels:
         generated = _std_of_separable(generator, parameter)
     else:

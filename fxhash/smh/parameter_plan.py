@@ -63,6 +63,11 @@ class ParameterPlan:
         return (self.shape[0], self.shape[1] * self.kernels, *[1] * len(self.shape[2:]))
 
     @property
+    def channels(self) -> int:
+        """Number of output channels, or of entries of a table: its first size, 1 for a single number."""
+        return self.shape[0] if self.shape else 1
+
+    @property
     def slice_numel(self) -> int:
         """Number of entries of `W` that it takes."""
         return math.prod(self.slice_shape)

@@ -97,7 +97,7 @@ def other_plans(plan: CompressionPlan, convolutions: Collection[str], aspect: fl
     """
     weights: Counter[int] = Counter()
     for parameter in plan.hashed:
-        weights[parameter.numel // parameter.shape[0]] += parameter.numel
+        weights[parameter.numel // parameter.channels] += parameter.numel
     lengths = [length for length, _ in weights.most_common(_LENGTHS)]
     aspects = [plan.aspect] if aspect is not None else [plan.aspect, *(plan.hashed_before / n**2 for n in lengths)]
     separable = any(parameter.kernels for parameter in plan.hashed)

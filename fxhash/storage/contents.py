@@ -35,9 +35,15 @@ def distinct_tensors(model: nn.Module) -> dict[str, Tensor]:
         if tensor.is_meta:
             raise CheckpointError(f"{name!r} is on the meta device: there are no values to save")
     first = first_names(model)
-    return {
-        original_name(name): tensor.detach().cpu().contiguous() for name, tensor in state.items() if first[name] == name
-    }
+    stored, seen = {}, set()
+    for name, tensor in state.items():
+        if first[name] == name:
+            value = tensor.detach().cpu().contiguous()
+            # A file takes no two tensors that share memory, such as a buffer that is a view of another.
+            storage = value.untyped_storage()._cdata
+            stored[original_name(name)] = value.clone() if storage in seen else value
+            seen.add(storage)
+    return stored
 
 
 def expected_tensors(model: nn.Module) -> dict[str, Tensor]:

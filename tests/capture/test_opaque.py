@@ -256,3 +256,27 @@ def test_a_variable_that_is_read_is_a_reference(monkeypatch):
     monkeypatch.setitem(globals(), "_held", model)
     with pytest.raises(fxhash.TransformError, match="<global _held> refers to"):
         fxhash.transform(model, 0.5, seed=0)
+
+
+@pytest.mark.parametrize("table", [nn.Embedding, nn.EmbeddingBag])
+@pytest.mark.parametrize("capture", ["trace", "modules"])
+def test_a_table_with_sparse_gradients_has_dense_ones(table, capture):
+    model = nn.Sequential(table(200, 16, sparse=True), nn.Linear(16, 8))
+    gm = fxhash.transform(model, 0.3, capture=capture, seed=0)
+    dense = fxhash.materialize(gm)
+    assert model[0].sparse
+    indices = torch.arange(6).view(2, 3)
+    for form in (gm, fxhash.lower_for_training(gm)):
+        assert_same_outputs(form, dense, indices)
+        gm.zero_grad()
+        form(indices).square().sum().backward()
+        assert all(each.grad.layout is torch.strided for each in gm.parameters())
+    if capture == "modules":
+        assert dense[0].sparse
+
+
+def test_an_excluded_table_keeps_sparse_gradients():
+    model = nn.Sequential(nn.Embedding(200, 16, sparse=True), nn.Linear(16, 64))
+    gm = fxhash.transform(model, 0.9, exclude=["^0"], capture="modules", seed=0)
+    gm(torch.arange(3)).sum().backward()
+    assert [each.grad.is_sparse for name, each in gm.named_parameters() if name.endswith("0.weight")] == [True]

@@ -257,6 +257,30 @@ def test_loading_into_a_model_without_memory(stored):
     assert_same_outputs(gm, loaded, torch.randn(2, 3, 6, 6), rtol=0)
 
 
+class ViewsOfABuffer(nn.Module):
+    """Buffers that share memory, and parameters that are single numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+        whole = torch.rand(32)
+        for name, buffer in {"whole": whole, "part": whole[:8], "rows": whole.view(4, 8)}.items():
+            self.register_buffer(name, buffer)
+        self.zero, self.one = nn.Parameter(torch.zeros(())), nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.linear(x) * self.one + self.zero + self.whole + self.part.sum() + self.rows.sum()
+
+
+@pytest.mark.parametrize("options", [{}, {"include": ".", "init": "pretrained"}])
+def test_buffers_that_share_memory(options, tmp_path):
+    model, x = ViewsOfABuffer(), torch.randn(2, 32)
+    calibration = {"calibration": [(x,)]} if options else {}
+    gm = fxhash.transform(model, 0.9, seed=0, **options, **calibration)
+    fxhash.save(gm, tmp_path / "model.safetensors")
+    assert_same_outputs(fxhash.load(tmp_path / "model.safetensors", model), gm, x)
+
+
 @pytest.mark.parametrize("capture", ["trace", "modules"])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_what_was_frozen_is_so_again(device, capture, tmp_path):
