@@ -180,7 +180,9 @@ class OpaqueModule(nn.Module):
 
     def _set_sparse(self, module: nn.Module, value: bool) -> None:
         for name in self._were_sparse:
-            module.get_submodule(name.rpartition(".")[0]).sparse = value
+            owner = module.get_submodule(name.rpartition(".")[0])
+            assert isinstance(owner, nn.Embedding | nn.EmbeddingBag)
+            owner.sparse = value
 
     def extra_repr(self) -> str:
         """Why the module is opaque, for `repr`."""

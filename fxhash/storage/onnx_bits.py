@@ -161,7 +161,7 @@ class _Widening:
             widened = self._times(widened, rows.scale)
         else:
             scaled = steps * rows.scale.view(count, *[1] * (steps.dim() - 1))
-            widened = self._node("Mul", widened, self._stored(scaled))
+            widened = self._node("Mul", widened, self._stored(scaled.float()))
         if groups > 1:
             widened = self._node("Reshape", widened, self._stored(torch.tensor([count, groups * size])))
             if groups * size > entries:
@@ -171,13 +171,13 @@ class _Widening:
 
     def pack(self, integers: Tensor, bits: FactorBits) -> None:
         """Store integers that the graph takes as such of 8 bits, of which they need fewer."""
-        stored = self._stored_integers(integers, bits)
-        self._finish(self._node("Cast", stored, to=self.kind))
+        self._node("Cast", self._stored_integers(integers, bits), to=self.kind)
+        self._name_last()
 
     def _times(self, value: str, scale: Tensor) -> str:
         if scale.numel() == 1 and scale.item() == 1:
             return value
-        return self._node("Mul", value, self._stored(scale))
+        return self._node("Mul", value, self._stored(scale.float()))
 
     def _widened(self, value: str) -> str:
         import onnx
@@ -194,9 +194,10 @@ class _Widening:
     def _stored(self, values: Tensor) -> str:
         import onnx
 
-        kinds = {torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16", torch.float32: "FLOAT", torch.int64: "INT64"}
+        kinds = {torch.float32: "FLOAT", torch.float64: "DOUBLE", torch.int64: "INT64"}
+        kind = kinds.get(values.dtype, str(values.dtype).removeprefix("torch.").upper())
         raw = values.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        return self._initializer(getattr(onnx.TensorProto, kinds[values.dtype]), values.shape, raw)
+        return self._initializer(getattr(onnx.TensorProto, kind), values.shape, raw)
 
     def _stored_integers(self, integers: Tensor, bits: FactorBits) -> str:
         import onnx
@@ -217,13 +218,17 @@ class _Widening:
         return name
 
     def _store_wide(self, values: Tensor, rows: StoredRows) -> None:
-        import onnx
-
-        self.initializers.append(onnx.numpy_helper.from_array(values.to(rows.rows.dtype).numpy(), self.name))
+        """Store rows in the type that they had, as an initializer of the old name."""
+        self._stored(values.to(rows.rows.dtype))
+        self.initializers[-1].name = self.name
 
     def _finish(self, value: str) -> None:
+        """Let a value in float32 be what the initializer was."""
         import onnx
 
-        if self.nodes[-1].op_type != "Cast" and self.kind != onnx.TensorProto.FLOAT:
+        if self.kind != onnx.TensorProto.FLOAT:
             self._node("Cast", value, to=self.kind)
+        self._name_last()
+
+    def _name_last(self) -> None:
         self.nodes[-1].output[0] = self.name

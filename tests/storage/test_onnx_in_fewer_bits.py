@@ -118,6 +118,20 @@ def test_a_model_lowered_in_8_bits(tmp_path):
     assert_numbers(lowered, inputs, "int8", quantized, tmp_path)
 
 
+@pytest.mark.parametrize("of_model", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_models_of_other_types(dtype, of_model, tmp_path):
+    """What is widened has the model's type; no session takes models in bfloat16 on a CPU, so that these are checked."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64)).to(getattr(torch, of_model))
+    gm = fxhash.lower_for_deploy(fxhash.transform(model, 0.3, seed=0))
+    inputs, path = (torch.randn(2, 64, dtype=getattr(torch, of_model)),), tmp_path / "model.onnx"
+    fxhash.export_onnx(gm, inputs, path, dtype=dtype)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+    if of_model != "bfloat16":
+        assert distance(outputs(path, inputs), run(gm, *inputs)) < {"float16": 2e-3, "int8": 0.05, "int4": 0.5}[dtype]
+
+
 @pytest.mark.parametrize("dtype", ["int8", *(pytest.param(each, marks=pytest.mark.slow) for each in DTYPES[1:])])
 def test_a_session_is_that_of_a_file_in_float32(dtype, tmp_path):
     """What widens factors is computed when the file is loaded, and no product becomes one of integers."""
