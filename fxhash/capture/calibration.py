@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from fxhash.capture.copy_model import copy_model
+from fxhash.capture.own_randomness import kept_random_state
 from fxhash.errors import TransformError, described, shown
 from fxhash.graph.layers import CONVOLUTIONS, is_layer_of
 from fxhash.progress import with_bar
@@ -106,7 +107,14 @@ def collect_moments(
 
 def call_watched(model: nn.Module, batch: Batch, watch: InputWatch, device: torch.device) -> Any:
     """What a model returns for a batch, while each product with a weight is watched."""
-    with torch.inference_mode(False), torch.no_grad(), full_precision(device.type), _Plain(), watch:
+    with (
+        kept_random_state(model),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        full_precision(device.type),
+        _Plain(),
+        watch,
+    ):
         return call(model, batch, device)
 
 
@@ -121,7 +129,7 @@ def batches_of(given: Iterable[Batch], argument: str = "calibration") -> Iterabl
 
 def call(model: Callable[..., Any], batch: Batch, device: torch.device) -> Any:
     """What a model returns for a batch, which is brought to its device."""
-    args, kwargs = _arguments(batch)
+    args, kwargs = arguments_of(batch)
     return model(*tree_map(_at(device), args), **tree_map(_at(device), kwargs))
 
 
@@ -131,7 +139,8 @@ def floating_outputs(result: Any) -> list[Tensor]:
     return [each for each in tree_leaves(values) if isinstance(each, Tensor) and each.is_floating_point()]
 
 
-def _arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a model is called with for a batch: arguments by position, and by name."""
     if isinstance(batch, Mapping):
         return (), dict(batch)
     return (tuple(batch), {}) if isinstance(batch, (tuple, list)) else ((batch,), {})

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fxhash.capture.calibration import Batch, call, floating_outputs
 from fxhash.capture.copy_model import copy_model
+from fxhash.capture.own_randomness import kept_random_state
 from fxhash.progress import with_bar
 from fxhash.smh.importance import by_outputs
 from fxhash.smh.parameters import tied_groups
@@ -56,7 +57,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     """The gradients of the sum of all outputs, each with a random sign."""
     device = weights[0].device
-    with torch.inference_mode(False), torch.enable_grad(), full_precision(device.type):
+    with kept_random_state(model), torch.inference_mode(False), torch.enable_grad(), full_precision(device.type):
         outputs = [each for each in floating_outputs(call(model, batch, device)) if each.requires_grad]
         drawn = [torch.randint(2, each.shape, generator=signs) * 2 - 1 for each in outputs]
         directions = [sign.to(each) for sign, each in zip(drawn, outputs, strict=True)]

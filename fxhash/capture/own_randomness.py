@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxhash.capture.thread_mode import ThreadMode
 
 aten = torch.ops.aten
+
+
+def kept_random_state(model: nn.Module) -> AbstractContextManager[None]:
+    """Leave torch's random numbers as they are, also those of the GPUs of a model, whatever is drawn in the block."""
+    devices = {each.device for each in (*model.parameters(), *model.buffers()) if each.is_cuda}
+    return torch.random.fork_rng(devices=list(devices))
 
 
 class OwnRandomness(ThreadMode):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from fxhash.capture.copy_model import copy_model
+from fxhash.capture.own_randomness import kept_random_state
 from fxhash.graph.layers import CONVOLUTIONS
 
 
@@ -32,7 +33,7 @@ def output_positions(gm: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[st
         if node.op == "placeholder"
     ]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), kept_random_state(gm):
             recorder.run(*inputs)
     except Exception:  # Whatever the model raises: that inputs don't fit is said where outputs are compared.
         return {}

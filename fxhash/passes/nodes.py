@@ -89,12 +89,9 @@ def _read_once(graph_module: fx.GraphModule, factors: FactorSource, arguments: t
 
 
 def _path_of(graph_module: fx.GraphModule, factors: FactorSource) -> str:
-    # By name: a search among all children would take as long for each tensor that is read.
-    name = path = "smh_factors" if isinstance(factors, FactorStore) else "smh_generator"
-    while (taken := getattr(graph_module, path, None)) is not factors and taken is not None:
-        path += "_"
-    if taken is None:
-        path = free_name(graph_module, name)
+    path = next((name for name, child in graph_module._modules.items() if child is factors), None)
+    if path is None:
+        path = free_name(graph_module, "smh_factors" if isinstance(factors, FactorStore) else "smh_generator")
         graph_module.add_submodule(path, factors)
     return path
 

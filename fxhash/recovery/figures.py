@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
 from fxhash.capture.calibration import Batch
 
@@ -25,12 +23,6 @@ class Figures:
 
     error: float
     cosine: float
-
-
-def outputs_of(result: Any) -> list[Tensor]:
-    """The floating-point tensors in what a model returned, whatever holds them."""
-    values = dict(result) if isinstance(result, Mapping) else result
-    return [each for each in tree_leaves(values) if isinstance(each, Tensor) and each.is_floating_point()]
 
 
 @torch.no_grad()

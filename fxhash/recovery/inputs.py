@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from fxhash.capture.calibration import Batch
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from fxhash.capture.calibration import Batch, arguments_of
 from fxhash.errors import PlanError
 
 # Without `held_out`, one batch in so many is held out, and no more than so many.
@@ -40,6 +45,13 @@ class Inputs:
         else:
             self.held_out = list(islice(iter(batches), 1))
             self._skipped = int(iter(batches) is not batches)
+            if self._skipped and not _are_equal(self.held_out, list(islice(iter(batches), 1))):
+                warnings.warn(
+                    "batches come in another order each time, so that what is held out is learned from too: what is "
+                    "measured on it says too much. Give held_out=..., or a loader that does not shuffle",
+                    UserWarning,
+                    stacklevel=3,
+                )
         if not self.held_out:
             raise PlanError(
                 "recover needs at least two batches: one is held out to measure on. Give more of them, or batches to "
@@ -64,3 +76,10 @@ class Inputs:
             random.Random(f"{self._seed} {number}").shuffle(order)
             return (self._batches[place] for place in order)
         return islice(iter(self._batches), self._skipped, None)
+
+
+def _are_equal(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
+    """Whether the tensors of some batches are the same."""
+    leaves = [tree_leaves([arguments_of(batch) for batch in batches]) for batches in (one, other)]
+    pairs = [pair for pair in zip(*leaves, strict=False) if all(isinstance(each, Tensor) for each in pair)]
+    return len(leaves[0]) == len(leaves[1]) and all(torch.equal(*pair) for pair in pairs)

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fxhash.capture.calibration import Batch, call
+from fxhash.capture.calibration import Batch, call, floating_outputs
 from fxhash.errors import PlanError, TrainingError, TransformError, described
 from fxhash.progress import bar
-from fxhash.recovery.figures import outputs_of
 from fxhash.recovery.hidden_states import HiddenStates, correspond, relative_errors
 from fxhash.recovery.inputs import Inputs
 from fxhash.recovery.state import prepare_folder, write_state
@@ -103,13 +102,13 @@ class Loop:
         # The backward pass of the fused attention is the slower one on CPUs.
         plain = sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else nullcontext()
         with plain:
-            return outputs_of(_called(self.wrapped, "gm", batch, self.device))
+            return floating_outputs(_called(self.wrapped, "gm", batch, self.device))
 
     @torch.no_grad()
     def teachers_outputs(self, batch: Batch) -> list[Tensor]:
         """The teacher's."""
         with self.fabric.autocast():
-            return outputs_of(_called(self.teacher, "teacher", batch, self.teachers_device))
+            return floating_outputs(_called(self.teacher, "teacher", batch, self.teachers_device))
 
     def called(self, batch: Batch) -> tuple[Pairs, Pairs]:
         """Outputs and hidden states, of student and teacher; none of the latter if they don't correspond."""
@@ -150,8 +149,11 @@ class Loop:
         prepared = False
         begun, earlier = self.limit.clock(), self.spent
         with bar("recovering") as show:
-            for batch in self.inputs:
-                if self.limit.share(self.spent, self.steps) >= 1:
+            batches = iter(self.inputs)
+            while self.limit.share(self.spent, self.steps) < 1:
+                batch = next(batches, None)
+                if batch is None:
+                    self._say_that_batches_ended()
                     break
                 loss = self.step(batch)
                 # Only now: until both models took a batch, nothing is written.
@@ -163,17 +165,18 @@ class Loop:
                 if folder is not None and time.monotonic() - last_state >= _SECONDS_BETWEEN_STATES:
                     self.write(folder, of)
                     last_state = time.monotonic()
-            else:
-                if not self.steps:
-                    raise PlanError("batches holds no batch to learn from: give some, such as a list of inputs")
-                warnings.warn(
-                    f"batches ended after {self.steps:,} steps, before the time was over: give a list, which is gone "
-                    "through again",
-                    UserWarning,
-                    stacklevel=3,
-                )
         if folder is not None:
             self.write(folder, of)
+
+    def _say_that_batches_ended(self) -> None:
+        if not self.steps:
+            raise PlanError("batches holds no batch to learn from: give some, such as a list of inputs")
+        warnings.warn(
+            f"batches ended after {self.steps:,} steps, before the time was over: give a list, which is gone through "
+            "again",
+            UserWarning,
+            stacklevel=4,
+        )
 
     def write(self, folder: Path, of: str) -> None:
         """Write all that is needed to go on."""

@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import nn
 
 from fxhash.capture.calibration import Batch, batches_of
 from fxhash.capture.copy_model import copy_model
+from fxhash.capture.own_randomness import kept_random_state
 from fxhash.errors import PlanError, TrainingError, TransformError, described, shown
 from fxhash.recovery.figures import Figures, compare
 from fxhash.recovery.hidden_states import correspond
@@ -133,14 +133,13 @@ def recover(
         raise TransformError("none of the parameters of gm requires a gradient: there is nothing to recover with")
     given = Inputs(batches_of(batches, "batches"), None if held_out is None else batches_of(held_out, "held_out"), seed)
     place = None if folder is None else read_path(folder)
-    device = trained[0].device
-    fabric = _fabric(device, precision)
+    fabric = _fabric(trained[0].device, precision)
     of = digest(gm)
     state = None if place is None else read_state(place, of)
 
     names = [name for name, _ in teacher.named_parameters(remove_duplicate=False)]
     # A tensor of inference mode can't be trained. Some models draw random numbers in eval mode too.
-    with torch.inference_mode(False), torch.enable_grad(), _own_random_numbers(device):
+    with torch.inference_mode(False), torch.enable_grad(), kept_random_state(gm):
         copied = copy_model(gm)
         student = lower_for_training(copied).eval()
         loop = Loop(student, copy_model(teacher, shared=names).eval(), given, limit, fabric, learning_rate)
@@ -156,11 +155,6 @@ def recover(
             after = before
     _restore_modes_(copied, gm)
     return Recovery(copied, before, after, loop.steps, loop.spent, hidden)
-
-
-def _own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
-    """Leave the caller's random numbers as they are, on a GPU too."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _compared(loop: Loop, batch: Batch) -> int:

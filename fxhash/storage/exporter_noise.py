@@ -16,14 +16,22 @@ from typing import TextIO
 _LOGGING = ("torch", "onnxscript", "onnx_ir")
 _LOGGERS_OF = ("torch._dynamo", "torch.fx.experimental.symbolic_shapes", "torch.onnx")
 
+# What is silenced belongs to the process: one export at a time.
+_lock = threading.RLock()
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without their logs; and if an error ends the block, without what they printed to stderr, graphs above all.
 
     What is printed meanwhile is shown afterwards if there is no error; what other threads print, at once. Nothing is
-    kept from the terminal if the environment has TORCH_LOGS.
+    kept from the terminal if the environment has TORCH_LOGS. Other threads wait until the block is over.
     """
+    with _lock:
+        yield from _quiet()
+
+
+def _quiet() -> Iterator[None]:
     if "TORCH_LOGS" in os.environ:
         yield
         return

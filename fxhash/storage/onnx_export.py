@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from fxhash.capture.own_randomness import kept_random_state
 from fxhash.errors import TransformError, shown
 from fxhash.lowering.factor_store import find_factor_store
 from fxhash.passes.arrange_constants import arrange_constants
@@ -43,7 +44,7 @@ def onnx_content(model: nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any,
     opset = OPSET_OF_INT4 if dtype is not None and bits_of(dtype) == 4 else None
     modes = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), kept_random_state(model):
             _require_inputs(model.eval(), inputs)
             with _arranged(model) as arranged:
                 # Without the exporter's optimiser, which multiplies small factors and stores what they give.

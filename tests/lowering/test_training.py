@@ -229,6 +229,21 @@ def test_what_is_lowered_for_deployment_or_not_transformed_is_refused():
         fxhash.lower_for_training(nn.Linear(3, 3))
 
 
+def test_a_model_with_an_attribute_of_the_generators_name():
+    class Opaque(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.smh_generator = nn.Linear(32, 64)
+
+        def forward(self, x):
+            return self.smh_generator(x) if x.sum() < 1e30 else x
+
+    gm = fxhash.transform(Opaque(), 0.5, seed=0, capture="modules")
+    x = torch.randn(3, 32)
+    for form in (fxhash.lower_for_training, fxhash.lower_for_deploy, fxhash.materialize):
+        assert_same_outputs(gm, form(gm), x)
+
+
 def test_a_constant_that_is_loaded_later_is_refused():
     gm, inputs = transformed("FunctionalDropout")
     fast = fxhash.lower_for_training(gm)

@@ -136,6 +136,37 @@ def test_the_same_bits_each_time_whether_it_was_killed_or_not(encoder, tmp_path,
     assert_same_values(values(again.model), values(expected.model))
 
 
+def test_a_finished_one_that_goes_on_skips_no_batch(encoder, tmp_path, monkeypatch):
+    taken, step = [], loop.Loop.step
+    monkeypatch.setattr(loop.Loop, "step", lambda self, batch: (taken.append(batch), step(self, batch))[1])
+    gm, batches = compressed(encoder), inputs()
+    fxhash.recover(gm, encoder, batches, steps=8)
+    whole = list(taken)
+    taken.clear()
+    for steps in (3, 8):
+        fxhash.recover(gm, encoder, batches, steps=steps, folder=tmp_path)
+    assert [each is other for each, other in zip(taken, whole, strict=True)] == [True] * 8
+
+
+class Loader:
+    """Batches that can be gone through again, in another order each time if they are shuffled."""
+
+    def __init__(self, shuffled: bool) -> None:
+        self.shuffled, self.rounds = shuffled, 0
+
+    def __iter__(self):
+        self.rounds += self.shuffled
+        return iter(inputs(seed=self.rounds))
+
+
+def test_what_is_shuffled_holds_no_batch_out(encoder):
+    gm = compressed(encoder)
+    fxhash.recover(gm, encoder, Loader(False), steps=2)
+    fxhash.recover(gm, encoder, Loader(True), steps=2, held_out=inputs(1))
+    with pytest.warns(UserWarning, match=r"another order each time.*Give held_out"):
+        fxhash.recover(gm, encoder, Loader(True), steps=2)
+
+
 def test_the_time_decides_the_learning_rate(encoder):
     seconds, rates = iter(range(10**6)), []
     optimizer_step = torch.optim.Adam.step

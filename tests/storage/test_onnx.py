@@ -1,6 +1,8 @@
 """Models exported to ONNX and run in ONNX Runtime: equal outputs, and files that hold factors instead of weights."""
 
+import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -359,6 +361,18 @@ ATTENTIONS = {
     "with masks": MaskedAttention,
     "in a layer": lambda: nn.TransformerEncoderLayer(256, 4, 512, batch_first=True),
 }
+
+
+def test_threads_that_export_at_once_leave_stderr_as_it_was(tmp_path):
+    gm, inputs = transformed("ResidualConvNet")
+    models = [fxhash.lower_for_deploy(gm) for _ in range(2)]
+    skip_what_torch_2_6_cannot_export(models[0])
+    stream = sys.stderr
+    with ThreadPoolExecutor(2) as pool:
+        paths = [tmp_path / f"{index}.onnx" for index in range(2)]
+        list(pool.map(lambda model, path: fxhash.export_onnx(model, inputs, path), models, paths))
+    assert sys.stderr is stream
+    assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 @pytest.mark.parametrize("dtype", [None, "int8"])
