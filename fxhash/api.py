@@ -41,6 +41,7 @@ from fxhash.transformed import (
     AnyModule,
     expose,
     generator_of,
+    hashed_parameters,
     refuse_transformed,
     require_transformed,
     transformed_graph,
@@ -244,7 +245,7 @@ def lower_for_deploy(
     hashed = {
         joined(path, parameter.fqn): (path, parameter.fqn)
         for path, part in parts.items()
-        for parameter in generator_of(part).plan.hashed
+        for parameter in hashed_parameters(part)
     }
     requested: dict[str, dict[str, Method]] = {path: {} for path in parts}
     for name, method in ({} if methods is None else read_methods(methods, list(hashed))).items():

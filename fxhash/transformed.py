@@ -130,12 +130,28 @@ def current_plan(gm: fx.GraphModule) -> CompressionPlan:
     """
     generator = generator_of(gm)
     dense = _dense_parameters(gm, generator)
-    parameters = []
     for parameter in generator.plan.parameters:
         if not parameter.hashed:
             _refuse_other_shape(parameter, dense.get(parameter.fqn))
-        dtype = generator.dtype_of(parameter) if parameter.hashed else dense[parameter.fqn].dtype
-        parameters.append(replace(parameter, dtype=dtype_name(dtype)))
+    return _with_current_types(generator, dense)
+
+
+def hashed_parameters(gm: fx.GraphModule) -> tuple[ParameterPlan, ...]:
+    """The hashed parameters of a transformed model, with the types that they have by now.
+
+    Raises:
+        PlanError: if the factors are trained in few bits, and have been converted to a narrow type since.
+    """
+    return _with_current_types(generator_of(gm), {}).hashed
+
+
+def _with_current_types(generator: SMHGenerator, dense: Mapping[str, nn.Parameter]) -> CompressionPlan:
+    types = {name: parameter.dtype for name, parameter in dense.items()}
+    types |= {parameter.fqn: generator.dtype_of(parameter) for parameter in generator.plan.hashed}
+    parameters = (
+        replace(parameter, dtype=dtype_name(types[parameter.fqn])) if parameter.fqn in types else parameter
+        for parameter in generator.plan.parameters
+    )
     return replace(generator.plan, parameters=tuple(parameters))
 
 
