@@ -94,8 +94,8 @@ def collect_moments(
     if missing:
         more = f" (nor those of {len(missing) - 1} more)" if missing[1:] else ""
         raise TransformError(
-            f"calibration: no batch reached the layer of {missing[0]!r}{more} in eval mode: give batches that do, or leave "
-            "it dense with exclude=..., as a head that training alone calls"
+            f"calibration: no batch reached the layer of {missing[0]!r}{more} in eval mode: give batches that do, or "
+            "leave it dense with exclude=..., as a head that training alone calls"
         )
     for group in watch.store.readers:
         if not bool(group.moments.products.isfinite().all()):
