@@ -382,7 +382,7 @@ def test_impossible_calibrations(calibration, message):
 
 
 def test_a_layer_that_no_batch_reached():
-    message = r"no batch reached the layer of 'never\.weight' \(nor those of 1 more\) in eval mode: give batches that do"
+    message = r"no batch reached the layer of 'never\.weight' \(nor those of 1 more\) in eval mode: give batches"
     with pytest.raises(fxhash.TransformError, match=message):
         fxhash.transform(Twice(), 0.5, init="pretrained", calibration=[torch.zeros(2, 30)])
     fxhash.transform(Twice(), 0.9, init="pretrained", calibration=[torch.zeros(2, 30)], exclude="seldom|never")
