@@ -6,7 +6,7 @@ import inspect
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from types import CodeType, FrameType
 from typing import Any, TypeAlias
 
@@ -153,7 +153,7 @@ def code_called(model: nn.Module, calls: Sequence[Call]) -> frozenset[CodeType]:
 
 
 def _run(model: nn.Module, call: Call, seed: int) -> Any:
-    """The result of a call, with the inputs and buffers afterwards; or the error that it raises."""
+    """The result of a call, with the inputs afterwards; or the error that it raises."""
     args, kwargs = tree_map(_copied, (call.args, dict(call.kwargs)))
     try:
         with torch.no_grad() if _is_inference(args, kwargs) else torch.enable_grad(), OwnRandomness(seed):
@@ -191,7 +191,9 @@ def _is_close(found: Any, expected: Any) -> bool:
     if not isinstance(expected, Tensor) or not isinstance(found, Tensor):
         if isinstance(expected, (bool, int, float, complex, str, bytes, type(None))):
             return type(found) is type(expected) and (found == expected or (found != found and expected != expected))
-        return type(found) is type(expected)
+        if type(found) is not type(expected):
+            return False
+        return not is_dataclass(expected) or _compare(_fields_of(found), _fields_of(expected)) is None
     if found.shape != expected.shape or found.dtype != expected.dtype or found.layout != expected.layout:
         return False
     if found.layout is not torch.strided or not (found.is_floating_point() or found.is_complex()):
@@ -202,6 +204,10 @@ def _is_close(found: Any, expected: Any) -> bool:
     precision = min(torch.finfo(expected.dtype).eps * 1000, _COARSEST)
     largest = float(expected.detach().abs().nan_to_num(0, 0, 0).max())
     return torch.allclose(found, expected, rtol=precision, atol=precision * largest, equal_nan=True)
+
+
+def _fields_of(value: Any) -> dict[str, Any]:
+    return {field.name: getattr(value, field.name, None) for field in fields(value)}
 
 
 def differing_parts(model: nn.Module, calls: Sequence[Call], capture: Any) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pickle
 import random
 import sys
 from argparse import Namespace
-from collections import deque
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -161,13 +161,15 @@ def _is_kept_by_attributes(value: Any) -> bool:
     return isinstance(value, nn.Module) or not _is_of_library(type(value))
 
 
+# Classes of Python's own whose objects hold what is put into them, in attributes.
+_HOLDERS = (SimpleNamespace, Namespace, ChainMap, UserDict, UserList)
+
+
 def _is_of_library(kind: type) -> bool:
     """Whether a class is Python's, torch's or ours, such as a logger: its objects' memory is no state of a model."""
     package = kind.__module__.split(".")[0]
     ours = kind.__module__.startswith("fxhash.") and not kind.__module__.startswith("fxhash.zoo.")
-    return (
-        package == "torch" or ours or (package in sys.stdlib_module_names and kind not in (SimpleNamespace, Namespace))
-    )
+    return package == "torch" or ours or (package in sys.stdlib_module_names and kind not in _HOLDERS)
 
 
 def _class_content(kind: type) -> list[tuple[str, Any]] | None:

@@ -55,12 +55,20 @@ def memory_sources(value: fx.Node) -> Iterator[fx.Node]:
 
 
 def is_changed_in_place(value: fx.Node) -> bool:
-    """Whether a function, method or layer in the graph changes `value`, or a view of it, in place."""
+    """Whether a function, method or layer in the graph changes `value`, or a view of it, in place.
+
+    Modules that get their parameters in a sequence, before what they are called with, return none of these.
+    """
     return any(
         value in _changed_arguments(user)
-        or (user.op in _CALLS and value in shared_inputs(user) and is_changed_in_place(user))
+        or (not _is_parameter_of(value, user) and value in shared_inputs(user) and is_changed_in_place(user))
         for user in value.users
     )
+
+
+def _is_parameter_of(value: fx.Node, user: fx.Node) -> bool:
+    first = user.args[0] if user.args else None
+    return user.op == "call_module" and isinstance(first, (list, tuple)) and value in first
 
 
 def changed_in_place(node: fx.Node) -> fx.Node | None:

@@ -11,12 +11,13 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._C import FunctionSchema
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from fxhash.graph.in_place import IN_PLACE_OPERATORS
+from fxhash.graph.recorded import is_calling_by_name, is_computing
 
 _OPERATORS: dict[Callable[..., Any], str] = {
     operator.add: "add",
@@ -39,11 +40,25 @@ _MAY_RETURN_INPUT = frozenset(
     ]
 )
 
+# Layers of torch that compute what they return, unless they do so in place.
+_COMPUTING_LAYERS: frozenset[type[nn.Module]] = frozenset(
+    [
+        *(nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.EmbeddingBag, nn.PReLU),
+        *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.LayerNorm, nn.GroupNorm),
+        *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d),
+        *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.GELU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh),
+        *(nn.Softmax, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
+        *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+    ]
+)
+
 
 def shared_inputs(node: fx.Node) -> list[fx.Node]:
     """The inputs of a node that its result may be, or be a view of."""
     if node.target in IN_PLACE_OPERATORS.values():
         return [each for each in node.args[:1] if isinstance(each, fx.Node)]
+    if is_computing(node.target) or (node.op == "call_module" and _computes(node)):
+        return []
     schemas = _schemas(node)
     # With several operands, a sum over products of them is computed.
     is_sum = node.target is torch.einsum and len(node.all_input_nodes) > 1
@@ -54,6 +69,19 @@ def shared_inputs(node: fx.Node) -> list[fx.Node]:
         return node.all_input_nodes
     given = [argument for schema in schemas for argument in _shared_arguments(node, schema)]
     return list(dict.fromkeys(leaf for each in given for leaf in tree_leaves(each) if isinstance(leaf, fx.Node)))
+
+
+def _computes(node: fx.Node) -> bool:
+    """Whether a node calls a layer of torch that computes what it returns; no while the graph is recorded."""
+    graph_module = node.graph.owning_module
+    if graph_module is None:
+        return False
+    layer = graph_module.get_submodule(str(node.target))
+    return (
+        type(layer) in _COMPUTING_LAYERS
+        and getattr(layer, "inplace", False) is False
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+    )
 
 
 def _is_in_place(node: fx.Node) -> bool:
@@ -68,6 +96,8 @@ def _schemas(node: fx.Node) -> tuple[FunctionSchema, ...]:
         return (target._schema,) if is_reliable else ()
     if isinstance(target, str):
         name = target if node.op == "call_method" and hasattr(Tensor, target) else ""
+    elif is_calling_by_name(target):
+        name = str(node.args[0]).rpartition(".")[2]
     elif target in _OPERATORS:
         name = _OPERATORS[target]
     elif any(getattr(module, getattr(target, "__name__", ""), None) is target for module in (torch, F)):

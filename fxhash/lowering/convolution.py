@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxhash.graph.layers import CONVOLUTIONS
-from fxhash.graph.recorded import is_compiled_or_traced, recorded
+from fxhash.graph.recorded import computing, is_compiled_or_traced, is_plain_tensor, recorded
 from fxhash.lowering.memory_format import has_channels_last
 
 # Pixels of an image times those of its output, up to which a matrix connects each of the one with each of the other.
@@ -27,6 +27,7 @@ _WIDEST, _MOST_NUMBERS = 16, 2**17
 _MANY_PIXELS, _FEW_IN_ALL = 64, 256
 
 
+@computing
 @recorded
 def depthwise(
     x: Tensor, kernels: Tensor, shape: Sequence[int], stride: Any = 1, padding: Any = 0, dilation: Any = 1
@@ -95,6 +96,7 @@ def of_each_kernel(
     ]
 
 
+@computing
 @recorded
 def pointwise(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.conv1d`, `2d` or `3d` with kernels of one pixel.
@@ -140,7 +142,7 @@ def _multiplies(x: Tensor, weight: Tensor) -> bool:
     """Whether a product is for these: not for other devices and layouts, compilers and exporters, nor in training."""
     return (
         not is_compiled_or_traced()
-        and type(x) is Tensor
+        and is_plain_tensor(x)
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and x.is_contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 
-from fxhash.graph.recorded import is_compiled_or_traced, recorded
+from fxhash.graph.recorded import is_compiled_or_traced, is_plain_tensor, recorded
 from fxhash.lowering.functional import factored_linear
 from fxhash.lowering.self_attention import attention
 from fxhash.smh.regeneration import generate_weight
@@ -77,7 +77,7 @@ def as_trained(left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
 
     Under a compiler or tracer, and transforms of `torch.func`, it is generated.
     """
-    if is_compiled_or_traced() or type(left) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(left):
+    if is_compiled_or_traced() or not is_plain_tensor(left):
         return generate_weight(left, right, shape)
     return TrainedMatrix(left, right, shape)
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxhash.graph.recorded import recorded
+from fxhash.graph.recorded import computing, recorded
 from fxhash.lowering.convolution import convolve, pointwise
 from fxhash.smh.arithmetic import generate
 from fxhash.smh.precision import accumulated_in_float32
@@ -32,6 +32,7 @@ def rows_per_channel(shape: Sequence[int], cols: int) -> int | None:
     return channel // cols if channel % cols == 0 else None
 
 
+@computing
 @recorded
 @accumulated_in_float32
 def factored_linear(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int], bias: Tensor | None = None) -> Tensor:
@@ -67,6 +68,7 @@ def factored_linear(x: Tensor, left: Tensor, right: Tensor, shape: Sequence[int]
     return mixed if bias is None else mixed + bias.to(mixed)
 
 
+@computing
 @recorded
 @accumulated_in_float32
 def factored_conv(
@@ -114,6 +116,7 @@ def factored_conv(
     return mixed if bias is None else mixed + bias.to(mixed).view(-1, *[1] * len(kernel))
 
 
+@computing
 @recorded
 def scale_channels(weight: Tensor, scale: Tensor) -> Tensor:
     """A weight with each output channel times a factor of its own.
@@ -128,6 +131,7 @@ def scale_channels(weight: Tensor, scale: Tensor) -> Tensor:
     return (weight.flatten(1) * scale.unsqueeze(1).to(weight)).view(weight.shape)
 
 
+@computing
 @recorded
 def adaptive_linear(
     x: Tensor,
@@ -144,6 +148,7 @@ def adaptive_linear(
     return apply_layer(F.linear, x, _generated(left, right, shape, scratch), bias)
 
 
+@computing
 @recorded
 def adaptive_conv(
     x: Tensor,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxhash.graph.recorded import is_compiled_or_traced, recorded
+from fxhash.graph.recorded import computing, is_compiled_or_traced, is_plain_tensor, recorded
 from fxhash.lowering.functional import holds, is_exporting
 from fxhash.smh.factor_bits import FactorBits, dequantize
 from fxhash.smh.precision import without_autocast
@@ -19,6 +19,7 @@ _LARGEST_INTERMEDIATE = 2**20
 _FEW_PER_ROW = 8
 
 
+@computing
 @recorded
 @without_autocast
 def factored_embedding(
@@ -75,6 +76,7 @@ def _looked_up(
     return looked_up.view(*indices.shape, size)
 
 
+@computing
 @recorded
 @without_autocast
 def factored_embeddings(
@@ -128,8 +130,7 @@ def _refuse_beyond(count: int, per_row: int, indices: Tensor) -> None:
 
 def _has_values(indices: Tensor) -> bool:
     """Whether the values of a tensor can be read without waiting for another device."""
-    is_wrapped = type(indices) is not Tensor or torch._C._functorch.is_functorch_wrapped_tensor(indices)
-    return not is_wrapped and indices.device.type == "cpu"
+    return is_plain_tensor(indices) and indices.device.type == "cpu"
 
 
 def _joins(right: Tensor, indices: Sequence[Tensor]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fxhash.graph.recorded import is_compiled_or_traced, recorded
+from fxhash.graph.recorded import is_compiled_or_traced, is_plain_tensor, recorded
 
 
 @recorded
@@ -16,21 +16,17 @@ def channels_last(x: Tensor) -> Tensor:
         x: shape `(batch, channels, height, width)`.
 
     Returns:
-        `x` itself on other devices, for compilers and exporters, which choose an order themselves, and for a tensor
-        that is no batch of images.
+        `x` itself on other devices, for compilers, exporters and `torch.func`, and for what is no batch of images.
     """
-    if x.dim() != 4 or x.device.type != "cpu" or type(x) is not Tensor or is_compiled_or_traced():
+    if not _may_be_ordered(x):
         return x
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def has_channels_last(x: Tensor) -> bool:
     """Whether images lie in that order and in no other, in eager mode on a CPU."""
-    return (
-        x.dim() == 4
-        and x.device.type == "cpu"
-        and type(x) is Tensor
-        and not is_compiled_or_traced()
-        and not x.is_contiguous()
-        and x.is_contiguous(memory_format=torch.channels_last)
-    )
+    return _may_be_ordered(x) and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _may_be_ordered(x: Tensor) -> bool:
+    return x.dim() == 4 and x.device.type == "cpu" and is_plain_tensor(x) and not is_compiled_or_traced()

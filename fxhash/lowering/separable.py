@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxhash.graph.recorded import recorded
+from fxhash.graph.recorded import computing, is_plain_tensor, recorded
 from fxhash.lowering.convolution import of_each_kernel
 from fxhash.lowering.functional import adaptive_linear
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
+@computing
 @recorded
 def separable_conv(
     x: Tensor,
@@ -84,6 +85,7 @@ def reorder_gradient(x: Tensor) -> Tensor:
         last is not None
         and x.requires_grad
         and not torch.compiler.is_compiling()
+        and is_plain_tensor(x)
         and x.is_contiguous(memory_format=last)
     ):
         x.register_hook(partial(Tensor.contiguous, memory_format=last))

@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from fxhash.graph.in_place import add_, mul_, sub_, truediv_
 from fxhash.graph.layers import CONVOLUTIONS
-from fxhash.graph.liveness import changed_in_place, is_changed_in_place
+from fxhash.graph.liveness import changed_in_place, is_changed_in_place, memory_sources
+from fxhash.graph.sharing import shared_inputs
 from fxhash.lowering.convolution import depthwise, pointwise
-from fxhash.lowering.functional import adaptive_conv, factored_conv
+from fxhash.lowering.functional import adaptive_conv, adaptive_linear, factored_conv, factored_linear
 from fxhash.lowering.input_check import checked_input
 from fxhash.lowering.memory_format import channels_last
 from fxhash.lowering.plan import LoweringPlan
@@ -37,6 +38,7 @@ _KEEP_ORDER = {
 # What takes any order, and whose results have the usual one, or none.
 _TAKE_ANY = {"size", "dim", "contiguous"}
 _ATTRIBUTES = frozenset({"shape", "ndim", "dtype", "device"})
+_MAKE_CONTIGUOUS = {F.linear, F.layer_norm, factored_linear, adaptive_linear, *_TAKE_ANY}
 _FLATTEN, _PERMUTE = {torch.flatten, "flatten"}, {torch.permute, "permute"}
 _MODULES = (
     *(
@@ -165,12 +167,31 @@ def _leads_to(value: fx.Node, others: Container[fx.Node], reordered: Container[f
 
 
 def _is_written_elsewhere(graph_module: fx.GraphModule, reordered: Collection[fx.Node]) -> bool:
-    """Whether one of these values, or a view of it, may be changed in place by what does not take it in any order."""
-    return any(
-        changed_in_place(node) in reordered or is_changed_in_place(node) or _runs_code_of_others(graph_module, node)
+    """Whether a copy of one of these values, for what does not take it in any order, could be told from the value.
+
+    It is changed in place there, or a view of it, or its own memory is after a view was taken.
+    """
+    others = [
+        node
         for node in graph_module.graph.nodes
         if node not in reordered and any(each in reordered for each in node.all_input_nodes)
-    )
+    ]
+    return any(
+        changed_in_place(node) in reordered or is_changed_in_place(node) or _runs_code_of_others(graph_module, node)
+        for node in others
+    ) or _is_written_later(graph_module, others)
+
+
+def _is_written_later(graph_module: fx.GraphModule, readers: Collection[fx.Node]) -> bool:
+    """Whether what one of some nodes reads is changed in place after it, though its result may be a view of that."""
+    views: set[fx.Node] = set()
+    for node in graph_module.graph.nodes:
+        changed = changed_in_place(node)
+        if changed is not None and views and not views.isdisjoint(memory_sources(changed)):
+            return True
+        if node in readers and node.users:
+            views.update(source for value in shared_inputs(node) for source in memory_sources(value))
+    return False
 
 
 def _runs_code_of_others(graph_module: fx.GraphModule, node: fx.Node) -> bool:
@@ -185,8 +206,9 @@ def _takes_any(node: fx.Node) -> bool:
     if node.op not in ("call_function", "call_method"):
         return False
     if node.target in _PERMUTE:
-        # Of what has its channels last already, that is contiguous.
-        return tuple(tree_leaves([node.args[1:], node.kwargs])) == (0, 2, 3, 1)
+        # Of what has its channels last already, that is contiguous; so is what these make of it, but no sum or product.
+        is_last = tuple(tree_leaves([node.args[1:], node.kwargs])) == (0, 2, 3, 1)
+        return is_last and all(user.target in _MAKE_CONTIGUOUS for user in node.users)
     if node.target in _FLATTEN:
         # Others may be a view, whose order is none of the usual ones.
         start, end = (*node.args[1:3], *(None, None))[:2]

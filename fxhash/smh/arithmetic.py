@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fxhash.graph.recorded import recorded
+from fxhash.graph.recorded import computing, recorded
 from fxhash.smh.precision import without_autocast
 
 
@@ -40,6 +40,7 @@ def is_row_aligned(shape: Sequence[int], cols: int) -> bool:
     return len(shape) >= 2 and (cols % channel == 0 or (channel % cols == 0 and cols % kernel == 0))
 
 
+@computing
 @recorded
 @without_autocast
 def generate(
@@ -85,6 +86,7 @@ def generate(
     return weight
 
 
+@computing
 @recorded
 @without_autocast
 def separable(pointwise: Tensor, kernels: Tensor, shape: Sequence[int]) -> Tensor:

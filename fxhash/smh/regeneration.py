@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from torch.fx.node import _get_qualified_name
 
 from fxhash.graph.layers import LAYERS
-from fxhash.graph.recorded import recorded
+from fxhash.graph.recorded import calling_by_name, computing, recorded
 from fxhash.smh.arithmetic import generate, separable
 from fxhash.smh.precision import autocast_dtype
 
@@ -67,8 +67,9 @@ def regenerating(weights: Sequence[Any]) -> Iterator[None]:
     outer = _HOOKS._top_saved_tensors_default_hooks(False)
 
     def pack(saved: Tensor) -> _Kept | _Saved:
-        recipe = recipes.get(_storage(saved))
-        if recipe is not None:
+        recipe, dtype = recipes.get(_storage(saved), (None, None))
+        # Other views of its memory, such as complex numbers, are none of the weight that can be made again.
+        if recipe is not None and saved.dtype == dtype and not saved.is_conj() and not saved.is_neg():
             return _Kept(recipe, saved.size(), saved.stride(), saved.storage_offset())
         if outer is not None:
             return _Saved(outer[0](saved), None, 0)
@@ -91,17 +92,19 @@ def regenerating(weights: Sequence[Any]) -> Iterator[None]:
         yield
 
 
-def _recipes_of(weights: Sequence[Any]) -> Mapping[int, Recipe]:
-    """How to generate each of some weights again, by their storages; none where autograd saves nothing to hook into."""
+def _recipes_of(weights: Sequence[Any]) -> Mapping[int, tuple[Recipe, torch.dtype]]:
+    """How to generate each of some weights again, and its type, by storages; none where no hook would be called."""
     if (
         not CAN_REGENERATE
         or torch.compiler.is_compiling()
         or not torch.is_grad_enabled()
         # Transforms of torch.func take no hooks.
         or not _HOOKS._saved_tensors_hooks_is_enabled()
+        or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return {}
-    return {_storage(each): vars(each)[_RECIPE] for each in weights if _RECIPE in getattr(each, "__dict__", {})}
+    made = [each for each in weights if _RECIPE in getattr(each, "__dict__", {})]
+    return {_storage(each): (vars(each)[_RECIPE], each.dtype) for each in made}
 
 
 def _storage(tensor: Tensor) -> int:
@@ -114,6 +117,7 @@ def _with_recipe(weight: Tensor, make: Recipe) -> Tensor:
     return weight
 
 
+@computing
 @recorded
 def generate_weight(
     left: Tensor,
@@ -184,6 +188,7 @@ def apply_layer(layer: Callable[..., Tensor], x: Tensor, weight: Tensor, *argume
         return layer(x, weight, *arguments, **named)
 
 
+@calling_by_name
 @recorded
 def call_regenerating(name: str, weight: Tensor, /, *args: Any, **kwargs: Any) -> Any:
     """Call a function or method without keeping a weight until backward that it, or a view of it, is given to.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from fxhash.graph.in_place import add_
 from fxhash.graph.sharing import shared_inputs
+from fxhash.lowering.functional import factored_linear
+from fxhash.smh.regeneration import call_regenerating
 
 X, W = torch.randn(4, 4), torch.randn(4, 4)
 
@@ -88,6 +90,22 @@ def test_what_a_result_may_share(function, expected):
     result = fx.GraphModule(torch.nn.Module(), graph)(*inputs.values())
     storages = {each.untyped_storage().data_ptr() for each in tree_leaves(result) if isinstance(each, Tensor)}
     assert {name for name, value in inputs.items() if value.untyped_storage().data_ptr() in storages} <= set(expected)
+
+
+def test_layers_that_compute_what_they_return():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(4, 4))
+    model[4].register_forward_hook(lambda *_: None)
+    layers = [node for node in fx.symbolic_trace(model).graph.nodes if node.op == "call_module"]
+    assert [bool(shared_inputs(each)) for each in layers] == [False, False, True, True, True]
+
+
+def test_functions_of_ours():
+    graph = fx.Graph()
+    x, weight = graph.placeholder("x"), graph.placeholder("weight")
+    layer = graph.call_function(call_regenerating, ("torch.nn.functional.linear", weight, x, weight))
+    other = graph.call_function(call_regenerating, (".chunk", weight, weight, 2))
+    factored = graph.call_function(factored_linear, (x, weight, weight, (4, 4)))
+    assert [shared_inputs(each) for each in (layer, other, factored)] == [[], [weight], []]
 
 
 def test_layers_and_unknown_methods_may_return_any_input():

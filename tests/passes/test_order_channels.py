@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import fxhash
 from fxhash.lowering.memory_format import channels_last, has_channels_last
+from fxhash.lowering.separable import separable_conv
 from tests.helpers import assert_same_outputs
 
 
@@ -32,6 +33,25 @@ class Doubled(nn.Module):
         return x.mul_(2) if x.sum() < 1e30 else x
 
 
+class ChangesWhatAModuleReturns(nn.Module):
+    """Which is a view of what it was given, of an activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Dropout(0.0)
+
+    def forward(self, x):
+        pixels = self.inner(x.flatten(2))
+        pixels += 1
+        return torch.relu(x)
+
+
+def view_before_a_change(x):
+    pixels = x.flatten(2)
+    x = F.relu(x, inplace=True)
+    return x + pixels.unflatten(2, (8, 8)) * 2
+
+
 # What stands between two convolutions of 64 channels, as a user might write it.
 BETWEEN = {
     "nothing": lambda x: x,
@@ -50,6 +70,11 @@ BETWEEN = {
     ),
     "a flat batch, and a view": lambda x: x.flatten(0, 1).view(len(x), -1).view(x.shape),
     "a view of data": lambda x: x.data.view(len(x), -1).view(x.shape),
+    "a view before an activation in place": view_before_a_change,
+    "what a module returns, changed in place": ChangesWhatAModuleReturns(),
+    "scaled channels, and a view": lambda x: (
+        ((x.permute(0, 2, 3, 1) * 0.5).permute(0, 3, 1, 2)).view(len(x), -1).view(x.shape)
+    ),
     "a layer in place": Sum(nn.SELU(inplace=True)),
     "several layers, one in place": Sum(nn.Sequential(nn.Identity(), nn.CELU(inplace=True))),
     "an opaque module that writes in place": Sum(Doubled()),
@@ -89,6 +114,17 @@ def test_outputs_are_those_of_the_trained_model_and_in_no_other_order(between, b
         assert_same_outputs(gm, lowered, x)
         outputs = lowered(x)
         assert outputs.is_contiguous() or outputs.stride() == gm(x).stride()
+
+
+@pytest.mark.parametrize("form", [fxhash.lower_for_deploy, fxhash.lower_for_training])
+def test_an_activation_in_place_after_a_linear_layer_changes_nothing(form):
+    """The layer is a function of ours by then."""
+    layers = [nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Flatten(), nn.Linear(64 * 16, 256), nn.ReLU(inplace=True)]
+    gm = fxhash.transform(nn.Sequential(*layers, nn.Linear(256, 10)), 0.05, seed=0)
+    split = fxhash.DeviceProfile(depthwise_cost=0.0, call_cost=0.0)
+    lowered = fxhash.lower_for_deploy(gm, device=split) if form is fxhash.lower_for_deploy else form(gm)
+    assert ordered(lowered) or any(node.target is separable_conv for node in lowered.graph.nodes)
+    assert_same_outputs(gm, lowered, torch.randn(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize("between", ["nothing", "channels that are attended to"])
