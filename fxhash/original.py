@@ -97,7 +97,14 @@ class TransformedModule(fx.GraphModule):
         return pass_on(super().__deepcopy__(memo))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled_model, (*super().__reduce__(), self.meta.get(TRANSFORMED))
+        rebuild, (body, imports) = super().__reduce__()
+        return _unpickled_model, (rebuild, ({**body, "_tracer_cls": _Retracer}, imports), self.meta.get(TRANSFORMED))
+
+
+class _Retracer(fx.Tracer):
+    """Traces the code of a graph module that is unpickled: what it does with buffers alone is recorded, not done."""
+
+    proxy_buffer_attributes = True
 
 
 def _unpickled_model(

@@ -105,6 +105,34 @@ def test_deepcopy_pickle_and_state_dict_round_trips(case):
     assert_same_outputs(gm, other, x, rtol=0)
 
 
+class ComputesWithBuffers(nn.Module):
+    """With nothing but buffers, and in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+        for name, value in {"mean": torch.zeros(16), "var": torch.ones(16), "calls": torch.zeros(())}.items():
+            self.register_buffer(name, value)
+
+    def forward(self, x):
+        self.calls.mul_(0.5).add_(1)
+        return self.linear((x - self.mean) / (self.var + 1e-5).sqrt()) * self.calls
+
+
+def test_what_is_computed_with_buffers_alone_is_so_after_unpickling():
+    gm = fxhash.transform(ComputesWithBuffers(), 0.9, seed=0)
+    x = torch.randn(4, 16)
+    gm(x)
+    for form in (gm, fxhash.lower_for_deploy(gm), fxhash.lower_for_training(gm)):
+        again = pickle.loads(pickle.dumps(form))
+        assert again.state_dict().keys() == form.state_dict().keys()
+        for model in (form, again):
+            model.var.fill_(100.0)
+        for _ in range(2):
+            assert_same_outputs(form, again, x)
+        torch.testing.assert_close(again.calls, form.calls)
+
+
 @given(random_models())
 def test_every_weight_equals_the_definition(case):
     """`shift + scale * W.flatten()[offset : offset + numel]`, with the one matrix `W` written out."""

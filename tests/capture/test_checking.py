@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -173,6 +174,18 @@ def test_other_outputs_differ_in_any_type(dtype):
     assert difference(Returns(values), Returns(rounded.tolist()), given) is None
     for others in ([0.0] * 4, [1.0, 2.0, 3.0, 3.5], [torch.nan, 2.0, 3.0, 4.0]):
         assert difference(Returns(values), Returns(others), given) == "its output differs, in training, call 1"
+
+
+@dataclass
+class Output:
+    logits: torch.Tensor
+
+
+def test_outputs_in_a_dataclass_are_compared():
+    given = read_examples(Returns(1.0), (x,))
+    one, same, other = (Returns(Output(torch.tensor(value))) for value in (1.0, 1.0, 2.0))
+    assert difference(one, same, given) is None
+    assert difference(one, other, given) == "its output differs, in training, call 1"
 
 
 def test_no_number_is_equal_to_no_number_alone():

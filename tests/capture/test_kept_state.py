@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, defaultdict, deque
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -55,6 +55,9 @@ CHANGES = {
     "ordered dict": (OrderedDict(a=1, b=2), lambda module: module.kept.move_to_end("a")),
     "defaultdict": (defaultdict(int), lambda module: module.kept["a"]),
     "counter": (Counter(), lambda module: module.kept.update("a")),
+    "user dict": (UserDict(a=1), lambda module: module.kept.update(a=2)),
+    "user list": (UserList([1]), lambda module: module.kept.append(2)),
+    "chain map": (ChainMap({"a": 1}), lambda module: module.kept.update(a=2)),
     "set": ({1}, lambda module: module.kept.add(2)),
     "deque": (deque([1], maxlen=2), lambda module: module.kept.append(2)),
     "bytearray": (bytearray(b"a"), lambda module: module.kept.append(1)),

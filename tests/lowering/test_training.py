@@ -427,6 +427,24 @@ def test_functional_calls_and_gradients_of_each_sample(name):
     torch.testing.assert_close(of_each(fast), of_each(gm), rtol=1e-3, atol=1e-4)
 
 
+class FiltersFrequencies(nn.Module):
+    """Multiplies by complex numbers, as which it views its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.filter, self.out = nn.Parameter(torch.randn(16, 5, 2)), nn.Linear(8, 64)
+
+    def forward(self, x):
+        spectrum = torch.fft.rfft(x) * torch.view_as_complex(self.filter)
+        return self.out(torch.fft.irfft(spectrum, n=8))
+
+
+@pytest.mark.parametrize("capture", ["trace", "modules"])
+def test_complex_views_of_a_weight(capture):
+    gm = fxhash.transform(FiltersFrequencies().double(), 0.7, seed=0, capture=capture)
+    assert_trains_alike(gm, fxhash.lower_for_training(gm), [torch.randn(3, 16, 8, dtype=torch.float64)])
+
+
 # Embeddings.
 
 
