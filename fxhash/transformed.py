@@ -14,7 +14,7 @@ from fxhash.capture.checking import ExampleInputs
 from fxhash.capture.copy_model import copy_model
 from fxhash.capture.exported import Model, as_module
 from fxhash.capture.foreign_modules import is_compiled
-from fxhash.capture.ownership import refuse_originals, refuse_shared_memory
+from fxhash.capture.ownership import refuse_gradient_hooks, refuse_originals, refuse_shared_memory
 from fxhash.errors import TransformError
 from fxhash.graph.names import CAPTURED, TRANSFORMED, original_name
 from fxhash.lowering.factor_store import FactorStore, find_factor_store
@@ -206,6 +206,7 @@ def expose(
         TransformError: if one of them can't be generated, or the original can be reached from the result.
     """
     refuse_shared_memory(model, names)
+    refuse_gradient_hooks(model)
     traced = capture_model(model, names, capture, example_inputs)
     refuse_originals(traced, model, names)
     if isinstance(model, fx.GraphModule) and CAPTURED not in model.meta:

@@ -439,6 +439,18 @@ def test_a_type_that_can_not_hold_a_parameter_is_refused():
     )
 
 
+@pytest.mark.parametrize("register", ["register_hook", "register_post_accumulate_grad_hook"])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_hooks_of_gradients_are_refused(name, register):
+    """They would be called no more, without a word."""
+    model = nn.Linear(32, 32)
+    handle = getattr(model.get_parameter(name), register)(lambda *_: None)
+    with pytest.raises(fxhash.TransformError, match=f"the parameter '{name}' has hooks that see its gradient"):
+        fxhash.transform(model, 0.5)
+    handle.remove()
+    fxhash.transform(model, 0.5)
+
+
 def test_a_type_that_can_not_hold_the_statistics_of_a_norm_is_refused():
     gm = fxhash.transform(nn.Sequential(nn.Linear(32, 32), nn.BatchNorm1d(32)), 0.5, seed=0)
     gm.get_buffer("1.running_var").fill_(1e5)

@@ -48,6 +48,16 @@ def refuse_shared_memory(model: nn.Module, hashed: Collection[str]) -> None:
             )
 
 
+def refuse_gradient_hooks(model: nn.Module) -> None:
+    """Raise TransformError if a parameter of a model has hooks that see its gradient: a copy would lack them."""
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise TransformError(
+                f"the parameter {name!r} has hooks that see its gradient, which would be lost: remove them, and "
+                "register them on parameters of the result"
+            )
+
+
 def refuse_originals(gm: nn.Module, model: nn.Module, hashed: Collection[str]) -> None:
     """Refuse a result from which a module of the original, or a hashed parameter of it, can be reached.
 

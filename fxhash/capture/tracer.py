@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxhash.capture.attachment import attached
+from fxhash.capture.called_code import fixed_attributes
 from fxhash.capture.example_values import ExampleValues
 from fxhash.capture.exposure import Exposure
 from fxhash.capture.following_tracer import FollowingTracer
@@ -135,10 +136,20 @@ class ExposingTracer(FollowingTracer):
         assert reason is not None
         exposed = self.exposure.exposed_in(path)
         self.opaque[path] = OpaqueCall(reason, tuple(exposed.values()))
+        for name in self.proxies.keys() & set(self.buffer_names.values()):
+            self.check_buffer(name)
         weights = tuple(self.tensor_proxy(self.exposure.parameters[fqn]) for fqn in exposed)
         result = self.create_proxy("call_module", f"{path}.{OPAQUE_PART}", (weights, args, kwargs), {})
         hide_attributes(module, self)
         return result
+
+    def check_buffer(self, name: str) -> None:
+        """Refuse the forward that reads a buffer which a module that is called as a whole replaces by another."""
+        if any(name.startswith(f"{path}.") for path in self.opaque if path):
+            path, _, attribute = name.rpartition(".")
+            kind = type(self.exposure.model.get_submodule(path))
+            if attribute not in fixed_attributes(kind):  # type: ignore[arg-type]  # mypy: no hash of a Module's class
+                self.refuse_forward(f"reads {name!r}, which a module that is called as a whole changes")
 
     def _known_reason(self, module: nn.Module, path: str) -> Reason | None:
         """Why a module is opaque, as far as that is known before it is traced."""

@@ -32,6 +32,7 @@ class ValueTracer(fx.Tracer):
         examples: answers questions about sizes; if omitted, they are refused.
 
     Attributes:
+        buffer_names: the names of buffers in the state dict, by their `id`s.
         held: the storages of all tensors that the model holds.
         leaves: the training flags and tensor constants that the graph calls, by target.
         proxies: the values of what the model holds, by target.
@@ -47,11 +48,11 @@ class ValueTracer(fx.Tracer):
         self.refusal: str | None = None
         self.proxies: dict[str, fx.Proxy] = {}
         self._constants: dict[int, tuple[str, Tensor]] = {}
-        self._buffer_names: dict[int, str] = {}
+        self.buffer_names: dict[int, str] = {}
         for path, module in exposure.model.named_modules():
             for name, buffer in module.named_buffers(recurse=False):
                 if name not in module._non_persistent_buffers_set:
-                    self._buffer_names.setdefault(id(buffer), f"{path}.{name}" if path else name)
+                    self.buffer_names.setdefault(id(buffer), f"{path}.{name}" if path else name)
 
     def refuse(self, reason: str) -> NoReturn:
         """Give up the module at hand, even if its forward catches the error."""
@@ -166,7 +167,10 @@ class ValueTracer(fx.Tracer):
 
     def tensor_proxy(self, tensor: Tensor) -> fx.Proxy:
         """The value of the graph for a tensor."""
-        name = self.exposure.name_of(tensor) or self._buffer_names.get(id(tensor))
+        name = self.exposure.name_of(tensor)
+        if name is None and id(tensor) in self.buffer_names:
+            name = self.buffer_names[id(tensor)]
+            self.check_buffer(name)
         if name is not None:
             return self._cached(name, lambda: self._create_tensor_proxy("get_attr", name, tensor))
         if tensor.requires_grad:
@@ -174,6 +178,10 @@ class ValueTracer(fx.Tracer):
         target, _ = self._constants.setdefault(id(tensor), (f"tensor_constant_{len(self._constants)}", tensor))
         self.leaves.setdefault(target, TensorConstant(tensor, fresh=storage_of(tensor) not in self.held))
         return self._cached(target, lambda: self._create_tensor_proxy("call_module", target, tensor))
+
+    def check_buffer(self, name: str) -> None:
+        """Refuse the module at hand if it reads a buffer that may be another tensor by the next call."""
+        raise NotImplementedError
 
     def _create_tensor_proxy(self, kind: str, target: str, tensor: Tensor) -> fx.Proxy:
         return self.create_proxy(

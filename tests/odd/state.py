@@ -204,6 +204,37 @@ class CountsInNamespace(Two):
         return self.a(x) * self.config.inner.n
 
 
+class ReplacesItsBuffer(nn.Module):
+    """Is called as a whole, as its state changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(16, 16)
+        self.register_buffer("seen", torch.zeros(16))
+
+    def forward(self, x):
+        y = self.linear(x)
+        self.seen = self.seen + y.detach().mean(0)
+        return y
+
+
+@odd()
+class ReadsABufferThatAPartReplaced(Two):
+    def __init__(self):
+        super().__init__()
+        self.part = ReplacesItsBuffer()
+
+    def forward(self, x):
+        y = self.part(x)
+        return self.a(y) + self.part.seen
+
+
+@odd()
+class ReadsABufferThatAPartWillReplace(ReadsABufferThatAPartReplaced):
+    def forward(self, x):
+        return self.a(x) + self.part.seen + self.part(x)
+
+
 @odd()
 class CountsInArray(Two):
     def __init__(self):
