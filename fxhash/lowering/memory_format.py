@@ -29,4 +29,4 @@ def has_channels_last(x: Tensor) -> bool:
 
 
 def _may_be_ordered(x: Tensor) -> bool:
-    return x.dim() == 4 and x.device.type == "cpu" and is_plain_tensor(x) and not is_compiled_or_traced()
+    return not is_compiled_or_traced() and x.dim() == 4 and x.device.type == "cpu" and is_plain_tensor(x)
