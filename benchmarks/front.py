@@ -118,7 +118,7 @@ CONTENDERS: dict[str, tuple[tuple[Network, ...], tuple[Network, ...]]] = {
     "20 kB": ((convnext(24),), (resnet(20, parameters=25_800, bits=4),)),
     "large": (
         (resnet(20, 10), convnext(48)),
-        (resnet(20, 32, LARGE), resnet(8, 48, LARGE), resnet(14, 32, LARGE)),
+        (resnet(20, 32, LARGE), resnet(8, 48, LARGE), resnet(14, 32, LARGE), resnet(14, 48, LARGE)),
     ),
     "50 kB": ((convnext(48),), (resnet(20, parameters=76_000, bits=4), resnet(14, 32, 75_000, bits=4))),
 }

@@ -164,7 +164,7 @@ def test_the_plan_of_the_front():
         assert len([run for run in peaks if run.network == network]) == 3 + 1
     for network in front.PILOTS:
         assert len([run for run in pilots if run.network == network]) == len(front.RATES) + 8
-    assert len(runs) == len(pilots + peaks) + 12 + 6 * 2 + 1 + 2 * 2
+    assert len(runs) == len(pilots + peaks) + 13 + 6 * 2 + 1 + 2 * 2
     for networks in (each for kinds in front.CONTENDERS.values() for each in kinds):
         best = max(networks, key=lambda network: network.model == "convnext6")
         assert [run.seed for run in runs if run.network == best and run.stage == "run"] == [0, 1, 2]

@@ -43,7 +43,7 @@ def main(folder: Path = HERE) -> None:
         by_bytes.xaxis.set_major_formatter(lambda size, _: f"{size / 1e3:,.0f}")
         note = (
             f"CIFAR-10 (JPEG), 32 x 32 pixels, {EPOCHS} epochs. Lines: the best of all that are no larger. "
-            "Bars: standard deviation of two or three seeds."
+            "Bars: standard deviation over seeds."
         )
         figure.supxlabel(note, fontsize=9, color=MUTED, x=0.99, ha="right")
         figure.savefig(folder / "accuracy_front.png")
