@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from fxhash.capture.user_code import is_user_code
+
 _TABLES = ("_parameters", "_buffers", "_modules")
+_FILE_OF_MODULES = nn.Module.parameters.__code__.co_filename
 
 
 @contextmanager
@@ -51,7 +56,7 @@ def attached(
 
 
 class _Table(dict[str, Any]):
-    """The parameters or buffers of a module, which are values of the graph where they are read by name."""
+    """The parameters or buffers of a module, which are values of the graph where they are read."""
 
     def __init__(self, tensors: dict[str, Any], proxy_of: Callable[[Tensor], fx.Proxy]) -> None:
         super().__init__(tensors)
@@ -60,3 +65,16 @@ class _Table(dict[str, Any]):
     def __getitem__(self, name: str) -> Any:
         tensor = super().__getitem__(name)
         return self._proxy_of(tensor) if isinstance(tensor, Tensor) else tensor
+
+    def items(self) -> Any:
+        """Also for user code that goes through them, by `parameters()` say."""
+        if _is_asked_by_user(sys._getframe(1)):
+            return ((name, self[name]) for name in self)
+        return super().items()
+
+
+def _is_asked_by_user(frame: FrameType | None) -> bool:
+    """Whether user code asked, through nothing but methods of `nn.Module`."""
+    while frame is not None and frame.f_code.co_filename == _FILE_OF_MODULES:
+        frame = frame.f_back
+    return frame is not None and is_user_code(frame.f_code)

@@ -22,6 +22,7 @@ from fxhash.lowering.memory import assign_slots, choose_cached, choose_small, pe
 from fxhash.lowering.method import Method
 from fxhash.lowering.plan import LoweringPlan, Reader, WeightUse
 from fxhash.lowering.readers import (
+    asks_for_type,
     generator_calls,
     is_argument,
     is_attention,
@@ -126,7 +127,7 @@ class _Analysis:
                 parameter.kernels > 0
                 and not has_shift
                 and self._is_faster_split(parameter, call)
-                and all(is_plain_layer_of(call, node) for node in call.users)
+                and all(is_plain_layer_of(call, node) for node in call.users if not asks_for_type(call, node))
             ),
             dtype=generator.dtype_of(parameter),
             factor_dtype=generator.right.dtype,
@@ -145,6 +146,8 @@ class _Analysis:
         """The uses of a weight: by modules nested in opaque submodules, by factored layers, and by all other nodes."""
         remaining = []
         for node in call.users:
+            if asks_for_type(call, node):
+                continue
             use = self._nested_use(call, node, requested) or self._factored_use(call, node, requested)
             if use is None:
                 remaining.append(node)

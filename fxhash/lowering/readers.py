@@ -28,6 +28,7 @@ _ATTENTION = (
     nn.modules.linear.NonDynamicallyQuantizableLinear,
     nn.LayerNorm,
 )
+_MAKE_ALIKE = ("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor")
 _OF_FUNCTION: dict[Any, Reader] = {F.linear: Reader.LINEAR, F.embedding: Reader.EMBEDDING}
 _OF_MODULE: dict[type[nn.Module], Reader] = {nn.Linear: Reader.LINEAR, nn.Embedding: Reader.EMBEDDING}
 
@@ -37,6 +38,16 @@ def reader_in_graph(graph_module: fx.GraphModule, weight: fx.Node, node: fx.Node
     if is_plain_layer_of(weight, node):
         return _OF_FUNCTION.get(node.target, Reader.CONVOLUTION)
     return Reader.ATTENTION if is_attention(graph_module, node) else Reader.OTHER
+
+
+def asks_for_type(weight: fx.Node, node: fx.Node) -> bool:
+    """Whether a node that reads a weight reads nothing of it but its type, or where it is."""
+    if node.op == "call_function":
+        return node.target is getattr and node.args[1] in ("dtype", "device", "is_cuda")
+    first, *others = [*node.args, *node.kwargs.values()] or [None]
+    if node.op != "call_method" or (first is weight) == (weight in others):
+        return False
+    return node.target in (_MAKE_ALIKE if first is weight else ("to", "type_as"))
 
 
 def is_attention(graph_module: fx.GraphModule, node: fx.Node) -> bool:

@@ -68,9 +68,9 @@ def read_right(graph_module: fx.GraphModule, factors: FactorSource, use: WeightU
         return graph_module.graph.call_module(path, (None, use.parameter.full_rank))
 
 
-def read_like(graph_module: fx.GraphModule, store: FactorStore) -> fx.Node:
+def read_like(graph_module: fx.GraphModule, factors: FactorSource) -> fx.Node:
     """The one node that reads something of the type and on the device of the factors, behind the inputs."""
-    return _read_once(graph_module, store, () if factors_in_bits(store) is None else (LIKE,))
+    return _read_once(graph_module, factors, () if factors_in_bits(factors) is None else (LIKE,))
 
 
 def factors_in_bits(factors: FactorSource) -> FactorBits | None:

@@ -9,6 +9,7 @@ from torch import fx
 from fxhash.lowering.factor_store import FactorStore, build_factor_store
 from fxhash.lowering.plan import LoweringPlan
 from fxhash.lowering.readers import generator_calls
+from fxhash.passes.answer_types import answer_types
 from fxhash.passes.apply_separable import apply_separable
 from fxhash.passes.cache_weights import cache_weights
 from fxhash.passes.check_inputs import check_inputs
@@ -31,6 +32,7 @@ LoweringPass = GraphPass[[LoweringPlan, FactorStore]]
 
 # Any first few of them give a model with the same outputs.
 LOWERING: tuple[LoweringPass, ...] = (
+    answer_types,
     check_inputs,
     split_separable,
     fold_batch_norm,
@@ -47,6 +49,7 @@ LOWERING: tuple[LoweringPass, ...] = (
 
 # The same for a model that goes on being trained: nothing is folded, cached, or computed of its parameters beforehand.
 TRAINING: tuple[GraphPass[[LoweringPlan, FactorSource]], ...] = (
+    answer_types,
     check_inputs,
     apply_separable,
     factor_layers,
