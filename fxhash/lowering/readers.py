@@ -115,9 +115,9 @@ def _is_of_torch(module: nn.Module) -> bool:
 
 
 def generator_calls(gm: fx.GraphModule) -> list[fx.Node]:
-    """The nodes that are generated weights."""
+    """The nodes that are generated weights: calls of the generator, but for those that ask for `right`."""
     return [
         node
         for node in gm.graph.nodes
-        if node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), SMHGenerator)
+        if node.op == "call_module" and node.args and isinstance(gm.get_submodule(str(node.target)), SMHGenerator)
     ]

@@ -103,7 +103,7 @@ def test_arithmetic_on_hidden_parameters_is_not_frozen():
     for setting in (torch.enable_grad(), torch.no_grad()):
         with setting:
             traced = fxhash.trace(model)
-        assert "freeze into a constant" in reasons(traced)["opaque_part"]
+        assert not reasons(traced)
     with torch.no_grad():
         traced.get_parameter("layers.0.weight").zero_()
         traced.get_parameter("layers.1.weight").zero_()

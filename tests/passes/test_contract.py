@@ -83,6 +83,7 @@ TRAITS = (
     "BranchesOnInput",
     "LSTM",
     "Attention",
+    "MixedTypes",
     "Tables",
 )
 CACHED = ("SeparableConvolutions", "BranchesOnInput")
