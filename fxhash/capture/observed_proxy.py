@@ -36,7 +36,7 @@ _ASKS_FOR_CALLER = frozenset({"__instancecheck__", "is_tensor", "is_storage"})
 
 MISSING = object()
 _OWN_ATTRIBUTES = frozenset(
-    {"node", "tracer", "root", "attr", "_node", "_shape", "module", "value", "name", "original"}
+    {"node", "tracer", "root", "attr", "_node", "_shape", "_now", "module", "value", "name", "original"}
 )
 
 
@@ -194,12 +194,52 @@ class ObservedAttribute(ObservedProxy, Attribute):
     """An attribute of a value; a method where it is called."""
 
 
+class ObservedDtype(ObservedAttribute):
+    """The type of a tensor that the model holds, which may change later, but not from floating point to integers."""
+
+    def __init__(self, root: fx.Proxy, now: torch.dtype) -> None:
+        super().__init__(root, "dtype")
+        self._now = now
+
+    @property
+    def is_floating_point(self) -> bool:
+        """As of `torch.dtype`."""
+        return self._now.is_floating_point
+
+    @property
+    def is_complex(self) -> bool:
+        """As of `torch.dtype`."""
+        return self._now.is_complex
+
+
 class ObservedTensor(ObservedProxy):
     """A tensor that the model holds, whose shape is known while tracing; its type and device may change later."""
 
-    def __init__(self, tracer: fx.Tracer, node: fx.Node, shape: torch.Size) -> None:
+    def __init__(self, tracer: fx.Tracer, node: fx.Node, like: Tensor) -> None:
         super().__init__(node, tracer)
-        self._shape = shape
+        self._shape, self._now = like.shape, like.dtype
+
+    @classmethod
+    def __torch_function__(cls, orig_method: Any, types: Any, args: Any = None, kwargs: Any = None) -> Any:
+        """A function of torch, which is recorded but for those that ask what doesn't change."""
+        if orig_method in (torch.is_floating_point, torch.is_complex) and args and type(args[0]) is ObservedTensor:
+            return getattr(args[0], orig_method.__name__)()
+        return super().__torch_function__(orig_method, types, args, kwargs)
+
+    @property
+    def dtype(self) -> ObservedDtype:
+        """Its type, as a value of the graph."""
+        dtype = ObservedDtype(self, self._now)
+        _ = dtype.node
+        return dtype
+
+    def is_floating_point(self) -> bool:
+        """Whether it is of floating point."""
+        return self._now.is_floating_point
+
+    def is_complex(self) -> bool:
+        """Whether it is complex."""
+        return self._now.is_complex
 
     def is_never_none(self) -> bool:
         """A tensor is not None."""

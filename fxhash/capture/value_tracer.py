@@ -184,9 +184,7 @@ class ValueTracer(fx.Tracer):
         raise NotImplementedError
 
     def _create_tensor_proxy(self, kind: str, target: str, tensor: Tensor) -> fx.Proxy:
-        return self.create_proxy(
-            kind, target, (), {}, proxy_factory_fn=lambda node: ObservedTensor(self, node, tensor.shape)
-        )
+        return self.create_proxy(kind, target, (), {}, proxy_factory_fn=lambda node: ObservedTensor(self, node, tensor))
 
     def _cached(self, target: str, create: Callable[[], fx.Proxy]) -> fx.Proxy:
         if target not in self.proxies:

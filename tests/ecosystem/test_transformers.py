@@ -200,7 +200,8 @@ def test_each_layer_comes_by_its_weight_when_it_is_called(name):
     gm = fxhash.transform(build(name), 0.3, seed=0, example_inputs=inputs).eval()
     lowered = fxhash.lower_for_deploy(gm, example_inputs=inputs)
     uses = lowered.smh_factors.plan.uses
-    assert all(use.module is not None for use in uses if use.node == "opaque_part")
+    # Small ones are computed beforehand.
+    assert all(use.module is not None or use.method == "cache" for use in uses if use.node == "opaque_part")
     assert len({use.module for use in uses}) > 10
     with torch.no_grad():
         torch.testing.assert_close(lowered(**inputs).logits, gm(**inputs).logits, rtol=1e-4, atol=1e-5)

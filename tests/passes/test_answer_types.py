@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import fxhash
+from fxhash.capture.opaque import OpaqueModule
 from tests.helpers import assert_same_outputs
 
 
@@ -82,6 +83,30 @@ def test_the_first_parameter_is_asked_at_each_call(form):
 def test_no_weight_is_generated_for_its_first_parameter():
     lowered = fxhash.lower_for_deploy(fxhash.transform(AsksItsFirstParameter(), 0.1, seed=0))
     assert {str(use.method) for use in lowered.smh_factors.plan.uses} == {"factored"}
+
+
+DTYPES = {
+    "the first of floating point": lambda model: next(p.dtype for p in model.parameters() if p.is_floating_point()),
+    "by a function": lambda model: next(p.dtype for p in model.parameters() if torch.is_floating_point(p)),
+    "by its type": lambda model: next(p.dtype for _, p in model.named_parameters() if p.dtype.is_floating_point),
+    "not complex": lambda model: next(p.dtype for p in model.parameters() if not p.is_complex()),
+    "not of a complex type": lambda model: next(p.dtype for p in model.parameters() if not p.dtype.is_complex),
+    "from a list": lambda model: [*model.parameters()][0].dtype,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_whether_a_parameter_is_of_floating_point_is_known(dtype):
+    class Asks(AsksItsFirstParameter):
+        def forward(self, x):
+            return self.linear(x.to(DTYPES[dtype](self)))
+
+    gm = fxhash.transform(Asks(), 0.1, seed=0)
+    x = torch.randn(2, 64)
+    assert not [module for module in gm.modules() if isinstance(module, OpaqueModule)]
+    for form in (fxhash.materialize, fxhash.lower_for_deploy, fxhash.lower_for_training):
+        assert_same_outputs(gm, form(gm), x)
+    assert_same_outputs(gm.double(), fxhash.lower_for_deploy(gm), x)
 
 
 class AddsUpItsParameters(AsksItsFirstParameter):
