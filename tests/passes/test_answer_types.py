@@ -91,7 +91,7 @@ DTYPES = {
     "by its type": lambda model: next(p.dtype for _, p in model.named_parameters() if p.dtype.is_floating_point),
     "not complex": lambda model: next(p.dtype for p in model.parameters() if not p.is_complex()),
     "not of a complex type": lambda model: next(p.dtype for p in model.parameters() if not p.dtype.is_complex),
-    "from a list": lambda model: [*model.parameters()][0].dtype,
+    "from a list": lambda model: [p.dtype for p in model.parameters()][-1],
 }
 
 
