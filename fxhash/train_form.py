@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from functools import partial
 
-import torch
 from torch import Tensor, fx, nn
 
 from fxhash.errors import TransformError
 from fxhash.graph.names import TRANSFORMED
-from fxhash.graph.recorded import is_compiled_or_traced
+from fxhash.graph.recorded import is_compiled_or_traced, is_plain_tensor
 from fxhash.lowering.analysis import plan_lowering
 from fxhash.lowering.lowering_options import LoweringOptions
 from fxhash.original import pass_on
@@ -81,8 +79,9 @@ def _lowered(gm: fx.GraphModule) -> fx.GraphModule:
     plan = plan_lowering(gm, options=LoweringOptions(for_training=True))
     lowered = lower_to_train(gm, plan)
     unshifted = frozenset(use.fqn for use in plan.uses if not use.stores("shift"))
-    lowered.register_load_state_dict_pre_hook(partial(_refuse_to_load_shifts, unshifted))
-    lowered.register_forward_pre_hook(_RefuseShifts(unshifted, generator_of(lowered).shifts))
+    refuse = _RefuseShifts(lowered, unshifted)
+    lowered.register_load_state_dict_pre_hook(refuse.before_loading)
+    lowered.register_forward_pre_hook(refuse.before_a_call)
     _sort_like(lowered, gm)
     assert lowered.training == gm.training
     lowered.meta = {**gm.meta, TRANSFORMED: gm.graph}
@@ -90,50 +89,52 @@ def _lowered(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 class _RefuseShifts:
-    """Forward pre-hook of a lowered model: refuses constants that came with values that the model it is of has loaded.
+    """Hooks of a lowered model that refuse constants to add to weights which are generated without.
 
     Args:
-        unshifted: the parameters that are generated without one.
-        shifts: the constants as they are.
+        lowered: the lowered model.
+        unshifted: these weights.
     """
 
-    def __init__(self, unshifted: Collection[str], shifts: Tensor) -> None:
+    def __init__(self, lowered: fx.GraphModule, unshifted: Collection[str]) -> None:
+        generator = generator_of(lowered)
+        # By its name, which a copy of the model has too.
+        self.name = next(name for name, child in lowered.named_children() if child is generator)
         self.unshifted = unshifted
-        self.version = _version(shifts)
+        self.version = _version(generator.shifts)
 
-    def __call__(self, lowered: fx.GraphModule, _: object) -> None:
-        generator = next(each for each in lowered.children() if isinstance(each, SMHGenerator))
-        shifts = generator.shifts
-        if is_compiled_or_traced() or shifts.is_meta or torch._C._functorch.is_functorch_wrapped_tensor(shifts):
+    def before_a_call(self, lowered: fx.GraphModule, _: object) -> None:
+        """Forward pre-hook, for what the model that was lowered has loaded since, whose generator is the same."""
+        if is_compiled_or_traced():
             return
-        if _version(shifts) != self.version:
-            _refuse_shifts(self.unshifted, generator, shifts)
+        shifts = self._generator_of(lowered).shifts
+        if is_plain_tensor(shifts) and not shifts.is_meta and _version(shifts) != self.version:
+            self._refuse(lowered, shifts)
             self.version = _version(shifts)
+
+    def before_loading(self, lowered: fx.GraphModule, state: Mapping[str, Tensor], prefix: str, *_: object) -> None:
+        """Pre-hook of `load_state_dict`, before anything is overwritten."""
+        shifts = state.get(f"{prefix}{self.name}.shifts")
+        if shifts is not None and shifts.shape == self._generator_of(lowered).shifts.shape:
+            self._refuse(lowered, shifts)
+
+    def _generator_of(self, lowered: fx.GraphModule) -> SMHGenerator:
+        generator = lowered._modules[self.name]
+        assert isinstance(generator, SMHGenerator)
+        return generator
+
+    def _refuse(self, lowered: fx.GraphModule, shifts: Tensor) -> None:
+        """Raise TransformError if there is such a constant."""
+        for parameter, shift in zip(self._generator_of(lowered).plan.hashed, shifts.tolist(), strict=True):
+            if shift and parameter.fqn in self.unshifted:
+                raise TransformError(
+                    f"these values add a constant to {parameter.fqn!r}, which the model that was lowered did not: load "
+                    "them into the transformed model first, and lower it then"
+                )
 
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
-
-
-def _refuse_to_load_shifts(
-    unshifted: Collection[str], lowered: fx.GraphModule, state: Mapping[str, Tensor], prefix: str, *_: object
-) -> None:
-    for name, module in lowered.named_children():
-        shifts = state.get(f"{prefix}{name}.shifts")
-        if isinstance(module, SMHGenerator) and shifts is not None and shifts.shape == module.shifts.shape:
-            _refuse_shifts(unshifted, module, shifts)
-
-
-def _refuse_shifts(unshifted: Collection[str], generator: SMHGenerator, shifts: Tensor) -> None:
-    """Raise TransformError if there is a constant to add to a weight that is generated without one."""
-    if not shifts.any():
-        return
-    for parameter, shift in zip(generator.plan.hashed, shifts.tolist(), strict=True):
-        if shift and parameter.fqn in unshifted:
-            raise TransformError(
-                f"these values add a constant to {parameter.fqn!r}, which the model that was lowered did not: load "
-                "them into the transformed model first, and lower it then"
-            )
 
 
 def _sort_like(lowered: nn.Module, gm: nn.Module) -> None:

@@ -203,7 +203,8 @@ class _Analysis:
         reader = reader_in_graph(self.gm, call, node)
         if requested in (Method.GENERATE, Method.CACHE) or not self._can_apply_factors(call, reader):
             return None
-        if self.options.for_training and all_arguments(node).get("scale_grad_by_freq"):
+        is_trained_table = self.options.for_training and reader is Reader.EMBEDDING
+        if is_trained_table and all_arguments(node)["scale_grad_by_freq"]:
             return None
         weight = self.weights[call]
         costs = self._costs(weight, reader, can_be_factored=True)

@@ -171,18 +171,18 @@ def _is_written_elsewhere(graph_module: fx.GraphModule, reordered: Collection[fx
 
     It is changed in place there, or a view of it, or its own memory is after a view was taken.
     """
-    others = [
+    others = {
         node
         for node in graph_module.graph.nodes
         if node not in reordered and any(each in reordered for each in node.all_input_nodes)
-    ]
+    }
     return any(
         changed_in_place(node) in reordered or is_changed_in_place(node) or _runs_code_of_others(graph_module, node)
         for node in others
     ) or _is_written_later(graph_module, others)
 
 
-def _is_written_later(graph_module: fx.GraphModule, readers: Collection[fx.Node]) -> bool:
+def _is_written_later(graph_module: fx.GraphModule, readers: Container[fx.Node]) -> bool:
     """Whether what one of some nodes reads is changed in place after it, though its result may be a view of that."""
     views: set[fx.Node] = set()
     for node in graph_module.graph.nodes:
@@ -211,9 +211,9 @@ def _takes_any(node: fx.Node) -> bool:
         return is_last and all(user.target in _MAKE_CONTIGUOUS for user in node.users)
     if node.target in _FLATTEN:
         # Others may be a view, whose order is none of the usual ones.
-        start, end = (*node.args[1:3], *(None, None))[:2]
-        start, end = node.kwargs.get("start_dim", start or 0), node.kwargs.get("end_dim", -1 if end is None else end)
-        return start in (0, 1) and end in (-1, 3)
+        given = {"start_dim": 0, "end_dim": -1, **dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False))}
+        given |= node.kwargs
+        return given["start_dim"] in (0, 1) and given["end_dim"] in (-1, 3)
     if node.target is getattr:
         return node.args[1] in _ATTRIBUTES
     return node.target in _TAKE_ANY

@@ -194,10 +194,12 @@ class _Widening:
     def _stored(self, values: Tensor) -> str:
         import onnx
 
-        kinds = {torch.float32: "FLOAT", torch.float64: "DOUBLE", torch.int64: "INT64"}
-        kind = kinds.get(values.dtype, str(values.dtype).removeprefix("torch.").upper())
+        kinds = {
+            **{torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16", torch.float32: "FLOAT", torch.float64: "DOUBLE"},
+            torch.int64: "INT64",
+        }
         raw = values.contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        return self._initializer(getattr(onnx.TensorProto, kind), values.shape, raw)
+        return self._initializer(getattr(onnx.TensorProto, kinds[values.dtype]), values.shape, raw)
 
     def _stored_integers(self, integers: Tensor, bits: FactorBits) -> str:
         import onnx
